@@ -1,0 +1,233 @@
+//! The two ways of carrying events: one bounded channel per subscription, or one shared
+//! overwriting channel.
+//!
+//! A `lock_free` entry carries the number of events offered to its subscription before it, so the
+//! reader sees a hole by comparing numbers: refused and overwritten events alike, exactly where
+//! they are missing. A `broadcast` entry carries its topic, because every reader walks over every
+//! entry; tokio tells how many were overwritten.
+
+use crate::error::Lagged;
+use crate::topic::{NO_TOPIC, Pattern};
+use crossbeam_channel as channel;
+use std::sync::Arc;
+#[cfg(feature = "broadcast")]
+use tokio::sync::broadcast;
+
+/// An event in a subscription's own channel, with its index among the events offered there.
+#[derive(Debug)]
+pub(crate) struct Numbered<T> {
+    pub(crate) index: u64,
+    pub(crate) event: T,
+}
+
+/// An event in the shared channel.
+#[cfg(feature = "broadcast")]
+#[derive(Debug, Clone)]
+pub(crate) struct Addressed<T> {
+    pub(crate) topic: u32,
+    pub(crate) event: T,
+}
+
+/// What a reader reads from.
+#[derive(Debug)]
+pub(crate) enum Source<T> {
+    Channel(channel::Receiver<Numbered<T>>),
+    #[cfg(feature = "broadcast")]
+    Broadcast(broadcast::Receiver<Addressed<T>>),
+}
+
+/// What the next look into a source gave.
+#[derive(Debug)]
+pub(crate) enum Found<T> {
+    Event(T),
+    /// Events are missing exactly here.
+    Hole(Lagged),
+    Nothing,
+}
+
+/// A subscription's reading half, guarded by its read exclusion.
+#[derive(Debug)]
+pub(crate) struct Reader<T> {
+    source: Source<T>,
+    /// Index of the next event if none is missing (`lock_free`).
+    expected: u64,
+    /// An event that was taken out while a hole before it had still to be told, or to see whether
+    /// it is wanted (`broadcast`).
+    held: Option<Numbered<T>>,
+    /// A hole that was found and has still to be told (`broadcast`); never beside a held event.
+    untold: Option<Lagged>,
+    /// By topic id, whether the pattern wants it, as far as known (`broadcast`).
+    wanted: Vec<Option<bool>>,
+}
+
+/// Numbers that reading changes besides what it returns.
+#[derive(Debug, Default)]
+pub(crate) struct Walked {
+    /// Entries of the shared channel that the subscription had not wanted.
+    pub(crate) unwanted: u64,
+    /// Entries of the shared channel that were overwritten before they were read.
+    pub(crate) overwritten: u64,
+}
+
+impl<T: Clone> Reader<T> {
+    pub(crate) fn new(source: Source<T>) -> Self {
+        Self { source, expected: 0, held: None, untold: None, wanted: Vec::new() }
+    }
+
+    /// Returns how many events (on the shared channel: entries) wait to be read, and how many were
+    /// overwritten without being counted yet, because the reader has not come to them. `capacity`
+    /// is that of the subscription.
+    pub(crate) fn backlog(&self, capacity: usize) -> (usize, usize) {
+        let queued = match &self.source {
+            Source::Channel(receiver) => receiver.len(),
+            #[cfg(feature = "broadcast")]
+            Source::Broadcast(receiver) => receiver.len(),
+        };
+        let kept = queued.min(capacity);
+        (kept + usize::from(self.held.is_some()), queued - kept)
+    }
+
+    /// Takes the next event, or tells a hole before it. `offered` was read before this call.
+    /// With `quiet`, holes are stepped over; with `in_batch`, a hole is left for the next call
+    /// and `Nothing` ends the batch.
+    #[inline]
+    pub(crate) fn take(
+        &mut self,
+        offered: u64,
+        quiet: bool,
+        in_batch: bool,
+        walked: &mut Walked,
+        topics: &dyn TopicNames,
+        pattern: Option<&Pattern>,
+    ) -> Found<T> {
+        match &mut self.source {
+            Source::Channel(receiver) => {
+                let next = match self.held.take() {
+                    Some(held) => Some(held),
+                    None => receiver.try_recv().ok(),
+                };
+                let (index, next) = match next {
+                    Some(next) => (next.index, Some(next)),
+                    // All events below `offered` were queued before it was read: what is not
+                    // here any more is a hole at the end.
+                    None => (offered, None),
+                };
+                let missed = index.saturating_sub(self.expected);
+                if missed > 0 && !quiet {
+                    self.held = next;
+                    if in_batch {
+                        return Found::Nothing;
+                    }
+                    self.expected = index;
+                    return Found::Hole(Lagged { missed, exact: true });
+                }
+                match next {
+                    Some(next) => {
+                        self.expected = index + 1;
+                        Found::Event(next.event)
+                    }
+                    None => {
+                        self.expected = self.expected.max(index);
+                        Found::Nothing
+                    }
+                }
+            }
+            #[cfg(feature = "broadcast")]
+            Source::Broadcast(receiver) => {
+                if let Some(held) = self.held.take() {
+                    return Found::Event(held.event);
+                }
+                if let Some(hole) = self.untold.take()
+                    && !quiet
+                {
+                    if in_batch {
+                        self.untold = Some(hole);
+                        return Found::Nothing;
+                    }
+                    return Found::Hole(hole);
+                }
+                loop {
+                    match receiver.try_recv() {
+                        Ok(entry) => {
+                            if pattern.is_none_or(|pattern| {
+                                wants(&mut self.wanted, pattern, entry.topic, topics)
+                            }) {
+                                return Found::Event(entry.event);
+                            }
+                            walked.unwanted += 1;
+                        }
+                        Err(broadcast::error::TryRecvError::Lagged(missed)) => {
+                            walked.overwritten += missed;
+                            if quiet {
+                                continue;
+                            }
+                            let hole = Lagged { missed, exact: pattern.is_none() };
+                            if in_batch {
+                                self.untold = Some(hole);
+                                return Found::Nothing;
+                            }
+                            return Found::Hole(hole);
+                        }
+                        Err(_) => return Found::Nothing,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns whether `take` would give an event or tell a hole. On the shared channel a reader
+    /// with a pattern steps over what it does not want to find out.
+    pub(crate) fn is_ready(
+        &mut self,
+        offered: u64,
+        quiet: bool,
+        walked: &mut Walked,
+        topics: &dyn TopicNames,
+        pattern: Option<&Pattern>,
+    ) -> bool {
+        if self.held.is_some() || self.untold.is_some() {
+            return true;
+        }
+        match &self.source {
+            Source::Channel(receiver) => {
+                !receiver.is_empty() || (!quiet && offered > self.expected)
+            }
+            #[cfg(feature = "broadcast")]
+            Source::Broadcast(receiver) if pattern.is_none() => !receiver.is_empty(),
+            #[cfg(feature = "broadcast")]
+            Source::Broadcast(_) => {
+                match self.take(offered, quiet, false, walked, topics, pattern) {
+                    Found::Event(event) => self.held = Some(Numbered { index: 0, event }),
+                    Found::Hole(hole) => self.untold = Some(hole),
+                    Found::Nothing => return false,
+                }
+                true
+            }
+        }
+    }
+}
+
+/// Where a reader of the shared channel looks up what a topic id means.
+pub(crate) trait TopicNames {
+    fn topic_name(&self, id: u32) -> Arc<str>;
+}
+
+#[cfg(feature = "broadcast")]
+fn wants(
+    known: &mut Vec<Option<bool>>,
+    pattern: &Pattern,
+    topic: u32,
+    topics: &dyn TopicNames,
+) -> bool {
+    if topic == NO_TOPIC {
+        return false;
+    }
+    let index = topic as usize;
+    if known.len() <= index {
+        known.resize(index + 1, None);
+    }
+    *known[index].get_or_insert_with(|| pattern.matches(&topics.topic_name(topic)))
+}
+
+#[cfg(not(feature = "broadcast"))]
+const _: u32 = NO_TOPIC;

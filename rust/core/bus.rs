@@ -1,0 +1,1336 @@
+//! The bus: one publish token, under which room is reserved at every subscription first and the
+//! event is pushed second, so that an error means that nobody has it.
+//!
+//! ```text
+//!  publish ─► token ─► row of the topic ─► 1 room everywhere? ─► 2 push ─► release ─► wake, drop
+//!                                             │ no: block waits in line, without the token
+//! ```
+//!
+//! The publisher keeps a private count of each subscription's room and asks the queue only when
+//! the count is used up. Waiting publishers stand in line at the subscription that stops them, in
+//! the order in which they came; freed room goes to the first in line.
+//! Events that made way for newer ones, and those that nobody wanted, are dropped after the token
+//! is released, and so are wake-ups and warnings given.
+
+#[cfg(feature = "broadcast")]
+use crate::backend::Addressed;
+use crate::backend::{Numbered, Reader, Source, TopicNames};
+use crate::error::{ConfigError, PublishError, PublishManyError};
+use crate::metrics::{EventBusMetrics, Warning};
+use crate::policy::{BackpressureConfig, OnLag, Policy, rounded_capacity};
+use crate::subscription::{AsyncEventSubscription, EventSubscription, Inbox};
+use crate::sync::{
+    AtomicU64, Counter, Exclusion, Flag, Mutex, Ordering, ThreadExclusion, store_load_fence,
+};
+use crate::topic::{NO_TOPIC, Pattern, Topic, TopicTable};
+use crate::wait::{Sleepers, breathe, park_on};
+use arc_swap::ArcSwap;
+use crossbeam_channel as channel;
+use parking_lot::RwLock;
+use smallvec::SmallVec;
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::pin::pin;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+#[cfg(feature = "broadcast")]
+use tokio::sync::broadcast;
+
+/// How a bus carries events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Backend {
+    /// One bounded channel per subscription.
+    LockFree,
+    /// One shared channel that overwrites.
+    #[cfg(feature = "broadcast")]
+    Broadcast,
+}
+
+impl Backend {
+    /// Every backend that is compiled in.
+    pub const ALL: &[Self] = &[
+        Self::LockFree,
+        #[cfg(feature = "broadcast")]
+        Self::Broadcast,
+    ];
+
+    /// Returns the backend's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LockFree => "lock_free",
+            #[cfg(feature = "broadcast")]
+            Self::Broadcast => "broadcast",
+        }
+    }
+
+    /// Returns the policy that a subscription has, or why the backend cannot keep it.
+    fn policy(self, asked: Option<Policy>, drop_oldest: bool) -> Result<Policy, ConfigError> {
+        match self {
+            Self::LockFree => Ok(asked.unwrap_or(match drop_oldest {
+                true => Policy::DropOldest,
+                false => Policy::Block,
+            })),
+            #[cfg(feature = "broadcast")]
+            Self::Broadcast => match asked {
+                None | Some(Policy::DropOldest) => Ok(Policy::DropOldest),
+                Some(policy) => Err(ConfigError::new(format!(
+                    "policy was {}; backend broadcast can only overwrite (drop_oldest): use \
+                     backend lock_free",
+                    policy.name()
+                ))),
+            },
+        }
+    }
+}
+
+impl std::str::FromStr for Backend {
+    type Err = ConfigError;
+
+    fn from_str(name: &str) -> Result<Self, ConfigError> {
+        Self::ALL.iter().copied().find(|backend| backend.name() == name).ok_or_else(|| {
+            let names: Vec<_> = Self::ALL.iter().map(|backend| backend.name()).collect();
+            ConfigError::new(format!(
+                "backend was {name:?}; it must be one of {}",
+                names.join(", ")
+            ))
+        })
+    }
+}
+
+/// What a bus is made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BusConfig {
+    /// The capacity of a subscription that asks for none (`lock_free`), or of the shared channel
+    /// (`broadcast`), in events; rounded up to a power of two.
+    pub capacity: usize,
+    /// What happens to subscriptions that cannot keep up.
+    pub backpressure: BackpressureConfig,
+    /// The most topics the bus will know.
+    pub max_topics: usize,
+}
+
+impl Default for BusConfig {
+    fn default() -> Self {
+        Self { capacity: 10_000, backpressure: BackpressureConfig::default(), max_topics: 65_536 }
+    }
+}
+
+/// What a subscription asks for.
+#[derive(Debug, Clone, Default)]
+pub struct SubscribeOptions {
+    /// The topics it wants; `None` wants everything, also events without a topic.
+    pub pattern: Option<Pattern>,
+    /// The most events it can hold, rounded up to a power of two; `None` is the bus's capacity.
+    pub capacity: Option<usize>,
+    /// What happens when it has no room; `None` is the bus's.
+    pub policy: Option<Policy>,
+    /// What its reader is told about missed events.
+    pub on_lag: OnLag,
+}
+
+/// Why a subscription could not be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubscribeError {
+    /// The backend cannot keep what was asked for.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The bus is closed.
+    #[error("the bus is closed; subscribe before close()")]
+    Closed,
+}
+
+/// A bus on either backend. [`LockFreeEventBus`](crate::LockFreeEventBus) and
+/// [`BroadcastEventBus`](crate::BroadcastEventBus) are its two public faces; the handle is cheap
+/// to clone, and dropping the last one closes the bus.
+pub struct Bus<T: Clone, R: Exclusion = ThreadExclusion> {
+    owner: Arc<Owner<T, R>>,
+}
+
+impl<T: Clone, R: Exclusion> Clone for Bus<T, R> {
+    fn clone(&self) -> Self {
+        Self { owner: self.owner.clone() }
+    }
+}
+
+impl<T: Clone, R: Exclusion> fmt::Debug for Bus<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bus")
+            .field("id", &self.shared().id)
+            .field("backend", &self.shared().backend)
+            .field("capacity", &self.shared().capacity)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A handle that does not keep the bus open.
+pub struct WeakBus<T: Clone, R: Exclusion = ThreadExclusion>(Weak<Owner<T, R>>);
+
+impl<T: Clone, R: Exclusion> fmt::Debug for WeakBus<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WeakBus").field("is_alive", &self.is_alive()).finish()
+    }
+}
+
+impl<T: Clone, R: Exclusion> WeakBus<T, R> {
+    /// Returns the bus, unless its last handle was dropped.
+    pub fn upgrade(&self) -> Option<Bus<T, R>> {
+        self.0.upgrade().map(|owner| Bus { owner })
+    }
+
+    /// Returns whether the bus has a handle.
+    pub fn is_alive(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
+
+struct Owner<T: Clone, R: Exclusion>(Arc<Shared<T, R>>);
+
+impl<T: Clone, R: Exclusion> Drop for Owner<T, R> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+type WarningSink = Box<dyn Fn(Warning) + Send + Sync>;
+
+/// What publishers and readers of one bus share.
+pub struct Shared<T: Clone, R: Exclusion> {
+    id: u64,
+    backend: Backend,
+    config: BusConfig,
+    capacity: usize,
+    token: Mutex<R, PublishState<T, R>>,
+    /// The subscriptions, for readers of metrics, who never take the token.
+    roster: ArcSwap<Vec<Arc<Inbox<T, R>>>>,
+    /// By topic id, for readers of the shared channel, who never take the token.
+    topic_names: RwLock<Vec<Arc<str>>>,
+    /// Sleeping readers over all subscriptions: with none, publishing looks at no gate.
+    pub(crate) sleepers: Sleepers,
+    pub(crate) closed: Flag,
+    published: Counter,
+    /// Entries ever sent through the shared channel (`broadcast`).
+    pub(crate) sent: Counter,
+    /// Dropped at subscriptions that have left.
+    left_dropped: Counter,
+    next_subscription: AtomicU64,
+    on_warning: OnceLock<WarningSink>,
+}
+
+/// What only the holder of the publish token touches.
+struct PublishState<T: Clone, R: Exclusion> {
+    slots: Vec<Option<Slot<T, R>>>,
+    topics: TopicTable,
+    next_ticket: u64,
+    closed: bool,
+    #[cfg(feature = "broadcast")]
+    broadcast: Option<broadcast::Sender<Addressed<T>>>,
+}
+
+/// The publisher's side of one subscription.
+struct Slot<T: Clone, R: Exclusion> {
+    inbox: Arc<Inbox<T, R>>,
+    carrier: Carrier<T>,
+    /// Events surely accepted before the queue must be asked again.
+    room: usize,
+    offered: u64,
+    /// The number of events its reader had read when a publisher's patience with it ended.
+    spent_at: Option<u64>,
+    /// The threshold was reported and has not been armed again.
+    warned: bool,
+    /// Publishers in line for room, by ticket.
+    line: Vec<(u64, Arc<Notify>)>,
+}
+
+enum Carrier<T> {
+    /// Both ends: the receiver overwrites the oldest.
+    Own(channel::Sender<Numbered<T>>, channel::Receiver<Numbered<T>>),
+    #[cfg(feature = "broadcast")]
+    Shared,
+}
+
+impl<T> Carrier<T> {
+    fn own(&self) -> (&channel::Sender<Numbered<T>>, &channel::Receiver<Numbered<T>>) {
+        match self {
+            Self::Own(sender, receiver) => (sender, receiver),
+            #[cfg(feature = "broadcast")]
+            Self::Shared => unreachable!("the shared channel has no queue of its own"),
+        }
+    }
+}
+
+/// A newcomer stands behind everybody in line.
+const NEWCOMER: u64 = u64::MAX;
+
+impl<T: Clone, R: Exclusion> Slot<T, R> {
+    fn refresh_room(&mut self) {
+        let (sender, _) = self.carrier.own();
+        self.room = self.inbox.capacity - sender.len();
+    }
+
+    #[inline]
+    fn has_room(&mut self, ticket: u64) -> bool {
+        if self.room == 0 {
+            self.refresh_room();
+        }
+        if self.line.is_empty() {
+            return self.room > 0;
+        }
+        self.refresh_room();
+        let ahead = self.line.iter().take_while(|(other, _)| *other < ticket).count();
+        self.room > ahead
+    }
+
+    /// Returns whether a publisher may still wait for the reader: patience spent on it is not
+    /// spent again until it reads.
+    fn deserves_patience(&self) -> bool {
+        self.spent_at != Some(self.inbox.delivered.value())
+    }
+
+    #[inline]
+    fn push(&mut self, event: T) -> Result<(), T> {
+        let (sender, _) = self.carrier.own();
+        match sender.try_send(Numbered { index: self.offered, event }) {
+            Ok(()) => {
+                self.room -= 1;
+                Ok(())
+            }
+            Err(error) => {
+                self.room = 0;
+                Err(error.into_inner().event)
+            }
+        }
+    }
+
+    /// Counts the event as offered, after it was pushed or missed.
+    #[inline]
+    fn offer(&mut self) {
+        self.offered += 1;
+        self.inbox.offered.publish(self.offered);
+    }
+
+    /// Tells as many of those in line as there is room for.
+    fn serve_line(&mut self) {
+        if !self.line.is_empty() {
+            self.refresh_room();
+            for (_, notify) in self.line.iter().take(self.room) {
+                notify.notify_one();
+            }
+        }
+    }
+
+    /// Returns the pending events if they have just reached the threshold; `grew` says whether the
+    /// last event made them more.
+    #[inline]
+    fn crossing(&mut self, threshold: usize, grew: bool) -> Option<usize> {
+        let capacity = self.inbox.capacity;
+        if !self.warned && capacity - self.room < threshold {
+            return None;
+        }
+        self.refresh_room();
+        let pending = capacity - self.room;
+        self.cross(pending.saturating_sub(usize::from(grew)), pending, threshold)
+    }
+
+    /// As `crossing`, from the pending events before and after the last event: it is armed again
+    /// by what was left before it.
+    fn cross(&mut self, before: usize, after: usize, threshold: usize) -> Option<usize> {
+        if self.warned && before <= threshold / 2 {
+            self.warned = false;
+        }
+        if self.warned || after < threshold {
+            return None;
+        }
+        self.warned = true;
+        Some(after)
+    }
+}
+
+/// How long a publication may still wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// It may wait for room.
+    Left,
+    /// It must end now.
+    Spent,
+}
+
+/// What is done after the token was released.
+struct Aftermath<T: Clone, R: Exclusion> {
+    wake: SmallVec<[Arc<Inbox<T, R>>; 8]>,
+    displaced: SmallVec<[T; 8]>,
+    warnings: SmallVec<[Warning; 1]>,
+}
+
+impl<T: Clone, R: Exclusion> Aftermath<T, R> {
+    #[inline]
+    fn new() -> Self {
+        Self { wake: SmallVec::new(), displaced: SmallVec::new(), warnings: SmallVec::new() }
+    }
+
+    #[inline]
+    fn run(self, shared: &Shared<T, R>) {
+        for inbox in self.wake {
+            inbox.gate.wake_one();
+        }
+        if let Some(sink) = shared.on_warning.get() {
+            self.warnings.into_iter().for_each(sink);
+        }
+    }
+}
+
+enum Verdict {
+    Done(usize),
+    InLine,
+    Rejected(Vec<u64>),
+    Closed,
+}
+
+impl<T: Clone, R: Exclusion> PublishState<T, R> {
+    /// One try to publish: decides, and pushes if nothing stands in the way.
+    #[inline]
+    fn offer(
+        &mut self,
+        publication: &mut Pending<T>,
+        patience: Patience,
+        shared: &Shared<T, R>,
+        aftermath: &mut Aftermath<T, R>,
+    ) -> Verdict {
+        if publication.stand.is_some() {
+            self.leave_line(publication);
+        }
+        if self.closed {
+            return Verdict::Closed;
+        }
+        #[cfg(feature = "broadcast")]
+        if self.broadcast.is_some() {
+            return Verdict::Done(self.send_to_all(publication, shared, aftermath));
+        }
+        loop {
+            match self.stopped_at(publication, patience) {
+                Ok(None) => break,
+                Ok(Some(slot)) => {
+                    if self.stand_in_line(publication, slot) {
+                        return Verdict::InLine;
+                    }
+                }
+                Err(rejecting) => return Verdict::Rejected(rejecting),
+            }
+        }
+        Verdict::Done(self.push_to_each(publication, shared, aftermath))
+    }
+
+    /// Returns the slot for whose room the publication has to wait, if there is one.
+    #[inline]
+    fn stopped_at(
+        &mut self,
+        publication: &Pending<T>,
+        patience: Patience,
+    ) -> Result<Option<u32>, Vec<u64>> {
+        let mut stopped = None;
+        let mut rejecting = Vec::new();
+        for &index in self.topics.wanted(publication.topic) {
+            let Some(slot) = &mut self.slots[index as usize] else { continue };
+            match slot.inbox.policy {
+                Policy::Block => {
+                    if !slot.has_room(publication.ticket)
+                        && patience == Patience::Left
+                        && slot.deserves_patience()
+                    {
+                        stopped = stopped.or(Some(index));
+                    }
+                }
+                Policy::Reject => {
+                    if !slot.has_room(publication.ticket) {
+                        if publication.rejects_wait && patience == Patience::Left {
+                            stopped = stopped.or(Some(index));
+                        } else {
+                            rejecting.push(slot.inbox.id);
+                        }
+                    }
+                }
+                Policy::DropNewest | Policy::DropOldest => {}
+            }
+        }
+        if rejecting.is_empty() { Ok(stopped) } else { Err(rejecting) }
+    }
+
+    #[inline]
+    fn push_to_each(
+        &mut self,
+        publication: &mut Pending<T>,
+        shared: &Shared<T, R>,
+        aftermath: &mut Aftermath<T, R>,
+    ) -> usize {
+        let wanted = self.topics.wanted(publication.topic);
+        let threshold = shared.config.backpressure.warn_threshold;
+        let mut taken = 0;
+        for (position, &index) in wanted.iter().enumerate() {
+            let Some(slot) = &mut self.slots[index as usize] else { continue };
+            let displaced = aftermath.displaced.len();
+            let room = match slot.inbox.policy {
+                Policy::Block | Policy::Reject => slot.has_room(publication.ticket),
+                Policy::DropNewest => slot.has_room(NEWCOMER),
+                Policy::DropOldest => {
+                    slot.has_room(NEWCOMER) || {
+                        let (_, receiver) = slot.carrier.own();
+                        if let Ok(oldest) = receiver.try_recv() {
+                            slot.inbox.dropped.overwritten.add_exclusive(1);
+                            aftermath.displaced.push(oldest.event);
+                        }
+                        slot.room += 1;
+                        true
+                    }
+                }
+            };
+            let pushed = room && {
+                let copy = if position + 1 == wanted.len() {
+                    publication.event.take()
+                } else {
+                    publication.event.clone()
+                };
+                match copy.map(|event| slot.push(event)) {
+                    Some(Ok(())) => true,
+                    Some(Err(event)) => {
+                        aftermath.displaced.push(event);
+                        false
+                    }
+                    None => false,
+                }
+            };
+            let inbox = &slot.inbox;
+            if pushed {
+                taken += 1;
+            } else if inbox.policy == Policy::Block {
+                inbox.dropped.block_expired.add_exclusive(1);
+                // Only waiting spends patience; a newcomer has not waited.
+                if publication.ticket != NEWCOMER {
+                    slot.spent_at = Some(inbox.delivered.value());
+                }
+            } else {
+                inbox.dropped.refused.add_exclusive(1);
+            }
+            slot.offer();
+            slot.serve_line();
+            if let Some(threshold) = threshold
+                && let Some(pending) =
+                    slot.crossing(threshold, pushed && aftermath.displaced.len() == displaced)
+            {
+                let subscription = slot.inbox.id;
+                aftermath.warnings.push(Warning {
+                    bus: shared.id,
+                    subscription,
+                    pending,
+                    threshold,
+                });
+            }
+        }
+        shared.published.add_exclusive(1);
+        self.collect_sleepers(publication.topic, shared, aftermath);
+        taken
+    }
+
+    #[cfg(feature = "broadcast")]
+    fn send_to_all(
+        &mut self,
+        publication: &mut Pending<T>,
+        shared: &Shared<T, R>,
+        aftermath: &mut Aftermath<T, R>,
+    ) -> usize {
+        let wanted = self.topics.wanted(publication.topic);
+        let taken = wanted.len();
+        shared.published.add_exclusive(1);
+        if taken > 0
+            && let Some(event) = publication.event.take()
+            && let Some(sender) = &self.broadcast
+        {
+            let entry = Addressed { topic: publication.topic, event };
+            if let Err(unsent) = sender.send(entry) {
+                aftermath.displaced.push(unsent.0.event);
+            }
+            shared.sent.publish(shared.sent.value() + 1);
+            if let Some(threshold) = shared.config.backpressure.warn_threshold {
+                for &index in wanted {
+                    let Some(slot) = &mut self.slots[index as usize] else { continue };
+                    let behind = slot.inbox.entries_behind(shared);
+                    let after = behind.min(shared.capacity as u64) as usize;
+                    let before = behind.saturating_sub(1).min(shared.capacity as u64) as usize;
+                    if let Some(pending) = slot.cross(before, after, threshold) {
+                        let subscription = slot.inbox.id;
+                        aftermath.warnings.push(Warning {
+                            bus: shared.id,
+                            subscription,
+                            pending,
+                            threshold,
+                        });
+                    }
+                }
+            }
+            self.collect_sleepers(publication.topic, shared, aftermath);
+        }
+        taken
+    }
+
+    #[inline]
+    fn collect_sleepers(&self, topic: u32, shared: &Shared<T, R>, aftermath: &mut Aftermath<T, R>) {
+        // Step W2 for every subscription at once.
+        if shared.sleepers.any_after_store::<R>() {
+            for &index in self.topics.wanted(topic) {
+                if let Some(slot) = &self.slots[index as usize]
+                    && slot.inbox.gate.sleepers.any()
+                {
+                    aftermath.wake.push(slot.inbox.clone());
+                }
+            }
+        }
+    }
+
+    /// Puts the publication in line at a slot; false if room has appeared meanwhile.
+    fn stand_in_line(&mut self, publication: &mut Pending<T>, index: u32) -> bool {
+        if publication.ticket == NEWCOMER {
+            publication.ticket = self.next_ticket;
+            self.next_ticket += 1;
+        }
+        let Some(slot) = &mut self.slots[index as usize] else { return false };
+        let notify = publication.notify.get_or_insert_default().clone();
+        let place = slot.line.partition_point(|(other, _)| *other < publication.ticket);
+        slot.line.insert(place, (publication.ticket, notify));
+        publication.stand = Some((index, slot.inbox.id));
+        slot.inbox.blocked.arm::<R>();
+        if slot.has_room(publication.ticket) {
+            self.leave_line(publication);
+            return false;
+        }
+        true
+    }
+
+    fn leave_line(&mut self, publication: &mut Pending<T>) {
+        let Some((index, id)) = publication.stand.take() else { return };
+        if let Some(slot) = &mut self.slots[index as usize]
+            && slot.inbox.id == id
+        {
+            slot.line.retain(|(ticket, _)| *ticket != publication.ticket);
+            slot.inbox.blocked.disarm();
+            slot.serve_line();
+        }
+    }
+}
+
+/// An event on its way.
+struct Pending<T> {
+    event: Option<T>,
+    topic: u32,
+    rejects_wait: bool,
+    ticket: u64,
+    notify: Option<Arc<Notify>>,
+    /// The slot in whose line it stands, and the id of the subscription there.
+    stand: Option<(u32, u64)>,
+}
+
+/// An event being published: [`Publication::poll`] it until it is done. Dropping it before that
+/// means that nobody has the event.
+pub struct Publication<S, T, R>
+where
+    T: Clone,
+    R: Exclusion,
+    S: Deref<Target = Shared<T, R>>,
+{
+    shared: S,
+    pending: Pending<T>,
+    marker: PhantomData<R>,
+}
+
+impl<S, T, R> fmt::Debug for Publication<S, T, R>
+where
+    T: Clone,
+    R: Exclusion,
+    S: Deref<Target = Shared<T, R>>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publication").field("topic", &self.pending.topic).finish_non_exhaustive()
+    }
+}
+
+impl<S, T, R> Publication<S, T, R>
+where
+    T: Clone,
+    R: Exclusion,
+    S: Deref<Target = Shared<T, R>>,
+{
+    /// Tries to publish. Returns how many subscriptions took the event, or `None` if it has to
+    /// wait, which happens only with [`Patience::Left`].
+    ///
+    /// # Errors
+    ///
+    /// `PublishError`, with the event: nobody has it.
+    #[inline]
+    pub fn poll(&mut self, patience: Patience) -> Result<Option<usize>, PublishError<T>> {
+        let shared = &*self.shared;
+        let mut aftermath = Aftermath::new();
+        let verdict = {
+            let mut state = shared.token.lock();
+            state.offer(&mut self.pending, patience, shared, &mut aftermath)
+        };
+        aftermath.run(shared);
+        match verdict {
+            Verdict::Done(taken) => Ok(Some(taken)),
+            Verdict::InLine => Ok(None),
+            Verdict::Closed => Err(self.give_back(|event, _| PublishError::Closed(event), vec![])),
+            Verdict::Rejected(subscriptions) => Err(match self.pending.rejects_wait {
+                true => self.give_back(
+                    |event, subscriptions| PublishError::Timeout { event, subscriptions },
+                    subscriptions,
+                ),
+                false => self.give_back(
+                    |event, subscriptions| PublishError::Full { event, subscriptions },
+                    subscriptions,
+                ),
+            }),
+        }
+    }
+
+    #[cold]
+    fn give_back(
+        &mut self,
+        error: impl FnOnce(T, Vec<u64>) -> PublishError<T>,
+        subscriptions: Vec<u64>,
+    ) -> PublishError<T> {
+        match self.pending.event.take() {
+            Some(event) => error(event, subscriptions),
+            None => unreachable!("a publication is not polled again after it was done"),
+        }
+    }
+
+    /// Parks the thread until room was freed or the deadline has passed; false if it passed.
+    pub fn park(&self, deadline: Option<Instant>) -> bool {
+        let Some(notify) = &self.pending.notify else { return true };
+        park_on(pin!(notify.notified()), deadline).is_some()
+    }
+
+    /// Waits until it is worth polling again.
+    pub async fn notified(&self) {
+        if let Some(notify) = &self.pending.notify {
+            notify.notified().await;
+        }
+    }
+
+    /// Returns where the publication waits for room, once it has to.
+    pub fn notify(&self) -> Option<&Arc<Notify>> {
+        self.pending.notify.as_ref()
+    }
+
+    /// Publishes, waiting in this thread until the deadline at most.
+    /// `None` is no deadline.
+    fn run(
+        &mut self,
+        deadline: impl FnOnce() -> Option<Instant>,
+    ) -> Result<usize, PublishError<T>> {
+        if let Some(taken) = self.poll(Patience::Left)? {
+            return Ok(taken);
+        }
+        let deadline = deadline();
+        let mut patience = Patience::Left;
+        loop {
+            // A publisher that is woken again and again in vain, by one full queue after the other,
+            // is late too.
+            if !self.park(deadline) || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                patience = Patience::Spent;
+            }
+            if let Some(taken) = self.poll(patience)? {
+                return Ok(taken);
+            }
+        }
+    }
+}
+
+impl<S, T, R> Drop for Publication<S, T, R>
+where
+    T: Clone,
+    R: Exclusion,
+    S: Deref<Target = Shared<T, R>>,
+{
+    #[inline]
+    fn drop(&mut self) {
+        if self.pending.stand.is_some() {
+            self.shared.token.lock().leave_line(&mut self.pending);
+        }
+    }
+}
+
+impl<T: Clone, R: Exclusion> fmt::Debug for Shared<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl<T: Clone, R: Exclusion> TopicNames for Shared<T, R> {
+    fn topic_name(&self, id: u32) -> Arc<str> {
+        self.topic_names.read()[id as usize].clone()
+    }
+}
+
+impl<T: Clone, R: Exclusion> Shared<T, R> {
+    pub(crate) fn is_shared_channel(&self) -> bool {
+        self.backend != Backend::LockFree
+    }
+
+    fn close(&self) {
+        let lines: Vec<Arc<Notify>> = {
+            let mut state = self.token.lock();
+            state.closed = true;
+            state
+                .slots
+                .iter()
+                .flatten()
+                .flat_map(|slot| &slot.line)
+                .map(|(_, n)| n.clone())
+                .collect()
+        };
+        if self.closed.set() {
+            store_load_fence::<R>();
+            lines.iter().for_each(|notify| notify.notify_one());
+            for inbox in self.roster.load().iter() {
+                inbox.gate.wake_all();
+            }
+        }
+    }
+
+    /// Passes freed room on to the publishers in line.
+    #[cold]
+    pub(crate) fn room_was_freed(&self, inbox: &Inbox<T, R>) {
+        let mut state = self.token.lock();
+        if let Some(slot) = &mut state.slots[inbox.slot as usize]
+            && slot.inbox.id == inbox.id
+        {
+            slot.serve_line();
+        }
+    }
+
+    fn subscribe(&self, options: SubscribeOptions) -> Result<Arc<Inbox<T, R>>, SubscribeError> {
+        let policy = self.backend.policy(options.policy, self.config.backpressure.drop_oldest)?;
+        let capacity = match options.capacity {
+            Some(capacity) => rounded_capacity(capacity)?,
+            None => self.capacity,
+        };
+        let id = self.next_subscription.fetch_add(1, Ordering::Relaxed);
+        let mut state = self.token.lock();
+        if state.closed {
+            return Err(SubscribeError::Closed);
+        }
+        let (capacity, carrier, source) = match self.backend {
+            Backend::LockFree => {
+                let (sender, receiver) = channel::bounded(capacity);
+                (capacity, Carrier::Own(sender, receiver.clone()), Source::Channel(receiver))
+            }
+            #[cfg(feature = "broadcast")]
+            Backend::Broadcast => {
+                if capacity > self.capacity {
+                    return Err(ConfigError::new(format!(
+                        "capacity was {capacity}; the shared channel holds {}: ask for less, make \
+                         the bus with more, or use backend lock_free",
+                        self.capacity
+                    ))
+                    .into());
+                }
+                let Some(sender) = &state.broadcast else { return Err(SubscribeError::Closed) };
+                (self.capacity, Carrier::Shared, Source::Broadcast(sender.subscribe()))
+            }
+        };
+        let slot = match state.slots.iter().position(Option::is_none) {
+            Some(free) => free,
+            None => {
+                state.slots.push(None);
+                state.slots.len() - 1
+            }
+        };
+        let index = u32::try_from(slot)
+            .map_err(|_| ConfigError::new("a bus cannot have more than 2^32 subscriptions"))?;
+        let inbox = Arc::new(Inbox::new(
+            id,
+            index,
+            policy,
+            options.on_lag,
+            capacity,
+            options.pattern,
+            self.sent.value(),
+            Reader::new(source),
+        ));
+        state.topics.join(index, inbox.pattern.as_ref());
+        state.slots[slot] = Some(Slot {
+            inbox: inbox.clone(),
+            carrier,
+            room: capacity,
+            offered: 0,
+            spent_at: None,
+            warned: false,
+            line: Vec::new(),
+        });
+        let mut roster = Vec::clone(&self.roster.load());
+        roster.push(inbox.clone());
+        self.roster.store(Arc::new(roster));
+        Ok(inbox)
+    }
+
+    /// Takes a subscription out of the bus; its pending events are counted as closed.
+    pub(crate) fn unsubscribe(&self, inbox: &Inbox<T, R>) {
+        let left = {
+            let mut state = self.token.lock();
+            if !inbox.closed.set() {
+                return;
+            }
+            state.topics.leave(inbox.slot);
+            let mut roster = Vec::clone(&self.roster.load());
+            roster.retain(|other| other.id != inbox.id);
+            self.roster.store(Arc::new(roster));
+            inbox.left_at.publish(self.sent.value());
+            (state.slots[inbox.slot as usize].take(), inbox.discard(self))
+        };
+        store_load_fence::<R>();
+        if let (Some(slot), _discarded) = left {
+            slot.line.iter().for_each(|(_, notify)| notify.notify_one());
+        }
+        self.left_dropped.add(inbox.dropped.read().total());
+        inbox.gate.wake_all();
+    }
+}
+
+fn next_bus_id() -> u64 {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}
+
+impl<T: Clone, R: Exclusion> Bus<T, R> {
+    /// Returns a bus on the given backend.
+    ///
+    /// # Errors
+    ///
+    /// `ConfigError` if a number is zero or too large.
+    pub fn new(backend: Backend, config: BusConfig) -> Result<Self, ConfigError> {
+        let capacity = rounded_capacity(config.capacity)?;
+        if config.max_topics == 0 || config.max_topics >= u32::MAX as usize {
+            return Err(ConfigError::new(format!(
+                "max_topics was {}; it must be between 1 and 2^32 - 2",
+                config.max_topics
+            )));
+        }
+        if config.backpressure.warn_threshold == Some(0) {
+            return Err(ConfigError::new(
+                "warn_threshold was 0; it must be at least 1 pending event, or None",
+            ));
+        }
+        let shared = Shared {
+            id: next_bus_id(),
+            backend,
+            config,
+            capacity,
+            token: Mutex::new(PublishState {
+                slots: Vec::new(),
+                topics: TopicTable::new(config.max_topics),
+                next_ticket: 0,
+                closed: false,
+                #[cfg(feature = "broadcast")]
+                broadcast: (backend == Backend::Broadcast)
+                    .then(|| broadcast::Sender::new(capacity)),
+            }),
+            roster: ArcSwap::default(),
+            topic_names: RwLock::new(vec!["".into()]),
+            sleepers: Sleepers::default(),
+            closed: Flag::default(),
+            published: Counter::default(),
+            sent: Counter::default(),
+            left_dropped: Counter::default(),
+            next_subscription: AtomicU64::new(0),
+            on_warning: OnceLock::new(),
+        };
+        Ok(Self { owner: Arc::new(Owner(Arc::new(shared))) })
+    }
+
+    fn shared(&self) -> &Arc<Shared<T, R>> {
+        &self.owner.0
+    }
+
+    /// Returns a handle that does not keep the bus open.
+    pub fn downgrade(&self) -> WeakBus<T, R> {
+        WeakBus(Arc::downgrade(&self.owner))
+    }
+
+    /// Returns the bus's id, unique in the process.
+    pub fn id(&self) -> u64 {
+        self.shared().id
+    }
+
+    /// Returns how the bus carries events.
+    pub fn backend(&self) -> Backend {
+        self.shared().backend
+    }
+
+    /// Returns the default capacity of a subscription in events, a power of two.
+    pub fn capacity(&self) -> usize {
+        self.shared().capacity
+    }
+
+    /// Returns how the bus treats subscriptions that cannot keep up.
+    pub fn backpressure(&self) -> &BackpressureConfig {
+        &self.shared().config.backpressure
+    }
+
+    /// Calls `sink` in the publisher's thread, after publication, whenever a subscription reaches
+    /// `warn_threshold`. Returns false if there was a sink already.
+    pub fn on_warning(&self, sink: impl Fn(Warning) + Send + Sync + 'static) -> bool {
+        self.shared().on_warning.set(Box::new(sink)).is_ok()
+    }
+
+    /// Returns the named topic, compiled against every subscription.
+    ///
+    /// # Errors
+    ///
+    /// `ConfigError` if the name is no topic or the bus knows `max_topics` already.
+    pub fn topic(&self, name: &str) -> Result<Topic, ConfigError> {
+        let mut state = self.shared().token.lock();
+        let PublishState { slots, topics, .. } = &mut *state;
+        let subscriptions =
+            slots.iter().flatten().map(|slot| (slot.inbox.slot, slot.inbox.pattern.as_ref()));
+        let (id, name) = topics.intern(name, subscriptions)?;
+        let mut names = self.shared().topic_names.write();
+        if names.len() == id as usize {
+            names.push(name.clone());
+        }
+        Ok(Topic { bus: self.shared().id, id, name })
+    }
+
+    /// Begins to publish an event; `rejects_wait` makes `reject` subscriptions worth waiting for.
+    ///
+    /// # Panics
+    ///
+    /// If the topic belongs to another bus.
+    #[inline]
+    pub fn publication(
+        &self,
+        event: T,
+        topic: Option<&Topic>,
+        rejects_wait: bool,
+    ) -> Publication<&Shared<T, R>, T, R> {
+        let pending = self.pending(event, topic, rejects_wait);
+        Publication { shared: self.shared(), pending, marker: PhantomData }
+    }
+
+    /// As [`Bus::publication`], for keeping across suspensions.
+    ///
+    /// # Panics
+    ///
+    /// If the topic belongs to another bus.
+    pub fn owned_publication(
+        &self,
+        event: T,
+        topic: Option<&Topic>,
+        rejects_wait: bool,
+    ) -> Publication<Arc<Shared<T, R>>, T, R> {
+        let pending = self.pending(event, topic, rejects_wait);
+        Publication { shared: self.shared().clone(), pending, marker: PhantomData }
+    }
+
+    #[inline]
+    fn pending(&self, event: T, topic: Option<&Topic>, rejects_wait: bool) -> Pending<T> {
+        let topic = match topic {
+            None => NO_TOPIC,
+            Some(topic) => {
+                assert!(
+                    topic.bus == self.shared().id,
+                    "topic {:?} belongs to another bus; make it with topic() of this one",
+                    topic.name
+                );
+                topic.id
+            }
+        };
+        Pending {
+            event: Some(event),
+            topic,
+            rejects_wait,
+            ticket: NEWCOMER,
+            notify: None,
+            stand: None,
+        }
+    }
+
+    /// Returns a subscription for this thread's kind of waiting.
+    ///
+    /// # Errors
+    ///
+    /// `SubscribeError::Config` if the backend cannot keep what was asked for, `Closed` after
+    /// `close()`.
+    pub fn subscribe_with(
+        &self,
+        options: SubscribeOptions,
+    ) -> Result<EventSubscription<T, R>, SubscribeError> {
+        let inbox = self.shared().subscribe(options)?;
+        Ok(EventSubscription::new(self.shared().clone(), inbox))
+    }
+
+    /// Closes the bus: publishing ends at once, readers first read what is pending.
+    pub fn close(&self) {
+        self.shared().close();
+    }
+
+    /// Returns whether the bus is closed.
+    pub fn is_closed(&self) -> bool {
+        self.shared().closed.is_set()
+    }
+
+    /// Returns the bus's numbers, read one after another while others go on.
+    pub fn metrics(&self) -> EventBusMetrics {
+        let shared = self.shared();
+        let roster = shared.roster.load_full();
+        let subscriptions: Vec<_> = roster.iter().map(|inbox| inbox.metrics(shared)).collect();
+        let pending: u64 = subscriptions.iter().map(|row| row.pending).sum();
+        EventBusMetrics {
+            total_published: shared.published.value(),
+            total_dropped: shared.left_dropped.value()
+                + subscriptions.iter().map(|row| row.dropped.total()).sum::<u64>(),
+            subscriber_count: subscriptions.len(),
+            avg_queue_depth: pending as f64 / subscriptions.len().max(1) as f64,
+            subscriptions,
+        }
+    }
+}
+
+/// What every bus does.
+///
+/// The number that publishing returns says how many subscriptions took the event. An error means
+/// that nobody has it.
+pub trait EventBus<T: Clone> {
+    /// Returns the bus behind this face.
+    fn bus(&self) -> &Bus<T>;
+
+    /// Publishes an event, waiting at most `max_block_duration` for `block` subscriptions.
+    ///
+    /// # Errors
+    ///
+    /// `Full` if a `reject` subscription has no room, `Closed` after `close()`.
+    #[inline]
+    fn publish(&self, event: T) -> Result<usize, PublishError<T>> {
+        let patience = self.bus().backpressure().max_block_duration;
+        self.bus().publication(event, None, false).run(|| Instant::now().checked_add(patience))
+    }
+
+    /// Publishes an event on a topic, as [`EventBus::publish`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventBus::publish`].
+    ///
+    /// # Panics
+    ///
+    /// If the topic belongs to another bus.
+    #[inline]
+    fn publish_to(&self, topic: &Topic, event: T) -> Result<usize, PublishError<T>> {
+        let patience = self.bus().backpressure().max_block_duration;
+        self.bus()
+            .publication(event, Some(topic), false)
+            .run(|| Instant::now().checked_add(patience))
+    }
+
+    /// Publishes an event, waiting at most `timeout` for `block` and for `reject` subscriptions.
+    ///
+    /// # Errors
+    ///
+    /// `Timeout` if a `reject` subscription still has no room then, `Closed` after `close()`.
+    fn publish_timeout(
+        &self,
+        event: T,
+        topic: Option<&Topic>,
+        timeout: Duration,
+    ) -> Result<usize, PublishError<T>> {
+        self.bus().publication(event, topic, true).run(|| Instant::now().checked_add(timeout))
+    }
+
+    /// Publishes events in order with one patience for all and returns how many.
+    ///
+    /// # Errors
+    ///
+    /// `PublishManyError` with the number of events published before the one that failed.
+    fn publish_many<I>(&self, events: I) -> Result<usize, PublishManyError<T>>
+    where
+        I: IntoIterator<Item = T>,
+        Self: Sized,
+    {
+        let patience = self.bus().backpressure().max_block_duration;
+        let mut deadline = None;
+        let mut accepted = 0;
+        for event in events {
+            self.bus()
+                .publication(event, None, false)
+                .run(|| *deadline.get_or_insert_with(|| Instant::now().checked_add(patience)))
+                .map_err(|error| PublishManyError { accepted, error })?;
+            accepted += 1;
+        }
+        Ok(accepted)
+    }
+
+    /// Publishes an event, waiting its turn without blocking the thread. The patience is the
+    /// caller's: cancelled, nobody has the event.
+    ///
+    /// # Errors
+    ///
+    /// `Closed` after `close()`.
+    fn publish_async(
+        &self,
+        event: T,
+        topic: Option<&Topic>,
+    ) -> impl Future<Output = Result<usize, PublishError<T>>> {
+        let mut publication = self.bus().owned_publication(event, topic, true);
+        async move {
+            breathe().await;
+            loop {
+                if let Some(taken) = publication.poll(Patience::Left)? {
+                    return Ok(taken);
+                }
+                publication.notified().await;
+            }
+        }
+    }
+
+    /// Returns a subscription to everything that holds up to `capacity` events, rounded up to a
+    /// power of two.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::subscribe_with`].
+    fn subscribe(&self, capacity: usize) -> Result<EventSubscription<T>, SubscribeError> {
+        let capacity = Some(capacity);
+        self.bus().subscribe_with(SubscribeOptions { capacity, ..Default::default() })
+    }
+
+    /// Returns a subscription to be awaited, to everything, that holds up to `capacity` events,
+    /// rounded up to a power of two.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::subscribe_with`].
+    fn subscribe_async(
+        &self,
+        capacity: usize,
+    ) -> Result<AsyncEventSubscription<T>, SubscribeError> {
+        self.subscribe(capacity).map(AsyncEventSubscription::from)
+    }
+
+    /// Returns a subscription with more wishes than a capacity.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::subscribe_with`].
+    fn subscribe_with(
+        &self,
+        options: SubscribeOptions,
+    ) -> Result<EventSubscription<T>, SubscribeError> {
+        self.bus().subscribe_with(options)
+    }
+
+    /// Returns the named topic.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::topic`].
+    fn topic(&self, name: &str) -> Result<Topic, ConfigError> {
+        self.bus().topic(name)
+    }
+
+    /// Returns the bus's numbers.
+    fn metrics(&self) -> EventBusMetrics {
+        self.bus().metrics()
+    }
+
+    /// Closes the bus: publishing ends at once, readers first read what is pending.
+    fn close(&self) {
+        self.bus().close();
+    }
+}
+
+macro_rules! face {
+    ($(#[$attribute:meta])* $name:ident, $backend:ident) => {
+        $(#[$attribute])*
+        #[derive(Debug, Clone)]
+        pub struct $name<T: Clone>(Bus<T>);
+
+        impl<T: Clone> $name<T> {
+            /// Returns a bus of the given capacity in events, rounded up to a power of two.
+            ///
+            /// # Errors
+            ///
+            /// `ConfigError` if the capacity is zero or too large.
+            pub fn new(capacity: usize) -> Result<Self, ConfigError> {
+                Self::with_config(BusConfig { capacity, ..Default::default() })
+            }
+
+            /// Returns a bus with more wishes than a capacity.
+            ///
+            /// # Errors
+            ///
+            /// `ConfigError` if a number is zero or too large.
+            pub fn with_config(config: BusConfig) -> Result<Self, ConfigError> {
+                Bus::new(Backend::$backend, config).map(Self)
+            }
+        }
+
+        impl<T: Clone> EventBus<T> for $name<T> {
+            #[inline]
+            fn bus(&self) -> &Bus<T> {
+                &self.0
+            }
+        }
+    };
+}
+
+face!(
+    /// One bounded channel per subscription: every subscription has its own capacity and policy,
+    /// and blocking ones lose nothing.
+    LockFreeEventBus,
+    LockFree
+);
+
+#[cfg(feature = "broadcast")]
+face!(
+    /// One shared channel: publishing costs the same for any number of subscriptions, and who is
+    /// slow loses the oldest events and is told.
+    BroadcastEventBus,
+    Broadcast
+);
+
+/// A bus on a backend chosen at run time.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum EventBusImpl<T: Clone> {
+    /// One shared channel.
+    #[cfg(feature = "broadcast")]
+    Broadcast(BroadcastEventBus<T>),
+    /// One bounded channel per subscription.
+    LockFree(LockFreeEventBus<T>),
+}
+
+impl<T: Clone> EventBusImpl<T> {
+    /// Returns a bus on the given backend.
+    ///
+    /// # Errors
+    ///
+    /// `ConfigError` if a number is zero or too large.
+    pub fn new(backend: Backend, config: BusConfig) -> Result<Self, ConfigError> {
+        Ok(match backend {
+            #[cfg(feature = "broadcast")]
+            Backend::Broadcast => Self::Broadcast(BroadcastEventBus::with_config(config)?),
+            Backend::LockFree => Self::LockFree(LockFreeEventBus::with_config(config)?),
+        })
+    }
+}
+
+impl<T: Clone> EventBus<T> for EventBusImpl<T> {
+    #[inline]
+    fn bus(&self) -> &Bus<T> {
+        match self {
+            #[cfg(feature = "broadcast")]
+            Self::Broadcast(bus) => bus.bus(),
+            Self::LockFree(bus) => bus.bus(),
+        }
+    }
+}

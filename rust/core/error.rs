@@ -1,0 +1,129 @@
+//! One error per operation; the event comes back inside, so that nothing is lost by an error.
+
+use std::fmt;
+
+/// A configuration that a bus cannot keep.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub(crate) String);
+
+impl ConfigError {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
+/// Why an event was not published; nobody has it, so a retry never doubles.
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError<T> {
+    /// A `reject` subscription had no room.
+    #[error(
+        "subscriptions {subscriptions:?} had no room and their policy is reject; nobody has the \
+         event: publish it again once they have read"
+    )]
+    Full {
+        /// The event, given back.
+        event: T,
+        /// The subscriptions without room.
+        subscriptions: Vec<u64>,
+    },
+    /// A `reject` subscription had no room until the patience ended.
+    #[error(
+        "subscriptions {subscriptions:?} had no room until the timeout; nobody has the event: \
+         publish it again once they have read"
+    )]
+    Timeout {
+        /// The event, given back.
+        event: T,
+        /// The subscriptions without room.
+        subscriptions: Vec<u64>,
+    },
+    /// The bus is closed.
+    #[error("the bus is closed; events can be published only before close()")]
+    Closed(T),
+}
+
+impl<T> PublishError<T> {
+    /// Returns the event that was not published.
+    pub fn into_event(self) -> T {
+        match self {
+            Self::Full { event, .. } | Self::Timeout { event, .. } | Self::Closed(event) => event,
+        }
+    }
+}
+
+impl<T> fmt::Debug for PublishError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full { subscriptions, .. } => write!(f, "Full({subscriptions:?})"),
+            Self::Timeout { subscriptions, .. } => write!(f, "Timeout({subscriptions:?})"),
+            Self::Closed(_) => f.write_str("Closed"),
+        }
+    }
+}
+
+/// Where `publish_many` stopped: the first `accepted` events were published, the rest were not.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{accepted} events were published, then: {error}")]
+pub struct PublishManyError<T> {
+    /// How many events were published.
+    pub accepted: usize,
+    /// Why the next one was not; it carries that event.
+    pub error: PublishError<T>,
+}
+
+/// Events were overwritten or refused before they were read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{missed} events were missed here; read on to go on, or give the subscription more capacity"
+)]
+pub struct Lagged {
+    /// How many events are missing exactly here.
+    pub missed: u64,
+    /// False where `missed` also counts events that the subscription had not wanted (a pattern on
+    /// the broadcast backend).
+    pub exact: bool,
+}
+
+/// Why `recv` returned no event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecvError {
+    /// Events are missing before the next one. The subscription stays open.
+    #[error(transparent)]
+    Lagged(#[from] Lagged),
+    /// The bus or the subscription is closed and everything was read.
+    #[error("the subscription is closed and everything was read")]
+    Closed,
+}
+
+/// Why `try_recv` returned no event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TryRecvError {
+    /// Nothing is pending.
+    #[error("no event is pending")]
+    Empty,
+    /// Events are missing before the next one. The subscription stays open.
+    #[error(transparent)]
+    Lagged(#[from] Lagged),
+    /// The bus or the subscription is closed and everything was read.
+    #[error("the subscription is closed and everything was read")]
+    Closed,
+}
+
+/// Why `recv_timeout` returned no event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecvTimeoutError {
+    /// No event came in time.
+    #[error("no event came within the timeout")]
+    Timeout,
+    /// Events are missing before the next one. The subscription stays open.
+    #[error(transparent)]
+    Lagged(#[from] Lagged),
+    /// The bus or the subscription is closed and everything was read.
+    #[error("the subscription is closed and everything was read")]
+    Closed,
+}

@@ -1,0 +1,35 @@
+#![doc = include_str!("../../README.md")]
+
+mod backend;
+mod bus;
+mod error;
+mod metrics;
+mod policy;
+mod select;
+mod subscription;
+mod topic;
+
+#[cfg(not(tickbus_loom))]
+mod sync;
+#[cfg(tickbus_loom)]
+pub mod sync;
+#[cfg(not(tickbus_loom))]
+mod wait;
+#[cfg(tickbus_loom)]
+pub mod wait;
+
+#[cfg(feature = "broadcast")]
+pub use bus::BroadcastEventBus;
+pub use bus::{
+    Backend, Bus, BusConfig, EventBus, EventBusImpl, LockFreeEventBus, Patience, Publication,
+    Shared, SubscribeError, SubscribeOptions, WeakBus,
+};
+pub use error::{
+    ConfigError, Lagged, PublishError, PublishManyError, RecvError, RecvTimeoutError, TryRecvError,
+};
+pub use metrics::{Dropped, EventBusMetrics, SubscriptionMetrics, Warning};
+pub use policy::{BackpressureConfig, MAX_CAPACITY, OnLag, Policy};
+pub use select::{Selected, Selector, Shutdown, select};
+pub use subscription::{AsyncEventSubscription, EventSubscription, Parking};
+pub use sync::{Exclusion, ThreadExclusion};
+pub use topic::{MAX_TOPIC_BYTES, Pattern, Topic};

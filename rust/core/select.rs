@@ -1,0 +1,171 @@
+//! Waiting for whichever of several subscriptions has something first, or for a shutdown signal.
+
+use crate::subscription::EventSubscription;
+use crate::sync::{Exclusion, Flag, ThreadExclusion};
+use crate::wait::park_on_any;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
+
+/// A signal that is given once and seen by everybody, for ending loops. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Shutdown {
+    inner: Arc<ShutdownInner>,
+}
+
+#[derive(Debug, Default)]
+struct ShutdownInner {
+    flag: Flag,
+    notify: Arc<Notify>,
+}
+
+impl Shutdown {
+    /// Returns a signal that is not given yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Gives the signal; again does nothing.
+    pub fn set(&self) {
+        if self.inner.flag.set() {
+            self.inner.notify.notify_waiters();
+        }
+    }
+
+    /// Returns whether the signal was given.
+    pub fn is_set(&self) -> bool {
+        self.inner.flag.is_set()
+    }
+
+    /// Waits for the signal. Cancelling loses nothing.
+    pub async fn wait(&self) {
+        let notified = self.inner.notify.notified();
+        // `notify_waiters` reaches every `Notified` that was made before it.
+        if !self.is_set() {
+            notified.await;
+        }
+    }
+}
+
+/// What ended a [`Selector`]'s wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Selected {
+    /// This subscription, by its place in the slice, has an event, a hole to tell, or is closed.
+    Ready(usize),
+    /// The shutdown signal was given.
+    Shutdown,
+    /// The deadline passed.
+    TimedOut,
+}
+
+/// An armed wait for several subscriptions and a shutdown signal.
+pub struct Selector<'a, T: Clone, R: Exclusion = ThreadExclusion> {
+    subscriptions: &'a [&'a EventSubscription<T, R>],
+    shutdown: Option<&'a Shutdown>,
+    notified: Vec<Pin<Box<OwnedNotified>>>,
+    first: usize,
+}
+
+impl<T: Clone, R: Exclusion> fmt::Debug for Selector<'_, T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Selector")
+            .field("subscriptions", &self.subscriptions.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a, T: Clone, R: Exclusion> Selector<'a, T, R> {
+    /// Returns a selector that looks at the subscriptions from place `first` on, round and round,
+    /// so that a busy one cannot hide the others from a caller that advances `first`.
+    pub fn new(
+        subscriptions: &'a [&'a EventSubscription<T, R>],
+        shutdown: Option<&'a Shutdown>,
+        first: usize,
+    ) -> Self {
+        let mut notified: Vec<_> = subscriptions
+            .iter()
+            .map(|subscription| {
+                subscription.arm();
+                Box::pin(subscription.notified_owned())
+            })
+            .collect();
+        notified.extend(
+            shutdown.map(|shutdown| Box::pin(shutdown.inner.notify.clone().notified_owned())),
+        );
+        for notified in &mut notified {
+            notified.as_mut().enable();
+        }
+        Self { subscriptions, shutdown, notified, first }
+    }
+
+    /// Returns what is ready now: the shutdown signal first.
+    pub fn ready(&self) -> Option<Selected> {
+        if self.shutdown.is_some_and(Shutdown::is_set) {
+            return Some(Selected::Shutdown);
+        }
+        let count = self.subscriptions.len();
+        (0..count)
+            .map(|step| (self.first + step) % count)
+            .find(|&place| self.subscriptions[place].is_ready())
+            .map(Selected::Ready)
+    }
+
+    /// Parks the thread until something may be ready; false if the deadline passed.
+    pub fn park(&mut self, deadline: Option<Instant>) -> bool {
+        let Some(woken) = park_on_any(&mut self.notified, deadline) else { return false };
+        // A used-up place in line is taken anew before looking again.
+        let mut fresh = match self.subscriptions.get(woken) {
+            Some(subscription) => Box::pin(subscription.notified_owned()),
+            None => return true,
+        };
+        fresh.as_mut().enable();
+        self.notified[woken] = fresh;
+        true
+    }
+}
+
+impl<T: Clone, R: Exclusion> Drop for Selector<'_, T, R> {
+    fn drop(&mut self) {
+        // Its place in line goes first, and a wake-up that came to it goes to the next in line.
+        self.notified.clear();
+        for subscription in self.subscriptions {
+            subscription.disarm();
+            subscription.pass_on();
+        }
+    }
+}
+
+/// Waits until one of the subscriptions has something, the signal is given, or the deadline
+/// passes. Nothing is taken: receive from the subscription that is named.
+///
+/// ```
+/// use tickbus::{EventBus, LockFreeEventBus, Selected, Shutdown, select};
+///
+/// let bus = LockFreeEventBus::new(16)?;
+/// let (orders, fills) = (bus.subscribe(16)?, bus.subscribe(16)?);
+/// let shutdown = Shutdown::new();
+/// bus.publish("filled")?;
+/// let Selected::Ready(place) = select(&[&orders, &fills], Some(&shutdown), None) else {
+///     panic!("nothing was ready");
+/// };
+/// assert_eq!([&orders, &fills][place].try_recv()?, "filled");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn select<T: Clone, R: Exclusion>(
+    subscriptions: &[&EventSubscription<T, R>],
+    shutdown: Option<&Shutdown>,
+    deadline: Option<Instant>,
+) -> Selected {
+    let mut selector = Selector::new(subscriptions, shutdown, 0);
+    loop {
+        if let Some(selected) = selector.ready() {
+            return selected;
+        }
+        if !selector.park(deadline) {
+            return selector.ready().unwrap_or(Selected::TimedOut);
+        }
+    }
+}

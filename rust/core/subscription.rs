@@ -1,0 +1,668 @@
+//! Subscriptions: one reader's claim on the events of a bus, read by threads, by tasks, or by a
+//! foreign event loop.
+//!
+//! Readers of one subscription compete; each event goes to exactly one of them. An event leaves
+//! the queue only in the step that returns it, so a cancelled `recv` loses nothing.
+
+use crate::backend::{Found, Reader, Walked};
+use crate::bus::Shared;
+use crate::error::{Lagged, RecvError, RecvTimeoutError, TryRecvError};
+use crate::metrics::{DropCounters, SubscriptionMetrics};
+use crate::policy::{OnLag, Policy};
+use crate::sync::{Counter, Exclusion, Flag, Mutex, ThreadExclusion};
+use crate::topic::Pattern;
+use crate::wait::{Gate, Sleepers, breathe, park_on, poll_breath};
+use futures_core::Stream;
+use std::fmt;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+use tokio::sync::futures::{Notified, OwnedNotified};
+
+/// What publishers and readers of one subscription share.
+#[derive(Debug)]
+pub(crate) struct Inbox<T: Clone, R: Exclusion> {
+    pub(crate) id: u64,
+    pub(crate) slot: u32,
+    pub(crate) policy: Policy,
+    pub(crate) capacity: usize,
+    pub(crate) pattern: Option<Pattern>,
+    on_lag: OnLag,
+    /// Events offered, published after each was queued or missed (`lock_free`).
+    pub(crate) offered: Counter,
+    pub(crate) delivered: Counter,
+    pub(crate) dropped: DropCounters,
+    /// Entries of the shared channel stepped over (`broadcast`).
+    unwanted: Counter,
+    /// Entries of the shared channel before it joined and when it left (`broadcast`).
+    joined_at: u64,
+    pub(crate) left_at: Counter,
+    pub(crate) gate: Gate,
+    /// Publishers in line for room.
+    pub(crate) blocked: Sleepers,
+    pub(crate) closed: Flag,
+    reader: Mutex<R, Reader<T>>,
+}
+
+enum Step<T> {
+    Event(T),
+    Lagged(Lagged),
+    Empty,
+    Closed,
+}
+
+impl<T: Clone, R: Exclusion> Inbox<T, R> {
+    #[expect(clippy::too_many_arguments, reason = "one caller, one field each")]
+    pub(crate) fn new(
+        id: u64,
+        slot: u32,
+        policy: Policy,
+        on_lag: OnLag,
+        capacity: usize,
+        pattern: Option<Pattern>,
+        joined_at: u64,
+        reader: Reader<T>,
+    ) -> Self {
+        Self {
+            id,
+            slot,
+            policy,
+            capacity,
+            pattern,
+            on_lag,
+            offered: Counter::default(),
+            delivered: Counter::default(),
+            dropped: DropCounters::default(),
+            unwanted: Counter::default(),
+            joined_at,
+            left_at: Counter::default(),
+            gate: Gate::default(),
+            blocked: Sleepers::default(),
+            closed: Flag::default(),
+            reader: Mutex::new(reader),
+        }
+    }
+
+    #[inline]
+    fn step(&self, shared: &Shared<T, R>, in_batch: bool) -> Step<T> {
+        // Before looking: what was published before closing is seen below.
+        let bus_closed = shared.closed.is_set();
+        let mut walked = Walked::default();
+        let found = {
+            let mut reader = self.reader.lock();
+            // Under the lock: who leaves the bus sets it before discarding what is pending, and
+            // nothing is taken after that.
+            if self.closed.is_set() {
+                return Step::Closed;
+            }
+            let quiet = self.on_lag == OnLag::Count;
+            let offered = self.offered.observe();
+            let pattern = self.pattern.as_ref();
+            let found = reader.take(offered, quiet, in_batch, &mut walked, shared, pattern);
+            self.count(&walked);
+            if matches!(found, Found::Event(_)) {
+                self.delivered.add_exclusive(1);
+            }
+            found
+        };
+        // A hole frees room too: the event behind it has left the queue.
+        if matches!(found, Found::Event(_) | Found::Hole(_))
+            && matches!(self.policy, Policy::Block | Policy::Reject)
+            && self.blocked.any_after_store::<R>()
+        {
+            shared.room_was_freed(self);
+        }
+        match found {
+            Found::Event(event) => Step::Event(event),
+            Found::Hole(lagged) => Step::Lagged(lagged),
+            Found::Nothing if bus_closed => Step::Closed,
+            Found::Nothing => Step::Empty,
+        }
+    }
+
+    fn is_ready(&self, shared: &Shared<T, R>) -> bool {
+        if shared.closed.is_set() {
+            return true;
+        }
+        let mut reader = self.reader.lock();
+        if self.closed.is_set() {
+            return true;
+        }
+        let mut walked = Walked::default();
+        let quiet = self.on_lag == OnLag::Count;
+        let offered = self.offered.observe();
+        let ready = reader.is_ready(offered, quiet, &mut walked, shared, self.pattern.as_ref());
+        self.count(&walked);
+        ready
+    }
+
+    /// Counts what reading stepped over; the caller holds the reader.
+    #[inline]
+    fn count(&self, walked: &Walked) {
+        if walked.unwanted + walked.overwritten > 0 {
+            self.unwanted.add_exclusive(walked.unwanted);
+            self.dropped.overwritten.add_exclusive(walked.overwritten);
+        }
+    }
+
+    /// Counts what is pending as closed and returns it to be dropped without any lock. The caller
+    /// holds the publish token, so nothing is added meanwhile.
+    pub(crate) fn discard(&self, shared: &Shared<T, R>) -> Vec<T> {
+        let mut discarded = Vec::new();
+        let mut reader = self.reader.lock();
+        let mut walked = Walked::default();
+        let pattern = self.pattern.as_ref();
+        let offered = self.offered.observe();
+        while let Found::Event(event) =
+            reader.take(offered, true, false, &mut walked, shared, pattern)
+        {
+            discarded.push(event);
+        }
+        self.count(&walked);
+        self.dropped.closed.add_exclusive(discarded.len() as u64);
+        discarded
+    }
+
+    /// Returns the events that wait to be read and those that were overwritten without being
+    /// counted yet.
+    fn backlog(&self) -> (usize, usize) {
+        let reader = self.reader.lock();
+        match self.closed.is_set() {
+            true => (0, 0),
+            false => reader.backlog(self.capacity),
+        }
+    }
+
+    fn entries_passed(&self) -> u64 {
+        self.joined_at
+            + self.delivered.value()
+            + self.unwanted.value()
+            + self.dropped.overwritten.value()
+    }
+
+    /// Returns how many entries of the shared channel it has still to walk over.
+    pub(crate) fn entries_behind(&self, shared: &Shared<T, R>) -> u64 {
+        shared.sent.observe().saturating_sub(self.entries_passed())
+    }
+
+    pub(crate) fn metrics(&self, shared: &Shared<T, R>) -> SubscriptionMetrics {
+        let (pending, uncounted) = self.backlog();
+        let delivered = self.delivered.value();
+        let mut dropped = self.dropped.read();
+        dropped.overwritten += uncounted as u64;
+        let shared_channel = shared.is_shared_channel();
+        let offered = match shared_channel {
+            false => self.offered.observe(),
+            true => {
+                let end = match self.closed.is_set() {
+                    true => self.left_at.observe(),
+                    false => shared.sent.observe(),
+                };
+                end.saturating_sub(self.joined_at + self.unwanted.value())
+            }
+        };
+        SubscriptionMetrics {
+            id: self.id,
+            pattern: self.pattern.as_ref().map(ToString::to_string),
+            policy: self.policy,
+            capacity: self.capacity,
+            pending: pending as u64,
+            offered,
+            delivered,
+            dropped,
+            exact: !shared_channel || self.pattern.is_none(),
+        }
+    }
+}
+
+/// A subscription: receives in the calling thread, and parks it while there is nothing.
+///
+/// Dropping it closes it. Share it between threads by reference: they compete, and each event
+/// goes to exactly one of them.
+pub struct EventSubscription<T: Clone, R: Exclusion = ThreadExclusion> {
+    shared: Arc<Shared<T, R>>,
+    inbox: Arc<Inbox<T, R>>,
+}
+
+impl<T: Clone, R: Exclusion> fmt::Debug for EventSubscription<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventSubscription")
+            .field("id", &self.inbox.id)
+            .field("policy", &self.inbox.policy)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T: Clone, R: Exclusion> Drop for EventSubscription<T, R> {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
+    pub(crate) fn new(shared: Arc<Shared<T, R>>, inbox: Arc<Inbox<T, R>>) -> Self {
+        Self { shared, inbox }
+    }
+
+    /// Returns the subscription's id, unique in its bus.
+    pub fn id(&self) -> u64 {
+        self.inbox.id
+    }
+
+    /// Returns the pattern over topics, if it has one.
+    pub fn pattern(&self) -> Option<&Pattern> {
+        self.inbox.pattern.as_ref()
+    }
+
+    /// Returns what happens when it has no room.
+    pub fn policy(&self) -> Policy {
+        self.inbox.policy
+    }
+
+    /// Returns the most events it can hold, a power of two.
+    pub fn capacity(&self) -> usize {
+        self.inbox.capacity
+    }
+
+    /// Returns how many events wait to be read.
+    pub fn pending(&self) -> usize {
+        self.inbox.backlog().0
+    }
+
+    /// Returns whether it was closed, by itself or with its bus.
+    pub fn is_closed(&self) -> bool {
+        self.inbox.closed.is_set() || self.shared.closed.is_set()
+    }
+
+    /// Returns the subscription's numbers.
+    pub fn metrics(&self) -> SubscriptionMetrics {
+        self.inbox.metrics(&self.shared)
+    }
+
+    /// Leaves the bus: what is pending is counted as `closed`, waiting publishers go on without
+    /// this subscription, and waiting readers get `Closed`. Closing again does nothing.
+    pub fn close(&self) {
+        self.shared.unsubscribe(&self.inbox);
+    }
+
+    /// Returns the next event if one is pending.
+    ///
+    /// # Errors
+    ///
+    /// `Empty`, `Lagged` where events are missing, `Closed` when everything was read.
+    #[inline]
+    pub fn try_recv(&self) -> Result<T, TryRecvError> {
+        match self.inbox.step(&self.shared, false) {
+            Step::Event(event) => Ok(event),
+            Step::Lagged(lagged) => Err(TryRecvError::Lagged(lagged)),
+            Step::Empty => Err(TryRecvError::Empty),
+            Step::Closed => Err(TryRecvError::Closed),
+        }
+    }
+
+    /// Appends up to `limit` pending events to `batch` and returns how many. A batch ends before a
+    /// hole.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventSubscription::try_recv`], if there was no event before it.
+    pub fn try_recv_many<E: Extend<T>>(
+        &self,
+        batch: &mut E,
+        limit: usize,
+    ) -> Result<usize, TryRecvError> {
+        if limit == 0 {
+            return Ok(0);
+        }
+        batch.extend([self.try_recv()?]);
+        let mut taken = 1;
+        while taken < limit {
+            let Step::Event(event) = self.inbox.step(&self.shared, true) else { break };
+            batch.extend([event]);
+            taken += 1;
+        }
+        Ok(taken)
+    }
+
+    /// Waits for the next event.
+    ///
+    /// # Errors
+    ///
+    /// `Lagged` where events are missing, `Closed` when everything was read.
+    pub fn recv(&self) -> Result<T, RecvError> {
+        self.recv_until(None).map_err(without_timeout)
+    }
+
+    /// Waits for the next event, at most `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventSubscription::recv`], and `Timeout`.
+    pub fn recv_timeout(&self, timeout: Duration) -> Result<T, RecvTimeoutError> {
+        match self.try_recv() {
+            Err(TryRecvError::Empty) => self.recv_until(Instant::now().checked_add(timeout)),
+            result => result.map_err(with_timeout),
+        }
+    }
+
+    /// Waits for an event, then takes what is there, up to `limit` events. A batch ends before a
+    /// hole.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventSubscription::recv`].
+    pub fn recv_many(&self, limit: usize) -> Result<Vec<T>, RecvError> {
+        let mut batch = Vec::with_capacity(limit.min(self.inbox.capacity));
+        if limit > 0 {
+            batch.push(self.recv()?);
+            while batch.len() < limit {
+                let Step::Event(event) = self.inbox.step(&self.shared, true) else { break };
+                batch.push(event);
+            }
+        }
+        Ok(batch)
+    }
+
+    fn recv_until(&self, deadline: Option<Instant>) -> Result<T, RecvTimeoutError> {
+        loop {
+            match self.try_recv() {
+                Err(TryRecvError::Empty) => {}
+                result => return result.map_err(with_timeout),
+            }
+            let mut notified = pin!(self.inbox.gate.notified());
+            let sleeping = self.arm_notified(notified.as_mut());
+            match self.try_recv() {
+                Err(TryRecvError::Empty) => {}
+                result => return result.map_err(with_timeout),
+            }
+            if park_on(notified.as_mut(), deadline).is_none() {
+                drop(sleeping);
+                return match self.try_recv() {
+                    Err(TryRecvError::Empty) => Err(RecvTimeoutError::Timeout),
+                    result => result.map_err(with_timeout),
+                };
+            }
+        }
+    }
+
+    /// Step S1 for a reader that is woken through the gate's `Notify`.
+    fn arm_notified(&self, notified: Pin<&mut Notified<'_>>) -> Sleeping<'_, T, R> {
+        notified.enable();
+        Sleeping::new(&self.shared, &self.inbox)
+    }
+
+    /// Returns whether receiving would give something else than `Empty`, as far as can be seen
+    /// without taking it.
+    pub fn is_ready(&self) -> bool {
+        self.inbox.is_ready(&self.shared)
+    }
+
+    /// Runs `sleep` with a handle to park on, unless there is something to receive. For runtimes
+    /// that must do something around parking, such as releasing a global lock.
+    pub fn sleep_unless_ready(&self, sleep: impl FnOnce(&mut Parking<'_, '_>)) {
+        let mut notified = pin!(self.inbox.gate.notified());
+        let _sleeping = self.arm_notified(notified.as_mut());
+        if !self.is_ready() {
+            sleep(&mut Parking { notified: notified.as_mut() });
+        }
+    }
+
+    /// Wakes another sleeper if something is left to receive: for a reader that was woken and goes
+    /// away without receiving.
+    pub fn pass_on(&self) {
+        if self.inbox.gate.sleepers.any_after_store::<R>() && self.is_ready() {
+            self.inbox.gate.wake_one();
+        }
+    }
+
+    pub(crate) fn notified_owned(&self) -> OwnedNotified {
+        self.inbox.gate.notified_owned()
+    }
+
+    /// Sends every wake-up to `waker` instead of to sleeping threads and tasks, for readers that
+    /// live in a foreign event loop. It is called after publication, without any lock, once for
+    /// each event that comes while the subscription is armed. Returns false if it had one.
+    pub fn set_waker(&self, waker: Waker) -> bool {
+        self.inbox.gate.set_waker(waker)
+    }
+
+    /// Asks for wake-ups: from now on publishing calls the waker. Look again before sleeping.
+    pub fn arm(&self) {
+        self.shared.sleepers.arm::<R>();
+        self.inbox.gate.sleepers.arm::<R>();
+    }
+
+    /// Takes one [`EventSubscription::arm`] back.
+    pub fn disarm(&self) {
+        self.inbox.gate.sleepers.disarm();
+        self.shared.sleepers.disarm();
+    }
+}
+
+fn with_timeout(error: TryRecvError) -> RecvTimeoutError {
+    match error {
+        TryRecvError::Empty => RecvTimeoutError::Timeout,
+        TryRecvError::Lagged(lagged) => RecvTimeoutError::Lagged(lagged),
+        TryRecvError::Closed => RecvTimeoutError::Closed,
+    }
+}
+
+fn without_timeout(error: RecvTimeoutError) -> RecvError {
+    match error {
+        RecvTimeoutError::Lagged(lagged) => RecvError::Lagged(lagged),
+        RecvTimeoutError::Closed => RecvError::Closed,
+        RecvTimeoutError::Timeout => unreachable!("there was no deadline"),
+    }
+}
+
+/// An announced sleeper; dropping it takes the announcement back.
+struct Sleeping<'a, T: Clone, R: Exclusion> {
+    shared: &'a Shared<T, R>,
+    inbox: &'a Inbox<T, R>,
+}
+
+impl<'a, T: Clone, R: Exclusion> Sleeping<'a, T, R> {
+    fn new(shared: &'a Shared<T, R>, inbox: &'a Inbox<T, R>) -> Self {
+        shared.sleepers.arm::<R>();
+        inbox.gate.sleepers.arm::<R>();
+        Self { shared, inbox }
+    }
+}
+
+impl<T: Clone, R: Exclusion> Drop for Sleeping<'_, T, R> {
+    fn drop(&mut self) {
+        self.inbox.gate.sleepers.disarm();
+        self.shared.sleepers.disarm();
+    }
+}
+
+/// A thread about to sleep for an event.
+pub struct Parking<'a, 'b> {
+    notified: Pin<&'a mut Notified<'b>>,
+}
+
+impl fmt::Debug for Parking<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parking").finish_non_exhaustive()
+    }
+}
+
+impl Parking<'_, '_> {
+    /// Parks the thread until it is worth receiving again, at most until the deadline; false if
+    /// the deadline passed.
+    pub fn park(&mut self, deadline: Instant) -> bool {
+        park_on(self.notified.as_mut(), Some(deadline)).is_some()
+    }
+}
+
+/// A subscription to be awaited, in any async runtime.
+///
+/// `recv` is cancel-safe: use it in `select!` freely. As a `Stream` it gives `Err(Lagged)` where
+/// events are missing and ends when the subscription is closed and read.
+pub struct AsyncEventSubscription<T: Clone, R: Exclusion = ThreadExclusion> {
+    subscription: EventSubscription<T, R>,
+    /// The stream's place in line between two polls.
+    parked: Option<Pin<Box<OwnedNotified>>>,
+}
+
+impl<T: Clone, R: Exclusion> fmt::Debug for AsyncEventSubscription<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AsyncEventSubscription").field("id", &self.id()).finish_non_exhaustive()
+    }
+}
+
+impl<T: Clone, R: Exclusion> From<EventSubscription<T, R>> for AsyncEventSubscription<T, R> {
+    fn from(subscription: EventSubscription<T, R>) -> Self {
+        Self { subscription, parked: None }
+    }
+}
+
+impl<T: Clone, R: Exclusion> Drop for AsyncEventSubscription<T, R> {
+    fn drop(&mut self) {
+        self.leave_line();
+    }
+}
+
+impl<T: Clone, R: Exclusion> AsyncEventSubscription<T, R> {
+    /// Returns the subscription's id, unique in its bus.
+    pub fn id(&self) -> u64 {
+        self.subscription.id()
+    }
+
+    /// Returns what happens when it has no room.
+    pub fn policy(&self) -> Policy {
+        self.subscription.policy()
+    }
+
+    /// Returns the most events it can hold, a power of two.
+    pub fn capacity(&self) -> usize {
+        self.subscription.capacity()
+    }
+
+    /// Returns how many events wait to be read.
+    pub fn pending(&self) -> usize {
+        self.subscription.pending()
+    }
+
+    /// Returns whether it was closed, by itself or with its bus.
+    pub fn is_closed(&self) -> bool {
+        self.subscription.is_closed()
+    }
+
+    /// Returns the subscription's numbers.
+    pub fn metrics(&self) -> SubscriptionMetrics {
+        self.subscription.metrics()
+    }
+
+    /// Leaves the bus, as [`EventSubscription::close`] does.
+    pub fn close(&self) {
+        self.subscription.close();
+    }
+
+    /// Returns the next event if one is pending.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventSubscription::try_recv`].
+    pub fn try_recv(&self) -> Result<T, TryRecvError> {
+        self.subscription.try_recv()
+    }
+
+    /// Waits for the next event. Cancelled at any point, nothing is lost. It suspends once in
+    /// every 256 completions that were ready, so a busy reader cannot starve other tasks.
+    ///
+    /// # Errors
+    ///
+    /// `Lagged` where events are missing, `Closed` when everything was read.
+    pub async fn recv(&self) -> Result<T, RecvError> {
+        breathe().await;
+        let EventSubscription { shared, inbox } = &self.subscription;
+        loop {
+            if let Some(result) = received(self.try_recv()) {
+                return result;
+            }
+            let mut notified = pin!(inbox.gate.notified());
+            notified.as_mut().enable();
+            let _sleeping = Sleeping::new(shared, inbox);
+            if let Some(result) = received(self.try_recv()) {
+                return result;
+            }
+            notified.await;
+        }
+    }
+
+    /// Waits for an event, then takes what is there, up to `limit` events. A batch ends before a
+    /// hole. Cancelled at any point, nothing is lost.
+    ///
+    /// # Errors
+    ///
+    /// As [`AsyncEventSubscription::recv`].
+    pub async fn recv_many(&self, limit: usize) -> Result<Vec<T>, RecvError> {
+        if limit == 0 {
+            return Ok(Vec::new());
+        }
+        let mut batch = vec![self.recv().await?];
+        let EventSubscription { shared, inbox } = &self.subscription;
+        while batch.len() < limit {
+            let Step::Event(event) = inbox.step(shared, true) else { break };
+            batch.push(event);
+        }
+        Ok(batch)
+    }
+
+    fn leave_line(&mut self) {
+        if self.parked.take().is_some() {
+            self.subscription.disarm();
+        }
+    }
+}
+
+fn received<T>(result: Result<T, TryRecvError>) -> Option<Result<T, RecvError>> {
+    match result {
+        Ok(event) => Some(Ok(event)),
+        Err(TryRecvError::Empty) => None,
+        Err(TryRecvError::Lagged(lagged)) => Some(Err(RecvError::Lagged(lagged))),
+        Err(TryRecvError::Closed) => Some(Err(RecvError::Closed)),
+    }
+}
+
+// Nothing in it is pinned in place: the place in line is boxed.
+impl<T: Clone, R: Exclusion> Unpin for AsyncEventSubscription<T, R> {}
+
+impl<T: Clone, R: Exclusion> Stream for AsyncEventSubscription<T, R> {
+    type Item = Result<T, Lagged>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if poll_breath(context).is_pending() {
+            return Poll::Pending;
+        }
+        loop {
+            let result = match self.try_recv() {
+                Ok(event) => Some(Ok(event)),
+                Err(TryRecvError::Lagged(lagged)) => Some(Err(lagged)),
+                Err(TryRecvError::Closed) => None,
+                Err(TryRecvError::Empty) => {
+                    match &mut self.parked {
+                        Some(parked) => {
+                            if parked.as_mut().poll(context).is_pending() {
+                                return Poll::Pending;
+                            }
+                            self.leave_line();
+                        }
+                        None => {
+                            let mut parked =
+                                Box::pin(self.subscription.inbox.gate.notified_owned());
+                            parked.as_mut().enable();
+                            self.subscription.arm();
+                            self.parked = Some(parked);
+                        }
+                    }
+                    continue;
+                }
+            };
+            self.leave_line();
+            return Poll::Ready(result);
+        }
+    }
+}

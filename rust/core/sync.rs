@@ -1,0 +1,120 @@
+//! The one door to atomics and to mutual exclusion.
+//!
+//! The core never names `std::sync::atomic` elsewhere, so that a build with
+//! `--cfg tickbus_loom` checks the very same protocol code under loom, and so that every ordering
+//! stands behind a name: [`Counter`] for numbers with one writer at a time, [`Flag`] for one-way
+//! switches, and the pairing table of [`crate::wait`] for the rest.
+
+#[cfg(not(tickbus_loom))]
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+
+#[cfg(tickbus_loom)]
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+
+/// The mutual exclusion under which a bus publishes and a subscription reads.
+///
+/// The default, [`ThreadExclusion`], is a small lock. A runtime that already runs one thread at a
+/// time (CPython with its global interpreter lock) supplies one that costs nothing.
+///
+/// # Safety
+///
+/// While one thread is between `lock` and `unlock`, no other thread may get past `lock` of the
+/// same value, and what happened before `unlock` happens before the next `lock` returns.
+/// If `SERIALIZES_SLEEP` is true, arming a sleeper and looking for events may not interleave with
+/// publishing in any other thread.
+pub unsafe trait Exclusion: lock_api::RawMutex + Send + Sync + 'static {
+    /// Whether arming, checking and publishing are serialized by something outside the bus, which
+    /// makes the store-load fence of the wake-up protocol superfluous.
+    const SERIALIZES_SLEEP: bool;
+}
+
+/// The lock used by Rust threads.
+pub type ThreadExclusion = parking_lot::RawMutex;
+
+// SAFETY: parking_lot's RawMutex is a mutual exclusion lock with acquire and release ordering; the
+// fence is kept.
+unsafe impl Exclusion for parking_lot::RawMutex {
+    const SERIALIZES_SLEEP: bool = false;
+}
+
+pub(crate) type Mutex<R, T> = lock_api::Mutex<R, T>;
+
+/// The full fence between a store and a later load of another variable (the two halves of a
+/// Dekker handshake), unless the exclusion already orders them.
+#[inline]
+pub(crate) fn store_load_fence<R: Exclusion>() {
+    if !R::SERIALIZES_SLEEP {
+        // ORDERING: pairs with the same fence on the other side of the handshake; wait.rs has
+        // the table.
+        fence(Ordering::SeqCst);
+    }
+}
+
+/// A number with one writer at a time and any number of readers, who may see it a little late.
+#[derive(Debug)]
+pub struct Counter(AtomicU64);
+
+impl Default for Counter {
+    fn default() -> Self {
+        Self(AtomicU64::new(0))
+    }
+}
+
+impl Counter {
+    /// Returns the number, which may be a little old.
+    #[inline]
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Adds without a locked instruction; the caller holds the exclusion that makes it the only
+    /// writer.
+    #[inline]
+    pub fn add_exclusive(&self, n: u64) {
+        self.0.store(self.value() + n, Ordering::Relaxed);
+    }
+
+    /// Adds from any thread.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Publishes a value together with everything written before it.
+    #[inline]
+    pub fn publish(&self, value: u64) {
+        // ORDERING: pairs with `observe`.
+        self.0.store(value, Ordering::Release);
+    }
+
+    /// Reads a published value; what was written before it is visible afterwards.
+    #[inline]
+    pub fn observe(&self) -> u64 {
+        // ORDERING: pairs with `publish`.
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// A switch that is set once and never cleared.
+#[derive(Debug)]
+pub struct Flag(AtomicBool);
+
+impl Default for Flag {
+    fn default() -> Self {
+        Self(AtomicBool::new(false))
+    }
+}
+
+impl Flag {
+    /// Returns whether it was set.
+    #[inline]
+    pub fn is_set(&self) -> bool {
+        // ORDERING: pairs with `set`: what was done before setting is visible to who sees it set.
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Sets the switch and returns whether this call did it.
+    pub fn set(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
+}

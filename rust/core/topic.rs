@@ -1,0 +1,216 @@
+//! Topics, patterns over them, and the table that says who wants which topic.
+//!
+//! A topic is compiled once: its row lists the subscriptions that want it, kept right by every
+//! join and leave. Publishing reads one row, whatever the number of patterns.
+
+use crate::error::ConfigError;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// The most bytes a topic or pattern may have.
+pub const MAX_TOPIC_BYTES: usize = 255;
+
+/// A topic known to a bus; publishing on it looks nothing up.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Topic {
+    pub(crate) bus: u64,
+    pub(crate) id: u32,
+    pub(crate) name: Arc<str>,
+}
+
+impl Topic {
+    /// Returns the id of the bus that knows the topic.
+    pub fn bus(&self) -> u64 {
+        self.bus
+    }
+
+    /// Returns the topic's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// A pattern over topics: levels separated by dots, `*` for one level, `>` for one or more at the
+/// end (the wildcards of NATS).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Pattern(Box<str>);
+
+impl Pattern {
+    /// Returns the checked pattern.
+    ///
+    /// # Errors
+    ///
+    /// `ConfigError` if a level is empty, a wildcard shares its level, or `>` is not last.
+    pub fn new(text: &str) -> Result<Self, ConfigError> {
+        check_levels("pattern", text)?;
+        let mut levels = text.split('.').peekable();
+        while let Some(level) = levels.next() {
+            if level.len() > 1 && level.contains(['*', '>']) {
+                return Err(ConfigError::new(format!(
+                    "pattern was {text:?}; a wildcard must be a whole level, as in \"trades.*\""
+                )));
+            }
+            if level == ">" && levels.peek().is_some() {
+                return Err(ConfigError::new(format!(
+                    "pattern was {text:?}; \">\" must be the last level, as in \"trades.>\""
+                )));
+            }
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// Returns whether the pattern wants a topic.
+    pub fn matches(&self, topic: &str) -> bool {
+        let mut topic_levels = topic.split('.');
+        for level in self.0.split('.') {
+            match (level, topic_levels.next()) {
+                (">", Some(_)) => return true,
+                ("*", Some(_)) => {}
+                (level, Some(found)) if level == found => {}
+                _ => return false,
+            }
+        }
+        topic_levels.next().is_none()
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn check_levels(what: &str, text: &str) -> Result<(), ConfigError> {
+    if text.len() > MAX_TOPIC_BYTES {
+        return Err(ConfigError::new(format!(
+            "{what} had {} bytes; it must have at most {MAX_TOPIC_BYTES}",
+            text.len()
+        )));
+    }
+    if text.split('.').any(str::is_empty) {
+        return Err(ConfigError::new(format!(
+            "{what} was {text:?}; every level between dots must have at least one character"
+        )));
+    }
+    if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err(ConfigError::new(format!(
+            "{what} was {text:?}; it must not contain spaces or control characters"
+        )));
+    }
+    Ok(())
+}
+
+/// The row of events without a topic: wanted by every subscription without a pattern.
+pub(crate) const NO_TOPIC: u32 = 0;
+
+/// Who wants which topic. Guarded by the publish token.
+#[derive(Debug)]
+pub(crate) struct TopicTable {
+    ids: HashMap<Arc<str>, u32>,
+    /// By topic id; the first row is [`NO_TOPIC`].
+    rows: Vec<Row>,
+    max_topics: usize,
+}
+
+#[derive(Debug)]
+struct Row {
+    name: Arc<str>,
+    /// Slots of the subscriptions that want the topic, in the order in which they joined.
+    wanted: Vec<u32>,
+}
+
+impl TopicTable {
+    pub(crate) fn new(max_topics: usize) -> Self {
+        let untitled = Row { name: "".into(), wanted: Vec::new() };
+        Self { ids: HashMap::new(), rows: vec![untitled], max_topics }
+    }
+
+    /// Returns the id and name of a topic, which is compiled against `subscriptions` if it is new.
+    pub(crate) fn intern<'a>(
+        &mut self,
+        name: &str,
+        subscriptions: impl Iterator<Item = (u32, Option<&'a Pattern>)>,
+    ) -> Result<(u32, Arc<str>), ConfigError> {
+        if let Some(&id) = self.ids.get(name) {
+            return Ok((id, self.name(id)));
+        }
+        check_levels("topic", name)?;
+        if name.contains(['*', '>']) {
+            return Err(ConfigError::new(format!(
+                "topic was {name:?}; wildcards belong to patterns, an event has one exact topic"
+            )));
+        }
+        if self.ids.len() >= self.max_topics {
+            return Err(ConfigError::new(format!(
+                "topic {name:?} would be number {}; the bus was made with max_topics={}: topics \
+                 are a bounded vocabulary, put what varies into the event",
+                self.ids.len() + 1,
+                self.max_topics
+            )));
+        }
+        let id = u32::try_from(self.rows.len())
+            .map_err(|_| ConfigError::new("a bus cannot know more than 2^32 topics"))?;
+        let name: Arc<str> = name.into();
+        let wanted = subscriptions
+            .filter(|(_, pattern)| pattern.is_none_or(|pattern| pattern.matches(&name)))
+            .map(|(slot, _)| slot)
+            .collect();
+        self.rows.push(Row { name: name.clone(), wanted });
+        self.ids.insert(name.clone(), id);
+        Ok((id, name))
+    }
+
+    pub(crate) fn name(&self, id: u32) -> Arc<str> {
+        self.rows[id as usize].name.clone()
+    }
+
+    #[inline]
+    pub(crate) fn wanted(&self, id: u32) -> &[u32] {
+        &self.rows[id as usize].wanted
+    }
+
+    pub(crate) fn join(&mut self, slot: u32, pattern: Option<&Pattern>) {
+        for (id, row) in self.rows.iter_mut().enumerate() {
+            let wants = match pattern {
+                None => true,
+                Some(pattern) => id != NO_TOPIC as usize && pattern.matches(&row.name),
+            };
+            if wants {
+                row.wanted.push(slot);
+            }
+        }
+    }
+
+    pub(crate) fn leave(&mut self, slot: u32) {
+        for row in &mut self.rows {
+            row.wanted.retain(|&wanting| wanting != slot);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Pattern;
+
+    #[test]
+    fn a_star_is_one_level_and_a_greater_sign_is_the_rest() {
+        let matches = |pattern: &str, topic| Pattern::new(pattern).is_ok_and(|p| p.matches(topic));
+        assert!(matches("trades.*", "trades.BTCUSDT"));
+        assert!(!matches("trades.*", "trades"));
+        assert!(!matches("trades.*", "trades.binance.BTCUSDT"));
+        assert!(matches("trades.>", "trades.binance.BTCUSDT"));
+        assert!(!matches("trades.>", "trades"));
+        assert!(matches("*.binance.*", "quotes.binance.BTC-USD"));
+        assert!(matches(">", "anything"));
+        assert!(matches("a.b", "a.b"));
+        assert!(!matches("a.b", "a.bc"));
+    }
+
+    #[test]
+    fn a_pattern_that_cannot_match_is_refused() {
+        for text in ["", ".", "a..b", "a.>.b", "a*", "a.b*", "a b", &"x".repeat(256)] {
+            assert!(Pattern::new(text).is_err(), "{text:?} was accepted");
+        }
+    }
+}

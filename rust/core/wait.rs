@@ -1,0 +1,200 @@
+//! Sleeping without losing a wake-up, and without spinning.
+//!
+//! A wake-up never carries an event: the event stays queued until the sleeper's own next step takes
+//! it, so cancelling a sleeper loses nothing.
+//!
+//! ```text
+//!  sleeper                                 waker
+//!  S1  sleepers += 1                       W1  make the event (or the room) visible
+//!      fence                                   fence
+//!  S2  look again; leave if there is one   W2  sleepers > 0 ? wake one : nothing to do
+//!  S3  park until woken
+//! ```
+//!
+//! | store | load that may miss it | why not both |
+//! |---|---|---|
+//! | W1 event, room, closed | S2 | one of the two fences comes first: either S2 sees W1 or W2 sees S1 |
+//! | S1 `sleepers` | W2 | as above |
+//!
+//! Readers sleep for events and publishers sleep for room by the same protocol.
+//! `tests/loom.rs` checks it, and that it fails without either fence.
+
+use crate::sync::{AtomicUsize, Exclusion, Ordering, store_load_fence};
+use std::cell::Cell;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+use std::time::Instant;
+use tokio::sync::Notify;
+
+/// How many are asleep, or about to be.
+#[derive(Debug)]
+pub struct Sleepers(AtomicUsize);
+
+impl Default for Sleepers {
+    fn default() -> Self {
+        Self(AtomicUsize::new(0))
+    }
+}
+
+impl Sleepers {
+    /// Step S1: announces a sleeper, who must look again before it parks.
+    pub fn arm<R: Exclusion>(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        store_load_fence::<R>();
+    }
+
+    /// Takes an announcement back.
+    pub fn disarm(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Step W2 after its fence: returns whether somebody must be woken.
+    #[inline]
+    pub fn any(&self) -> bool {
+        self.0.load(Ordering::Relaxed) != 0
+    }
+
+    /// Step W2 with its fence.
+    #[inline]
+    pub fn any_after_store<R: Exclusion>(&self) -> bool {
+        store_load_fence::<R>();
+        self.any()
+    }
+}
+
+/// Where the readers of one subscription sleep.
+#[derive(Default)]
+pub(crate) struct Gate {
+    pub(crate) sleepers: Sleepers,
+    notify: Arc<Notify>,
+    waker: OnceLock<Waker>,
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").field("sleepers", &self.sleepers).finish_non_exhaustive()
+    }
+}
+
+impl Gate {
+    /// Sends all wake-ups to `waker` from now on, for readers that live in a foreign event loop.
+    /// Returns false if there was one already.
+    pub(crate) fn set_waker(&self, waker: Waker) -> bool {
+        self.waker.set(waker).is_ok()
+    }
+
+    /// Wakes the reader that sleeps longest. Called without any lock.
+    pub(crate) fn wake_one(&self) {
+        match self.waker.get() {
+            Some(waker) => waker.wake_by_ref(),
+            None => self.notify.notify_one(),
+        }
+    }
+
+    /// Wakes every reader: the end is near.
+    pub(crate) fn wake_all(&self) {
+        match self.waker.get() {
+            Some(waker) => waker.wake_by_ref(),
+            None => self.notify.notify_waiters(),
+        }
+    }
+
+    pub(crate) fn notified(&self) -> tokio::sync::futures::Notified<'_> {
+        self.notify.notified()
+    }
+
+    pub(crate) fn notified_owned(&self) -> tokio::sync::futures::OwnedNotified {
+        self.notify.clone().notified_owned()
+    }
+}
+
+/// The most ready completions in a row on one thread before a task lets others run.
+const READY_RUN: u16 = 256;
+
+/// Suspends the task once in every 256 calls on one thread.
+pub(crate) async fn breathe() {
+    poll_fn(poll_breath).await;
+}
+
+/// As [`breathe`], polled.
+pub(crate) fn poll_breath(context: &mut Context<'_>) -> Poll<()> {
+    thread_local! {
+        static RUN: Cell<u16> = const { Cell::new(0) };
+    }
+    RUN.with(|run| {
+        if run.get() < READY_RUN {
+            run.set(run.get() + 1);
+            Poll::Ready(())
+        } else {
+            run.set(0);
+            context.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+}
+
+struct Unparker(Thread);
+
+impl Wake for Unparker {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+thread_local! {
+    static UNPARKER: Waker = Waker::from(Arc::new(Unparker(std::thread::current())));
+}
+
+/// Parks the thread until `future` is done or the deadline has passed; `None` if it passed.
+pub(crate) fn park_on<F: Future>(
+    mut future: Pin<&mut F>,
+    deadline: Option<Instant>,
+) -> Option<F::Output> {
+    park_until(deadline, |context| match future.as_mut().poll(context) {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => None,
+    })
+}
+
+/// Parks the thread until one of `futures` is done, and returns its place, or the deadline has
+/// passed.
+pub(crate) fn park_on_any<F: Future>(
+    futures: &mut [Pin<Box<F>>],
+    deadline: Option<Instant>,
+) -> Option<usize> {
+    park_until(deadline, |context| {
+        futures.iter_mut().position(|future| future.as_mut().poll(context).is_ready())
+    })
+}
+
+fn park_until<O>(
+    deadline: Option<Instant>,
+    mut poll: impl FnMut(&mut Context<'_>) -> Option<O>,
+) -> Option<O> {
+    UNPARKER.with(|waker| {
+        let mut context = Context::from_waker(waker);
+        loop {
+            if let Some(output) = poll(&mut context) {
+                return Some(output);
+            }
+            match deadline {
+                None => std::thread::park(),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return None;
+                    }
+                    std::thread::park_timeout(left);
+                }
+            }
+        }
+    })
+}

@@ -1,0 +1,407 @@
+//! What `recv()`, `recv_many()` and `publish_async()` return: one awaitable type, written against
+//! the C interface because the fast path (`am_send` finishing in the first step, without an
+//! exception and without a coroutine) has no PyO3 form.
+//!
+//! ```text
+//!  New ─► ready: Done            the await never suspends
+//!   └───► Waiting (own future) ─► New ...    woken: look again, the event is still queued
+//!   └───► Yielded ─► New         after 256 ready completions in a row, once
+//! ```
+//!
+//! An awaitable never holds an event, so throwing into it, closing it or dropping it loses none.
+
+use crate::bus::PublishTask;
+use crate::error;
+use crate::subscription::AsyncEventSubscription;
+use pyo3::exceptions::{PyRuntimeError, PyStopAsyncIteration, PyStopIteration};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyType;
+use std::ffi::{c_int, c_void};
+use std::ptr;
+
+/// Ready completions in a row after which the loop gets a turn.
+pub(crate) const READY_IN_A_ROW: u32 = 256;
+
+/// What an awaitable is for.
+pub(crate) enum Job {
+    /// One event; `Closed` at the end.
+    Recv(Py<AsyncEventSubscription>),
+    /// One event; `StopAsyncIteration` at the end.
+    Next(Py<AsyncEventSubscription>),
+    /// A list of up to so many events.
+    RecvMany(Py<AsyncEventSubscription>, usize),
+    Publish(Box<PublishTask>),
+    /// Nothing to wait for.
+    Ready(Py<PyAny>),
+}
+
+impl Job {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Recv(_) => "recv",
+            Self::Next(_) => "__anext__",
+            Self::RecvMany(..) => "recv_many",
+            Self::Publish(_) => "publish_async",
+            Self::Ready(_) => "ready",
+        }
+    }
+}
+
+/// What a job's step gave.
+pub(crate) enum Progress {
+    Done(Py<PyAny>),
+    /// Suspend on this future.
+    Wait(Py<PyAny>),
+    /// Let the loop have a turn.
+    Yield,
+}
+
+enum State {
+    New,
+    Waiting(Py<PyAny>),
+    Done,
+}
+
+#[repr(C)]
+struct Awaitable {
+    base: ffi::PyObject,
+    job: Job,
+    state: State,
+}
+
+/// Returns an awaitable that does `job`.
+#[inline]
+pub(crate) fn awaitable(py: Python<'_>, job: Job) -> PyResult<Py<PyAny>> {
+    let class = class(py)?.as_type_ptr();
+    // SAFETY: the type is a GC type of `Awaitable`'s size; the fields are written before anybody
+    // can see the object, which is untracked until it suspends.
+    unsafe {
+        let object = ffi::PyObject_GC_New::<Awaitable>(class);
+        if object.is_null() {
+            return Err(PyErr::fetch(py));
+        }
+        ptr::write(&raw mut (*object).job, job);
+        ptr::write(&raw mut (*object).state, State::New);
+        Ok(Bound::from_owned_ptr(py, object.cast()).unbind())
+    }
+}
+
+impl Awaitable {
+    #[inline]
+    fn step(&mut self, py: Python<'_>) -> PyResult<Progress> {
+        match std::mem::replace(&mut self.state, State::Done) {
+            State::New => {}
+            State::Waiting(future) => self.leave(py, &future),
+            State::Done => {
+                let name = self.job.name();
+                return Err(PyRuntimeError::new_err(format!("cannot await {name}() twice")));
+            }
+        }
+        let progress = match &mut self.job {
+            Job::Recv(subscription) => subscription.get().poll_one(py, error::closed),
+            Job::Next(subscription) => {
+                subscription.get().poll_one(py, || PyStopAsyncIteration::new_err(()))
+            }
+            Job::RecvMany(subscription, limit) => subscription.get().poll_many(py, *limit),
+            Job::Publish(task) => task.poll(py),
+            Job::Ready(value) => Ok(Progress::Done(value.clone_ref(py))),
+        }?;
+        match &progress {
+            Progress::Done(_) => {}
+            Progress::Wait(future) => self.state = State::Waiting(future.clone_ref(py)),
+            Progress::Yield => self.state = State::New,
+        }
+        Ok(progress)
+    }
+
+    /// Leaves the line in which the future stood.
+    fn leave(&mut self, py: Python<'_>, future: &Py<PyAny>) {
+        match &mut self.job {
+            Job::Recv(subscription) | Job::Next(subscription) | Job::RecvMany(subscription, _) => {
+                subscription.get().leave_line(py, future);
+            }
+            Job::Publish(task) => task.stop_waiting(py),
+            Job::Ready(_) => {}
+        }
+    }
+
+    /// Ends it from outside; whoever stands next in line is woken if there is something for it.
+    fn abandon(&mut self, py: Python<'_>) {
+        if let State::Waiting(future) = std::mem::replace(&mut self.state, State::Done) {
+            self.leave(py, &future);
+            match &self.job {
+                Job::Recv(subscription)
+                | Job::Next(subscription)
+                | Job::RecvMany(subscription, _) => subscription.get().wake_next(py),
+                Job::Publish(_) | Job::Ready(_) => {}
+            }
+        }
+        if let Job::Publish(task) = &mut self.job {
+            task.abandon(py);
+        }
+    }
+}
+
+/// Returns the object behind a slot's or method's `self`.
+///
+/// # Safety
+///
+/// `object` is an `Awaitable` and no other reference to its fields is alive.
+#[inline]
+unsafe fn this<'a>(object: *mut ffi::PyObject) -> &'a mut Awaitable {
+    // SAFETY: the caller's promise. Steps of one awaitable are never nested: a step that is
+    // running has state `Done`, so a nested one returns at once.
+    unsafe { &mut *object.cast() }
+}
+
+unsafe extern "C" fn am_send(
+    object: *mut ffi::PyObject,
+    _value: *mut ffi::PyObject,
+    result: *mut *mut ffi::PyObject,
+) -> ffi::PySendResult {
+    // SAFETY: the interpreter calls slots attached, with an object of the slot's type.
+    let py = unsafe { Python::assume_attached() };
+    // SAFETY: as above.
+    let progress = unsafe { this(object) }.step(py);
+    let (sent, value) = match progress {
+        Ok(Progress::Done(value)) => (ffi::PySendResult::PYGEN_RETURN, value.into_ptr()),
+        Ok(Progress::Wait(future)) => {
+            track(object);
+            (ffi::PySendResult::PYGEN_NEXT, future.into_ptr())
+        }
+        Ok(Progress::Yield) => (ffi::PySendResult::PYGEN_NEXT, py.None().into_ptr()),
+        Err(error) => {
+            error.restore(py);
+            (ffi::PySendResult::PYGEN_ERROR, ptr::null_mut())
+        }
+    };
+    // SAFETY: `result` is where the interpreter wants the value.
+    unsafe { *result = value };
+    sent
+}
+
+/// Shows a suspended awaitable to the garbage collector; a ready one never lives long enough.
+fn track(object: *mut ffi::PyObject) {
+    // SAFETY: the object is alive and of a GC type.
+    unsafe {
+        if ffi::PyObject_GC_IsTracked(object) == 0 {
+            ffi::PyObject_GC_Track(object.cast());
+        }
+    }
+}
+
+unsafe extern "C" fn iternext(object: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    let mut value = ptr::null_mut();
+    // SAFETY: the arguments are those of the slot.
+    match unsafe { am_send(object, ptr::null_mut(), &raw mut value) } {
+        ffi::PySendResult::PYGEN_RETURN => {
+            // SAFETY: slots are called attached, and `am_send` returned an owned reference.
+            unsafe {
+                let py = Python::assume_attached();
+                let value = Bound::from_owned_ptr(py, value);
+                // An instance is made first: a bare tuple would be taken for its arguments.
+                match py.get_type::<PyStopIteration>().call1((value,)) {
+                    Ok(stop) => PyErr::from_value(stop).restore(py),
+                    Err(error) => error.restore(py),
+                }
+            }
+            ptr::null_mut()
+        }
+        _ => value,
+    }
+}
+
+unsafe extern "C" fn send(
+    object: *mut ffi::PyObject,
+    _value: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    // SAFETY: methods are called like slots.
+    unsafe { iternext(object) }
+}
+
+unsafe extern "C" fn throw(
+    object: *mut ffi::PyObject,
+    arguments: *mut *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+) -> *mut ffi::PyObject {
+    // SAFETY: methods are called attached; `arguments` has `count` borrowed references.
+    unsafe {
+        let py = Python::assume_attached();
+        this(object).abandon(py);
+        let argument = |index: isize| {
+            (index < count).then(|| Bound::from_borrowed_ptr(py, *arguments.offset(index)))
+        };
+        let error = match (argument(0), argument(1)) {
+            (Some(class), value) if class.is_instance_of::<PyType>() => {
+                let value = value.filter(|value| !value.is_none());
+                let made = match value {
+                    Some(value) if value.is_instance(&class).unwrap_or(false) => Ok(value),
+                    Some(value) => class.call1((value,)),
+                    None => class.call0(),
+                };
+                made.map_or_else(|error| error, PyErr::from_value)
+            }
+            (Some(value), _) => PyErr::from_value(value),
+            (None, _) => pyo3::exceptions::PyTypeError::new_err("throw() needs an exception"),
+        };
+        error.restore(py);
+        ptr::null_mut()
+    }
+}
+
+unsafe extern "C" fn close(
+    object: *mut ffi::PyObject,
+    _nothing: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    // SAFETY: methods are called attached, with an object of the type.
+    unsafe {
+        let py = Python::assume_attached();
+        this(object).abandon(py);
+        py.None().into_ptr()
+    }
+}
+
+unsafe extern "C" fn itself(object: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    // SAFETY: the object is alive.
+    unsafe { ffi::Py_NewRef(object) }
+}
+
+unsafe extern "C" fn name(object: *mut ffi::PyObject, _: *mut c_void) -> *mut ffi::PyObject {
+    // SAFETY: getters are called attached, with an object of the type.
+    unsafe {
+        let py = Python::assume_attached();
+        pyo3::types::PyString::new(py, this(object).job.name()).into_ptr()
+    }
+}
+
+unsafe extern "C" fn traverse(
+    object: *mut ffi::PyObject,
+    visit: ffi::visitproc,
+    arg: *mut c_void,
+) -> c_int {
+    // SAFETY: the collector passes a live object and its own `visit`; nothing is changed here.
+    unsafe {
+        let awaitable = &*object.cast::<Awaitable>();
+        let mut seen = [ptr::null_mut(); 4];
+        seen[0] = ffi::Py_TYPE(object).cast();
+        if let State::Waiting(future) = &awaitable.state {
+            seen[1] = future.as_ptr();
+        }
+        match &awaitable.job {
+            Job::Recv(subscription) | Job::Next(subscription) | Job::RecvMany(subscription, _) => {
+                seen[2] = subscription.as_ptr();
+            }
+            Job::Publish(task) => [seen[2], seen[3]] = task.references(),
+            Job::Ready(value) => seen[2] = value.as_ptr(),
+        }
+        for reference in seen.into_iter().filter(|reference| !reference.is_null()) {
+            let stop = visit(reference, arg);
+            if stop != 0 {
+                return stop;
+            }
+        }
+        0
+    }
+}
+
+unsafe extern "C" fn dealloc(object: *mut ffi::PyObject) {
+    // SAFETY: the last reference is gone, so the fields are dropped here and only here.
+    unsafe {
+        let py = Python::assume_attached();
+        ffi::PyObject_GC_UnTrack(object.cast());
+        // Leaving the line may run Python code, which must not see the caller's exception.
+        if !matches!((*object.cast::<Awaitable>()).state, State::Done | State::New)
+            || matches!((*object.cast::<Awaitable>()).job, Job::Publish(_))
+        {
+            let pending = PyErr::take(py);
+            this(object).abandon(py);
+            if let Some(pending) = pending {
+                pending.restore(py);
+            }
+        }
+        let class = ffi::Py_TYPE(object);
+        ptr::drop_in_place(&raw mut (*object.cast::<Awaitable>()).job);
+        ptr::drop_in_place(&raw mut (*object.cast::<Awaitable>()).state);
+        ffi::PyObject_GC_Del(object.cast());
+        ffi::Py_DECREF(class.cast());
+    }
+}
+
+/// Returns the type, made on first use.
+#[inline]
+fn class(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
+    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    CLASS.get_or_try_init(py, || make_class(py)).map(|class| class.bind(py))
+}
+
+fn make_class(py: Python<'_>) -> PyResult<Py<PyType>> {
+    fn slot(slot: c_int, function: *mut c_void) -> ffi::PyType_Slot {
+        ffi::PyType_Slot { slot, pfunc: function }
+    }
+    let methods = Box::leak(Box::new([
+        ffi::PyMethodDef {
+            ml_name: c"send".as_ptr(),
+            ml_meth: ffi::PyMethodDefPointer { PyCFunction: send },
+            ml_flags: ffi::METH_O,
+            ml_doc: c"Resumes the awaitable.".as_ptr(),
+        },
+        ffi::PyMethodDef {
+            ml_name: c"throw".as_ptr(),
+            ml_meth: ffi::PyMethodDefPointer { PyCFunctionFast: throw },
+            ml_flags: ffi::METH_FASTCALL,
+            ml_doc: c"Ends the awaitable with an exception; no event is lost.".as_ptr(),
+        },
+        ffi::PyMethodDef {
+            ml_name: c"close".as_ptr(),
+            ml_meth: ffi::PyMethodDefPointer { PyCFunction: close },
+            ml_flags: ffi::METH_NOARGS,
+            ml_doc: c"Ends the awaitable; no event is lost.".as_ptr(),
+        },
+        ffi::PyMethodDef::zeroed(),
+    ]));
+    let getter = |field: &'static std::ffi::CStr| ffi::PyGetSetDef {
+        name: field.as_ptr(),
+        get: Some(name),
+        set: None,
+        doc: ptr::null(),
+        closure: ptr::null_mut(),
+    };
+    let getters = Box::leak(Box::new([
+        getter(c"__name__"),
+        getter(c"__qualname__"),
+        ffi::PyGetSetDef {
+            name: ptr::null(),
+            get: None,
+            set: None,
+            doc: ptr::null(),
+            closure: ptr::null_mut(),
+        },
+    ]));
+    let mut slots = [
+        slot(ffi::Py_am_await, itself as *mut c_void),
+        slot(ffi::Py_am_send, am_send as *mut c_void),
+        slot(ffi::Py_tp_iter, itself as *mut c_void),
+        slot(ffi::Py_tp_iternext, iternext as *mut c_void),
+        slot(ffi::Py_tp_methods, methods.as_mut_ptr().cast()),
+        slot(ffi::Py_tp_getset, getters.as_mut_ptr().cast()),
+        slot(ffi::Py_tp_traverse, traverse as *mut c_void),
+        slot(ffi::Py_tp_dealloc, dealloc as *mut c_void),
+        slot(0, ptr::null_mut()),
+    ];
+    let mut spec = ffi::PyType_Spec {
+        name: c"tickbus._core._Awaitable".as_ptr(),
+        basicsize: size_of::<Awaitable>() as c_int,
+        itemsize: 0,
+        flags: (ffi::Py_TPFLAGS_DEFAULT
+            | ffi::Py_TPFLAGS_HAVE_GC
+            | ffi::Py_TPFLAGS_DISALLOW_INSTANTIATION) as _,
+        slots: slots.as_mut_ptr(),
+    };
+    // SAFETY: the specification describes `Awaitable`; methods and getters live for ever.
+    unsafe {
+        let class = ffi::PyType_FromSpec(&raw mut spec);
+        Ok(Bound::from_owned_ptr_or_err(py, class)?.cast_into::<PyType>()?.unbind())
+    }
+}

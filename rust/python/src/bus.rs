@@ -1,0 +1,760 @@
+//! `EventBus`: publishing Python objects, and making subscriptions.
+
+use crate::awaitable::{Job, Progress, awaitable};
+use crate::error;
+use crate::gil::{Gil, GilCell};
+use crate::loop_bridge::{LoopBridge, Signal, Wakeable, on_a_loop, resolve, running_loop, settle};
+use crate::process::Process;
+use crate::slab::{Handle, Slab};
+use crate::subscription::{AsyncEventSubscription, EventSubscription, Inner, SIGNAL_SLICE, Streak};
+use crate::warnings;
+use pyo3::exceptions::PyTypeError;
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Instant;
+use tickbus::{
+    Backend, BackpressureConfig, Bus, BusConfig, OnLag, Patience, Pattern, Policy, Publication,
+    PublishError, Shared, SubscribeOptions, Topic as CoreTopic, WeakBus,
+};
+use tokio::sync::futures::OwnedNotified;
+
+type Core = Bus<Handle, Gil>;
+
+/// A topic known to a bus: publishing on it is cheaper than on its name.
+#[pyclass(frozen, module = "tickbus._core")]
+#[derive(Debug)]
+pub(crate) struct Topic(CoreTopic);
+
+#[pymethods]
+impl Topic {
+    /// The topic's name.
+    #[getter]
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("Topic({:?})", self.0.name())
+    }
+}
+
+/// Names seen lately, by their hash: a direct-mapped cache in front of the bus's table.
+#[derive(Debug, Default)]
+struct TopicCache(Vec<Option<(isize, Arc<CoreTopic>)>>);
+
+const CACHED_TOPICS: usize = 4_096;
+
+/// Buses that are alive, to be closed at exit.
+static BUSES: GilCell<Vec<WeakBus<Handle, Gil>>> = GilCell::new(Vec::new());
+
+/// A subscription's numbers as `tickbus._metrics` reads them.
+type MetricsRow =
+    (u64, Option<String>, &'static str, usize, u64, u64, u64, (u64, u64, u64, u64, u64), bool);
+
+/// Closes every bus, so that threads that wait inside can leave before the interpreter ends.
+#[pyfunction]
+pub(crate) fn _close_all(py: Python<'_>) {
+    let buses = BUSES.with(std::mem::take);
+    for bus in buses.iter().filter_map(WeakBus::upgrade) {
+        bus.close();
+        settle(py);
+    }
+}
+
+/// Carries Python objects by reference. `tickbus.EventBus` is its public face.
+#[pyclass(frozen, subclass, weakref, module = "tickbus._core")]
+#[derive(Debug)]
+pub(crate) struct EventBus {
+    /// Declared first: its handles end before the slab may.
+    core: Core,
+    slab: Py<Slab>,
+    topics: GilCell<TopicCache>,
+    ready_in_a_row: Streak,
+    process: Process,
+    /// Whether a publish on a loop's thread that had no room was already reported.
+    warned_on_loop: AtomicBool,
+}
+
+#[pymethods]
+impl EventBus {
+    #[new]
+    #[pyo3(
+        signature = (capacity = None, backpressure = None, *, backend, max_topics = None),
+        text_signature = "(capacity=10000, backpressure=None, *, backend, max_topics=65536)"
+    )]
+    fn new(
+        py: Python<'_>,
+        capacity: Option<&Bound<'_, PyAny>>,
+        backpressure: Option<&Bound<'_, PyAny>>,
+        backend: &str,
+        max_topics: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        let backend: Backend = backend.parse().map_err(|error| error::config(&error))?;
+        let mut config = BusConfig::default();
+        if let Some(capacity) = capacity {
+            config.capacity = error::count("capacity", capacity)?;
+        }
+        if let Some(backpressure) = backpressure {
+            config.backpressure = backpressure_config(backpressure)?;
+        }
+        if let Some(max_topics) = max_topics {
+            config.max_topics = error::count("max_topics", max_topics)?;
+        }
+        let core = Core::new(backend, config).map_err(|error| error::config(&error))?;
+        if config.backpressure.warn_threshold.is_some() {
+            core.on_warning(warnings::push);
+        }
+        let weak = core.downgrade();
+        BUSES.with(|buses| {
+            buses.retain(WeakBus::is_alive);
+            buses.push(weak);
+        });
+        Ok(Self {
+            core,
+            slab: Py::new(py, Slab::new())?,
+            topics: GilCell::default(),
+            ready_in_a_row: Streak::default(),
+            process: Process::current(),
+            warned_on_loop: AtomicBool::new(false),
+        })
+    }
+
+    /// The name of the backend.
+    #[getter]
+    fn backend(&self) -> &'static str {
+        self.core.backend().name()
+    }
+
+    /// The default capacity of a subscription in events, a power of two.
+    #[getter]
+    fn capacity(&self) -> usize {
+        self.core.capacity()
+    }
+
+    /// Whether the bus was closed.
+    #[getter]
+    fn closed(&self) -> bool {
+        self.core.is_closed()
+    }
+
+    /// The bus's number, unique in the process.
+    #[getter]
+    fn id(&self) -> u64 {
+        self.core.id()
+    }
+
+    /// Publishes an event and returns how many matching subscriptions took it.
+    ///
+    /// Waits at most `max_block_duration` for subscriptions whose policy is `block`, with the
+    /// global interpreter lock released; on a thread that runs an event loop it does not wait.
+    ///
+    /// Args:
+    ///     event: Any object but `None`.
+    ///     topic: A name such as "trades.BTCUSDT", or a `Topic`; without one only subscriptions
+    ///         without a pattern get the event.
+    ///
+    /// Raises:
+    ///     Full: A `reject` subscription has no room; nobody has the event.
+    ///     Closed: The bus is closed; nobody has the event.
+    ///     ConfigError: The topic is not a topic's name, or one too many.
+    ///     TypeError: The event is `None`.
+    #[pyo3(signature = (event, topic = None))]
+    fn publish(
+        &self,
+        py: Python<'_>,
+        event: Py<PyAny>,
+        topic: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<usize> {
+        self.publish_until(py, event, topic, &mut None)
+    }
+
+    /// Publishes an event, waiting at most `timeout` seconds for subscriptions whose policy is
+    /// `block` or `reject`.
+    ///
+    /// Raises:
+    ///     PublishTimeout: A `reject` subscription still had no room; nobody has the event.
+    ///     Closed: The bus is closed; nobody has the event.
+    ///     RuntimeError: The thread runs an event loop; nobody has the event.
+    #[pyo3(signature = (event, timeout, topic = None))]
+    fn publish_timeout(
+        &self,
+        py: Python<'_>,
+        event: Py<PyAny>,
+        timeout: f64,
+        topic: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<usize> {
+        let timeout = error::duration("timeout", timeout)?;
+        if on_a_loop(py)? {
+            return Err(error::on_a_loop("publish_timeout()", "publish_async()"));
+        }
+        let topic = self.resolve(py, topic)?;
+        let handle = self.insert(py, event)?;
+        let mut publication = self.core.publication(handle, topic.as_deref(), true);
+        let deadline = Instant::now() + timeout;
+        let result = wait_for_room(py, &mut publication, deadline);
+        drop(publication);
+        self.finish(py, result)
+    }
+
+    /// Publishes events in order, with one patience for all, and returns how many.
+    ///
+    /// The iterable is read to its end before anything is published.
+    ///
+    /// Raises:
+    ///     Full, Closed: As `publish`; `.accepted` says how many were published before.
+    #[pyo3(signature = (events, topic = None))]
+    fn publish_many(
+        &self,
+        py: Python<'_>,
+        events: &Bound<'_, PyAny>,
+        topic: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<usize> {
+        let events: Vec<Py<PyAny>> =
+            events.try_iter()?.map(|event| event.map(Bound::unbind)).collect::<PyResult<_>>()?;
+        if events.iter().any(|event| event.is_none(py)) {
+            return Err(none_is_no_event());
+        }
+        let mut deadline = None;
+        let mut accepted = 0;
+        for event in events {
+            match self.publish_until(py, event, topic, &mut deadline) {
+                Ok(_) => accepted += 1,
+                Err(error) => {
+                    if error.is_instance_of::<error::Full>(py)
+                        || error.is_instance_of::<error::Closed>(py)
+                    {
+                        error.value(py).setattr(intern!(py, "accepted"), accepted)?;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(accepted)
+    }
+
+    /// Returns an awaitable that publishes an event and gives the number of subscriptions that
+    /// took it. It waits its turn while the loop runs, at most `max_block_duration`. Cancelled,
+    /// nobody has the event.
+    ///
+    /// Raises:
+    ///     PublishTimeout: A `reject` subscription still had no room; nobody has the event.
+    ///     Closed: The bus is closed; nobody has the event.
+    #[pyo3(signature = (event, topic = None))]
+    fn publish_async(
+        slf: &Bound<'_, Self>,
+        event: Py<PyAny>,
+        topic: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Py<PyAny>> {
+        let py = slf.py();
+        let bus = slf.get();
+        let topic = bus.resolve(py, topic)?;
+        let handle = bus.insert(py, event)?;
+        let publication = bus.core.owned_publication(handle, topic.as_deref(), true);
+        let task = PublishTask {
+            publication: Some(publication),
+            bus: slf.clone().unbind(),
+            deadline: None,
+            sleep: None,
+        };
+        awaitable(py, Job::Publish(Box::new(task)))
+    }
+
+    /// Returns the named topic; publishing on it looks nothing up.
+    ///
+    /// Raises:
+    ///     ConfigError: The name is no topic's, or the bus knows `max_topics` already.
+    fn topic(&self, name: &str) -> PyResult<Topic> {
+        self.core.topic(name).map(Topic).map_err(|error| error::config(&error))
+    }
+
+    /// Returns a subscription read by threads.
+    ///
+    /// Args:
+    ///     pattern: The topics it wants, "trades.*" or "trades.>"; `None` wants everything.
+    ///     capacity: The most events it holds, rounded up to 2^n; `None` is the bus's.
+    ///     policy: block, reject, drop_newest or drop_oldest; `None` is the bus's.
+    ///     on_lag: Whether missed events are told by `Lagged` ("raise") or only counted ("count").
+    ///
+    /// Raises:
+    ///     ConfigError: The backend cannot keep what was asked for.
+    ///     Closed: The bus is closed.
+    #[pyo3(signature = (pattern = None, capacity = None, *, policy = None, on_lag = "raise"))]
+    fn subscribe(
+        &self,
+        py: Python<'_>,
+        pattern: Option<&str>,
+        capacity: Option<&Bound<'_, PyAny>>,
+        policy: Option<&str>,
+        on_lag: &str,
+    ) -> PyResult<EventSubscription> {
+        self.join(py, pattern, capacity, policy, on_lag).map(EventSubscription::new)
+    }
+
+    /// Returns a subscription read by tasks of an event loop; the arguments are `subscribe`'s.
+    ///
+    /// Raises:
+    ///     ConfigError: The backend cannot keep what was asked for.
+    ///     Closed: The bus is closed.
+    #[pyo3(signature = (pattern = None, capacity = None, *, policy = None, on_lag = "raise"))]
+    fn subscribe_async(
+        &self,
+        py: Python<'_>,
+        pattern: Option<&str>,
+        capacity: Option<&Bound<'_, PyAny>>,
+        policy: Option<&str>,
+        on_lag: &str,
+    ) -> PyResult<Py<AsyncEventSubscription>> {
+        AsyncEventSubscription::create(py, self.join(py, pattern, capacity, policy, on_lag)?)
+    }
+
+    /// Ends publishing at once; readers first read what is pending. Again does nothing.
+    fn close(&self, py: Python<'_>) {
+        self.core.close();
+        settle(py);
+        self.slab.get().bury();
+    }
+
+    fn _metrics(&self) -> (u64, u64, Vec<MetricsRow>) {
+        let metrics = self.core.metrics();
+        let rows = metrics.subscriptions.into_iter().map(|row| {
+            let tickbus::Dropped { overwritten, refused, block_expired, conflated, closed } =
+                row.dropped;
+            (
+                row.id,
+                row.pattern,
+                row.policy.name(),
+                row.capacity,
+                row.pending,
+                row.offered,
+                row.delivered,
+                (overwritten, refused, block_expired, conflated, closed),
+                row.exact,
+            )
+        });
+        (metrics.total_published, metrics.total_dropped, rows.collect())
+    }
+
+    fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
+        let core = &slf.get().core;
+        Ok(format!(
+            "<{} id={} backend={} capacity={}{}>",
+            slf.get_type().name()?,
+            core.id(),
+            core.backend().name(),
+            core.capacity(),
+            if core.is_closed() { " closed" } else { "" },
+        ))
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    #[pyo3(signature = (exc_type, exc_value, traceback, /))]
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        exc_type: &Bound<'_, PyAny>,
+        exc_value: &Bound<'_, PyAny>,
+        traceback: &Bound<'_, PyAny>,
+    ) {
+        let _ = (exc_type, exc_value, traceback);
+        self.close(py);
+    }
+
+    fn __aenter__(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        awaitable(py, Job::Ready(slf.into_any()))
+    }
+
+    #[pyo3(signature = (exc_type, exc_value, traceback, /))]
+    fn __aexit__(
+        &self,
+        py: Python<'_>,
+        exc_type: &Bound<'_, PyAny>,
+        exc_value: &Bound<'_, PyAny>,
+        traceback: &Bound<'_, PyAny>,
+    ) -> PyResult<Py<PyAny>> {
+        let _ = (exc_type, exc_value, traceback);
+        self.close(py);
+        awaitable(py, Job::Ready(py.None()))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.slab)
+    }
+}
+
+impl EventBus {
+    #[inline]
+    fn insert(&self, py: Python<'_>, event: Py<PyAny>) -> PyResult<Handle> {
+        self.process.check()?;
+        if event.is_none(py) {
+            return Err(none_is_no_event());
+        }
+        Ok(self.slab.get().insert(event))
+    }
+
+    #[inline]
+    fn publish_until(
+        &self,
+        py: Python<'_>,
+        event: Py<PyAny>,
+        topic: Option<&Bound<'_, PyAny>>,
+        deadline: &mut Option<Instant>,
+    ) -> PyResult<usize> {
+        let topic = self.resolve(py, topic)?;
+        let handle = self.insert(py, event)?;
+        let mut publication = self.core.publication(handle, topic.as_deref(), false);
+        let result = match publication.poll(Patience::Left) {
+            Ok(Some(taken)) => Ok(taken),
+            Ok(None) => self.wait_as_configured(py, &mut publication, deadline),
+            Err(error) => Err(Failure::Publish(error)),
+        };
+        drop(publication);
+        self.finish(py, result)
+    }
+
+    /// Waits as a plain `publish` may: not at all where an event loop would stand still.
+    #[cold]
+    fn wait_as_configured(
+        &self,
+        py: Python<'_>,
+        publication: &mut Publication<&Shared<Handle, Gil>, Handle, Gil>,
+        deadline: &mut Option<Instant>,
+    ) -> Result<usize, Failure> {
+        if on_a_loop(py).map_err(Failure::Interrupted)? {
+            let taken = publication.poll(Patience::Spent)?.unwrap_or_default();
+            if !self.warned_on_loop.swap(true, Ordering::Relaxed) {
+                warn_on_loop(py, self.core.id());
+            }
+            return Ok(taken);
+        }
+        let patience = self.core.backpressure().max_block_duration;
+        let deadline = *deadline.get_or_insert_with(|| Instant::now() + patience);
+        wait_for_room(py, publication, deadline)
+    }
+
+    /// What is done after every publication, with the core out of the way.
+    #[inline]
+    fn finish(&self, py: Python<'_>, result: Result<usize, Failure>) -> PyResult<usize> {
+        let result = result.map_err(|failure| failure.into_error(py));
+        settle(py);
+        self.slab.get().bury();
+        result
+    }
+
+    #[inline]
+    fn resolve(
+        &self,
+        py: Python<'_>,
+        topic: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Option<ResolvedTopic>> {
+        match topic {
+            None => Ok(None),
+            Some(topic) => self.resolve_some(py, topic).map(Some),
+        }
+    }
+
+    fn resolve_some(&self, py: Python<'_>, topic: &Bound<'_, PyAny>) -> PyResult<ResolvedTopic> {
+        if let Ok(topic) = topic.cast_exact::<Topic>() {
+            return match topic.get().0.bus() == self.core.id() {
+                true => Ok(ResolvedTopic::Object(topic.clone().unbind())),
+                false => Err(error::ConfigError::new_err(format!(
+                    "topic {:?} belongs to another bus; make it with topic() of this one",
+                    topic.get().0.name()
+                ))),
+            };
+        }
+        let name = topic.cast::<PyString>().map_err(|_| {
+            PyTypeError::new_err(format!("topic was {topic:?}; it must be a str, a Topic or None"))
+        })?;
+        let text = name.to_str()?;
+        // Text hashes by its content, whatever a subclass says.
+        let hash = match name.is_exact_instance_of::<PyString>() {
+            true => name.hash()?,
+            false => PyString::new(py, text).hash()?,
+        };
+        let place = hash as usize % CACHED_TOPICS;
+        let cached = self.topics.with(|cache| match cache.0.get(place) {
+            Some(Some((known, topic))) if *known == hash && topic.name() == text => {
+                Some(topic.clone())
+            }
+            _ => None,
+        });
+        if let Some(topic) = cached {
+            return Ok(ResolvedTopic::Name(topic));
+        }
+        let topic = Arc::new(self.topic(text)?.0);
+        self.topics.with(|cache| {
+            if cache.0.is_empty() {
+                cache.0.resize(CACHED_TOPICS, None);
+            }
+            cache.0[place] = Some((hash, topic.clone()));
+        });
+        Ok(ResolvedTopic::Name(topic))
+    }
+
+    fn join(
+        &self,
+        py: Python<'_>,
+        pattern: Option<&str>,
+        capacity: Option<&Bound<'_, PyAny>>,
+        policy: Option<&str>,
+        on_lag: &str,
+    ) -> PyResult<Inner> {
+        self.process.check()?;
+        let config = |error| error::config(&error);
+        let on_lag = match on_lag {
+            "raise" => OnLag::Raise,
+            "count" => OnLag::Count,
+            other => {
+                return Err(error::ConfigError::new_err(format!(
+                    "on_lag was {other:?}; it must be \"raise\" or \"count\""
+                )));
+            }
+        };
+        let options = SubscribeOptions {
+            pattern: pattern.map(Pattern::new).transpose().map_err(config)?,
+            capacity: capacity.map(|capacity| error::count("capacity", capacity)).transpose()?,
+            policy: policy.map(str::parse::<Policy>).transpose().map_err(config)?,
+            on_lag,
+        };
+        let core = self.core.subscribe_with(options).map_err(|error| error::subscribe(&error))?;
+        Ok(Inner { core, slab: self.slab.clone_ref(py), on_lag, process: self.process })
+    }
+}
+
+enum ResolvedTopic {
+    Object(Py<Topic>),
+    Name(Arc<CoreTopic>),
+}
+
+impl std::ops::Deref for ResolvedTopic {
+    type Target = CoreTopic;
+
+    fn deref(&self) -> &CoreTopic {
+        match self {
+            Self::Object(topic) => &topic.get().0,
+            Self::Name(topic) => topic,
+        }
+    }
+}
+
+/// Why a publication ended without having been published.
+enum Failure {
+    Publish(PublishError<Handle>),
+    /// A signal handler raised, or Python failed otherwise.
+    Interrupted(PyErr),
+}
+
+impl From<PublishError<Handle>> for Failure {
+    fn from(error: PublishError<Handle>) -> Self {
+        Self::Publish(error)
+    }
+}
+
+impl Failure {
+    #[cold]
+    fn into_error(self, py: Python<'_>) -> PyErr {
+        match self {
+            Self::Publish(error) => error::publish(py, error),
+            Self::Interrupted(error) => error,
+        }
+    }
+}
+
+/// Publishes, parking the thread without the global interpreter lock while there is no room.
+#[cold]
+fn wait_for_room(
+    py: Python<'_>,
+    publication: &mut Publication<&Shared<Handle, Gil>, Handle, Gil>,
+    deadline: Instant,
+) -> Result<usize, Failure> {
+    loop {
+        let now = Instant::now();
+        let patience = if now >= deadline { Patience::Spent } else { Patience::Left };
+        if let Some(taken) = publication.poll(patience)? {
+            return Ok(taken);
+        }
+        settle(py);
+        let until = deadline.min(now + SIGNAL_SLICE);
+        let parked = &*publication;
+        py.detach(|| parked.park(Some(until)));
+        py.check_signals().map_err(Failure::Interrupted)?;
+    }
+}
+
+#[cold]
+fn warn_on_loop(py: Python<'_>, bus: u64) {
+    let logged = py.import("logging").and_then(|logging| {
+        logging.call_method1("getLogger", ("tickbus",))?.call_method1(
+            "warning",
+            (
+                "bus %d had no room for a publish() on the thread of a running event loop, which \
+                 never waits there: await publish_async() instead (reported once per bus)",
+                bus,
+            ),
+        )
+    });
+    if let Err(error) = logged {
+        error.write_unraisable(py, None);
+    }
+}
+
+#[cold]
+fn none_is_no_event() -> PyErr {
+    PyTypeError::new_err("event was None; publish any other object: None means \"no event\"")
+}
+
+fn backpressure_config(config: &Bound<'_, PyAny>) -> PyResult<BackpressureConfig> {
+    let py = config.py();
+    let seconds = config.getattr(intern!(py, "max_block_duration"))?.extract()?;
+    Ok(BackpressureConfig {
+        drop_oldest: config.getattr(intern!(py, "drop_oldest"))?.extract()?,
+        warn_threshold: config.getattr(intern!(py, "warn_threshold"))?.extract()?,
+        max_block_duration: error::duration("max_block_duration", seconds)?,
+    })
+}
+
+type OwnedPublication = Publication<Arc<Shared<Handle, Gil>>, Handle, Gil>;
+
+/// An event being published by a task.
+pub(crate) struct PublishTask {
+    /// Declared first: its handle ends before the bus, which holds the slab, may.
+    publication: Option<OwnedPublication>,
+    bus: Py<EventBus>,
+    deadline: Option<Instant>,
+    sleep: Option<Sleep>,
+}
+
+/// A task waiting for room.
+struct Sleep {
+    /// The place in line; it holds the waker as long as it is kept.
+    _notified: Pin<Box<OwnedNotified>>,
+    waking: Arc<Waking>,
+    timer: Py<PyAny>,
+}
+
+/// Resolves the future of one task that waits for room.
+struct Waking {
+    future: Py<PyAny>,
+    signal: Arc<Signal>,
+}
+
+impl Wake for Waking {
+    fn wake(self: Arc<Self>) {
+        self.signal.clone().schedule(self);
+    }
+}
+
+impl Wakeable for Waking {
+    fn resolve(&self, py: Python<'_>) {
+        resolve(py, &self.future);
+    }
+}
+
+impl PublishTask {
+    pub(crate) fn poll(&mut self, py: Python<'_>) -> PyResult<Progress> {
+        let bus = self.bus.get();
+        if self.deadline.is_none() && bus.ready_in_a_row.is_over() {
+            return Ok(Progress::Yield);
+        }
+        let Some(publication) = &mut self.publication else {
+            return Err(pyo3::exceptions::PyRuntimeError::new_err(
+                "this publish_async() was ended before",
+            ));
+        };
+        loop {
+            let expired = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            let patience = if expired { Patience::Spent } else { Patience::Left };
+            let result = match publication.poll(patience) {
+                Ok(Some(taken)) => Ok(taken),
+                Ok(None) => {
+                    settle(py);
+                    let event_loop = running_loop(py)?;
+                    let bridge = LoopBridge::of(&event_loop)?;
+                    bridge.get().runs_here();
+                    let signal = bridge.get().signal.clone();
+                    let patience = bus.core.backpressure().max_block_duration;
+                    let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + patience);
+                    let Some(sleep) = Sleep::start(publication, &event_loop, signal, deadline)?
+                    else {
+                        continue;
+                    };
+                    let future = sleep.waking.future.clone_ref(py);
+                    self.sleep = Some(sleep);
+                    bus.ready_in_a_row.interrupt();
+                    return Ok(Progress::Wait(future));
+                }
+                Err(error) => Err(Failure::Publish(error)),
+            };
+            self.publication = None;
+            let taken = bus.finish(py, result)?;
+            return Ok(Progress::Done(taken.into_pyobject(py)?.into_any().unbind()));
+        }
+    }
+
+    pub(crate) fn stop_waiting(&mut self, py: Python<'_>) {
+        if let Some(sleep) = self.sleep.take() {
+            // Cancelling a timer of a closed loop fails; it will not ring either.
+            let _ = sleep.timer.call_method0(py, intern!(py, "cancel"));
+        }
+    }
+
+    /// Ends it: nobody has the event.
+    pub(crate) fn abandon(&mut self, py: Python<'_>) {
+        self.stop_waiting(py);
+        if self.publication.take().is_some() {
+            settle(py);
+            self.bus.get().slab.get().bury();
+        }
+    }
+
+    /// Returns what the garbage collector must see.
+    pub(crate) fn references(&self) -> [*mut pyo3::ffi::PyObject; 2] {
+        let timer = self.sleep.as_ref().map_or(std::ptr::null_mut(), |s| s.timer.as_ptr());
+        [self.bus.as_ptr(), timer]
+    }
+}
+
+impl Sleep {
+    /// Prepares to sleep until there may be room; `None` if that is already the case.
+    fn start(
+        publication: &OwnedPublication,
+        event_loop: &Bound<'_, PyAny>,
+        signal: Arc<Signal>,
+        deadline: Instant,
+    ) -> PyResult<Option<Self>> {
+        let py = event_loop.py();
+        let Some(notify) = publication.notify() else { return Ok(None) };
+        let future = event_loop.call_method0(intern!(py, "create_future"))?;
+        future.setattr(intern!(py, "_asyncio_future_blocking"), true)?;
+        let left = deadline.saturating_duration_since(Instant::now()).as_secs_f64();
+        let ring = pyo3::wrap_pyfunction!(_resolve, py)?;
+        let timer =
+            event_loop.call_method1(intern!(py, "call_later"), (left, ring, &future))?.unbind();
+        let waking = Arc::new(Waking { future: future.unbind(), signal });
+        let mut notified = Box::pin(notify.clone().notified_owned());
+        let waker = Waker::from(waking.clone());
+        match notified.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(()) => {
+                timer.call_method0(py, intern!(py, "cancel"))?;
+                Ok(None)
+            }
+            Poll::Pending => Ok(Some(Self { _notified: notified, waking, timer })),
+        }
+    }
+}
+
+/// Resolves a future unless it is done: the timer of a task that waits for room.
+#[pyfunction]
+fn _resolve(py: Python<'_>, future: Py<PyAny>) {
+    resolve(py, &future);
+}

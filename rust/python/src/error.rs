@@ -1,0 +1,90 @@
+//! Maps the core's errors to the tree in `tickbus.errors`.
+
+use crate::slab::Handle;
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::import_exception;
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+use tickbus::{Lagged as CoreLagged, PublishError, SubscribeError};
+
+import_exception!(tickbus.errors, Closed);
+import_exception!(tickbus.errors, ConfigError);
+import_exception!(tickbus.errors, ForkedError);
+import_exception!(tickbus.errors, Full);
+import_exception!(tickbus.errors, Lagged);
+import_exception!(tickbus.errors, PublishTimeout);
+import_exception!(tickbus.errors, ReceiveTimeout);
+import_exception!(tickbus.errors, WrongLoop);
+
+#[cold]
+pub(crate) fn config(error: &tickbus::ConfigError) -> PyErr {
+    ConfigError::new_err(error.to_string())
+}
+
+#[cold]
+pub(crate) fn subscribe(error: &SubscribeError) -> PyErr {
+    match error {
+        SubscribeError::Config(error) => config(error),
+        error => Closed::new_err(error.to_string()),
+    }
+}
+
+/// The event inside is dropped: the caller of a Python `publish` still has it.
+#[cold]
+pub(crate) fn publish(py: Python<'_>, error: PublishError<Handle>) -> PyErr {
+    let message = error.to_string();
+    let ids = |ids: &[u64]| PyTuple::new(py, ids).map(Bound::unbind);
+    match &error {
+        PublishError::Full { subscriptions, .. } => match ids(subscriptions) {
+            Ok(ids) => Full::new_err((message, ids)),
+            Err(error) => error,
+        },
+        PublishError::Timeout { subscriptions, .. } => match ids(subscriptions) {
+            Ok(ids) => PublishTimeout::new_err((message, ids)),
+            Err(error) => error,
+        },
+        _ => Closed::new_err(message),
+    }
+}
+
+#[cold]
+pub(crate) fn lagged(lagged: CoreLagged) -> PyErr {
+    Lagged::new_err((lagged.missed, lagged.exact))
+}
+
+#[cold]
+pub(crate) fn closed() -> PyErr {
+    Closed::new_err(tickbus::RecvError::Closed.to_string())
+}
+
+/// Returns whether iteration ends with this error: everything was read.
+#[cold]
+pub(crate) fn is_end(py: Python<'_>, error: &PyErr) -> bool {
+    error.is_instance_of::<Closed>(py) && !error.is_instance_of::<ForkedError>(py)
+}
+
+#[cold]
+pub(crate) fn on_a_loop(call: &str, instead: &str) -> PyErr {
+    PyRuntimeError::new_err(format!(
+        "{call} would block this thread's running event loop; use {instead} there"
+    ))
+}
+
+/// Returns a duration in seconds as the core takes it.
+pub(crate) fn duration(name: &str, seconds: f64) -> PyResult<std::time::Duration> {
+    std::time::Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|duration| duration.as_secs() < 1 << 32)
+        .ok_or_else(|| {
+            ConfigError::new_err(format!(
+                "{name} was {seconds}; it must be a finite number of seconds of at least 0"
+            ))
+        })
+}
+
+/// Returns a number of events that is at least 1.
+pub(crate) fn count(name: &str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
+    value.extract::<usize>().ok().filter(|&count| count > 0).ok_or_else(|| {
+        ConfigError::new_err(format!("{name} was {value:?}; it must be a number of at least 1"))
+    })
+}

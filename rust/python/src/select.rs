@@ -1,0 +1,85 @@
+//! `select` and `Shutdown`: waiting for the first of several subscriptions.
+
+use crate::error;
+use crate::loop_bridge::on_a_loop;
+use crate::subscription::{EventSubscription, SIGNAL_SLICE};
+use pyo3::prelude::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+use tickbus::{Selected, Selector};
+
+/// A signal that is given once and seen by everybody, for ending loops.
+#[pyclass(frozen, module = "tickbus._core")]
+#[derive(Debug)]
+pub(crate) struct Shutdown(tickbus::Shutdown);
+
+#[pymethods]
+impl Shutdown {
+    #[new]
+    fn new() -> Self {
+        Self(tickbus::Shutdown::new())
+    }
+
+    /// Gives the signal; again does nothing.
+    fn set(&self) {
+        self.0.set();
+    }
+
+    /// Returns whether the signal was given.
+    fn is_set(&self) -> bool {
+        self.0.is_set()
+    }
+}
+
+/// Waits until one of the subscriptions has an event, a hole to tell, or is closed, and returns
+/// it; `None` if the shutdown signal was given or the timeout passed.
+///
+/// Nothing is taken: call `try_recv()` of what is returned. Calls take turns in where they look
+/// first, so that a busy subscription cannot hide the others.
+///
+/// Args:
+///     subscriptions: At least one, all read by threads.
+///     shutdown: A signal that ends the wait.
+///     timeout: The longest wait in seconds; `None` waits for ever.
+///
+/// Raises:
+///     ConfigError: There is no subscription, or the timeout is negative or not finite.
+///     RuntimeError: The thread runs an event loop.
+#[pyfunction]
+#[pyo3(signature = (subscriptions, shutdown = None, timeout = None))]
+pub(crate) fn select(
+    py: Python<'_>,
+    subscriptions: Vec<Py<EventSubscription>>,
+    shutdown: Option<Py<Shutdown>>,
+    timeout: Option<f64>,
+) -> PyResult<Option<Py<EventSubscription>>> {
+    static TURN: AtomicUsize = AtomicUsize::new(0);
+    if on_a_loop(py)? {
+        return Err(error::on_a_loop("select()", "a task for each subscription"));
+    }
+    if subscriptions.is_empty() {
+        return Err(error::ConfigError::new_err(
+            "subscriptions was empty; select() needs at least one",
+        ));
+    }
+    let timeout = timeout.map(|timeout| error::duration("timeout", timeout)).transpose()?;
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    let cores: Vec<_> = subscriptions.iter().map(|each| &each.get().inner.core).collect();
+    let shutdown = shutdown.as_ref().map(|shutdown| &shutdown.get().0);
+    let mut selector = Selector::new(&cores, shutdown, TURN.fetch_add(1, Ordering::Relaxed));
+    loop {
+        match selector.ready() {
+            Some(Selected::Ready(place)) => return Ok(Some(subscriptions[place].clone_ref(py))),
+            Some(_) => return Ok(None),
+            None => {}
+        }
+        let now = Instant::now();
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            return Ok(None);
+        }
+        let slice = now + SIGNAL_SLICE;
+        let until = deadline.map_or(slice, |deadline| deadline.min(slice));
+        py.detach(|| selector.park(Some(until)));
+        py.check_signals()?;
+    }
+}

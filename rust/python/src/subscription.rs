@@ -1,0 +1,572 @@
+//! `EventSubscription` for threads and `AsyncEventSubscription` for event loops.
+
+use crate::awaitable::{Job, Progress, READY_IN_A_ROW, awaitable};
+use crate::error;
+use crate::gil::{Gil, GilCell};
+use crate::loop_bridge::{LoopBridge, Wakeable, on_a_loop, resolve, running_loop, settle};
+use crate::process::Process;
+use crate::slab::{Handle, Slab};
+use pyo3::exceptions::PyResourceWarning;
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyList;
+use smallvec::SmallVec;
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Wake, Waker};
+use std::time::{Duration, Instant};
+use tickbus::{EventSubscription as CoreSubscription, OnLag, TryRecvError};
+
+/// The longest that a blocked thread stays away from pending signals.
+pub(crate) const SIGNAL_SLICE: Duration = Duration::from_millis(40);
+
+type Core = CoreSubscription<Handle, Gil>;
+
+/// What both kinds of subscription are made of. The core goes first: its handles end before the
+/// slab may.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) core: Core,
+    pub(crate) slab: Py<Slab>,
+    pub(crate) on_lag: OnLag,
+    pub(crate) process: Process,
+}
+
+impl Inner {
+    /// Takes the next event; `None` if there is none yet.
+    #[inline]
+    fn take(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        self.process.check()?;
+        let result = self.core.try_recv();
+        settle(py);
+        match result {
+            Ok(handle) => handle.into_object(py).map(Some).ok_or_else(error::closed),
+            Err(TryRecvError::Empty) => {
+                self.slab.get().bury();
+                Ok(None)
+            }
+            Err(TryRecvError::Lagged(lagged)) => Err(error::lagged(lagged)),
+            Err(_) => Err(error::closed()),
+        }
+    }
+
+    /// Takes up to `limit` events; `None` if there is none yet.
+    fn take_many(&self, py: Python<'_>, limit: usize) -> PyResult<Option<Py<PyAny>>> {
+        self.process.check()?;
+        let mut batch = SmallVec::<[Handle; 64]>::new();
+        let result = self.core.try_recv_many(&mut batch, limit);
+        settle(py);
+        match result {
+            Ok(_) => {
+                let objects = batch.into_iter().filter_map(|handle| handle.into_object(py));
+                let objects: SmallVec<[Py<PyAny>; 64]> = objects.collect();
+                Ok(Some(PyList::new(py, objects)?.into_any().unbind()))
+            }
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Lagged(lagged)) => Err(error::lagged(lagged)),
+            Err(_) => Err(error::closed()),
+        }
+    }
+
+    fn close(&self, py: Python<'_>) {
+        self.core.close();
+        settle(py);
+        self.slab.get().bury();
+    }
+
+    /// Warns about a subscription that goes without having been closed, as files do.
+    fn warn_if_open(&self, class: &str) {
+        if self.core.is_closed() || self.process.check().is_err() {
+            return;
+        }
+        Python::attach(|py| {
+            let raised = PyErr::take(py);
+            let message = format!("unclosed {}; call close() or use with", self.describe(class));
+            let category = py.get_type::<PyResourceWarning>();
+            let message = std::ffi::CString::new(message).unwrap_or_default();
+            if let Err(error) = PyErr::warn(py, &category, &message, 1) {
+                error.write_unraisable(py, None);
+            }
+            if let Some(raised) = raised {
+                raised.restore(py);
+            }
+        });
+    }
+
+    fn on_lag(&self) -> &'static str {
+        match self.on_lag {
+            OnLag::Raise => "raise",
+            OnLag::Count => "count",
+        }
+    }
+
+    fn describe(&self, class: &str) -> String {
+        let pattern = self.core.pattern().map_or(String::new(), |p| format!(" pattern={p}"));
+        format!(
+            "<{class} id={}{pattern} policy={} pending={}/{}{}>",
+            self.core.id(),
+            self.core.policy().name(),
+            self.core.pending(),
+            self.core.capacity(),
+            if self.core.is_closed() { " closed" } else { "" },
+        )
+    }
+}
+
+macro_rules! common {
+    ($name:ident $(, $extra:item)*) => {
+        #[pymethods]
+        impl $name {
+            /// The subscription's number, unique in its bus.
+            #[getter]
+            fn id(&self) -> u64 {
+                self.inner.core.id()
+            }
+
+            /// The pattern over topics; `None` wants everything.
+            #[getter]
+            fn pattern(&self) -> Option<String> {
+                self.inner.core.pattern().map(ToString::to_string)
+            }
+
+            /// The most events it can hold, a power of two.
+            #[getter]
+            fn capacity(&self) -> usize {
+                self.inner.core.capacity()
+            }
+
+            /// What happens when it has no room.
+            #[getter]
+            fn policy(&self) -> &'static str {
+                self.inner.core.policy().name()
+            }
+
+            /// What the reader is told about missed events: `raise` or `count`.
+            #[getter]
+            fn on_lag(&self) -> &'static str {
+                self.inner.on_lag()
+            }
+
+            /// Events waiting to be read.
+            #[getter]
+            fn pending(&self) -> usize {
+                self.inner.core.pending()
+            }
+
+            /// Whether the subscription or its bus was closed.
+            #[getter]
+            fn closed(&self) -> bool {
+                self.inner.core.is_closed()
+            }
+
+            /// Returns the next event, or `None` if none is pending.
+            ///
+            /// Raises:
+            ///     Lagged: Events are missing here; receive again to go on.
+            ///     Closed: Everything was read.
+            #[inline]
+            fn try_recv(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+                self.inner.take(py)
+            }
+
+            fn __repr__(&self) -> String {
+                self.inner.describe(stringify!($name))
+            }
+
+            $($extra)*
+        }
+    };
+}
+
+/// A subscription read by threads.
+///
+/// Waiting releases the global interpreter lock and answers Ctrl-C. Readers in several threads
+/// compete: each event goes to exactly one of them. Iterating ends when the subscription is closed
+/// and read.
+#[pyclass(frozen, weakref, generic, module = "tickbus._core")]
+#[derive(Debug)]
+pub(crate) struct EventSubscription {
+    pub(crate) inner: Inner,
+}
+
+impl Drop for EventSubscription {
+    fn drop(&mut self) {
+        self.inner.warn_if_open("EventSubscription");
+    }
+}
+
+impl EventSubscription {
+    pub(crate) fn new(inner: Inner) -> Self {
+        Self { inner }
+    }
+
+    /// Waits until `take` gives something; `None` if the deadline passed.
+    fn wait<O>(
+        &self,
+        py: Python<'_>,
+        deadline: Option<Instant>,
+        take: impl Fn() -> PyResult<Option<O>>,
+    ) -> PyResult<Option<O>> {
+        loop {
+            if let Some(taken) = take()? {
+                return Ok(Some(taken));
+            }
+            let now = Instant::now();
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return Ok(None);
+            }
+            let slice = now + SIGNAL_SLICE;
+            let until = deadline.map_or(slice, |deadline| deadline.min(slice));
+            self.inner.core.sleep_unless_ready(|parking| {
+                py.detach(|| parking.park(until));
+            });
+            py.check_signals()?;
+        }
+    }
+
+    fn refuse_on_a_loop(py: Python<'_>, call: &str) -> PyResult<()> {
+        match on_a_loop(py)? {
+            true => Err(error::on_a_loop(call, "subscribe_async()")),
+            false => Ok(()),
+        }
+    }
+}
+
+common!(
+    EventSubscription,
+    /// Waits for the next event.
+    ///
+    /// Raises:
+    ///     Lagged: Events are missing here; receive again to go on.
+    ///     Closed: Everything was read.
+    ///     RuntimeError: The thread runs an event loop.
+    fn recv(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        Self::refuse_on_a_loop(py, "recv()")?;
+        let taken = self.wait(py, None, || self.inner.take(py))?;
+        taken.ok_or_else(error::closed)
+    },
+    /// Waits for the next event, at most `timeout` seconds.
+    ///
+    /// Raises:
+    ///     ReceiveTimeout: No event came in time.
+    ///     Lagged: Events are missing here; receive again to go on.
+    ///     Closed: Everything was read.
+    ///     RuntimeError: The thread runs an event loop.
+    fn recv_timeout(&self, py: Python<'_>, timeout: f64) -> PyResult<Py<PyAny>> {
+        Self::refuse_on_a_loop(py, "recv_timeout()")?;
+        let deadline = Instant::now() + error::duration("timeout", timeout)?;
+        self.wait(py, Some(deadline), || self.inner.take(py))?.ok_or_else(|| {
+            error::ReceiveTimeout::new_err(format!(
+                "no event came within {timeout} s; the subscription is unchanged"
+            ))
+        })
+    },
+    /// Waits for an event, then takes what is there, up to `limit` events, into a list. A batch
+    /// ends before a hole.
+    ///
+    /// Raises:
+    ///     Lagged: Events are missing here; receive again to go on.
+    ///     Closed: Everything was read.
+    ///     RuntimeError: The thread runs an event loop.
+    fn recv_many(&self, py: Python<'_>, limit: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        let limit = error::count("limit", limit)?;
+        Self::refuse_on_a_loop(py, "recv_many()")?;
+        let taken = self.wait(py, None, || self.inner.take_many(py, limit))?;
+        taken.ok_or_else(error::closed)
+    },
+    /// Leaves the bus; pending events are counted as `closed`. Again does nothing.
+    fn close(&self, py: Python<'_>) {
+        self.inner.close(py);
+    },
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    },
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        match self.recv(py) {
+            Ok(event) => Ok(Some(event)),
+            Err(error) if error::is_end(py, &error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    },
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    },
+    #[pyo3(signature = (exc_type, exc_value, traceback, /))]
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        exc_type: &Bound<'_, PyAny>,
+        exc_value: &Bound<'_, PyAny>,
+        traceback: &Bound<'_, PyAny>,
+    ) {
+        let _ = (exc_type, exc_value, traceback);
+        self.inner.close(py);
+    },
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.inner.slab)
+    }
+);
+
+/// The sleepers of one subscription, as its publishers see them.
+#[derive(Debug, Default)]
+pub(crate) struct Sleepers {
+    /// Futures of suspended readers, first come first.
+    line: GilCell<VecDeque<Py<PyAny>>>,
+    bridge: GilCell<Option<Py<LoopBridge>>>,
+    scheduled: AtomicBool,
+    /// How many may be woken, as far as the subscription knows; see `resolve`.
+    subscription: GilCell<Option<Py<pyo3::types::PyWeakref>>>,
+}
+
+impl Wake for Sleepers {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.scheduled.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let signal = self.bridge.with(|bridge| bridge.as_ref().map(|b| b.get().signal.clone()));
+        match signal {
+            Some(signal) => signal.schedule(self.clone()),
+            None => self.scheduled.store(false, Ordering::Release),
+        }
+    }
+}
+
+impl Wakeable for Sleepers {
+    fn resolve(&self, py: Python<'_>) {
+        use pyo3::types::PyWeakrefMethods;
+        // Cleared before looking: what comes from here on schedules again.
+        self.scheduled.store(false, Ordering::Release);
+        let weak = self.subscription.with(|weak| weak.as_ref().map(|weak| weak.clone_ref(py)));
+        let subscription = weak.and_then(|weak| weak.bind(py).upgrade());
+        let Some(subscription) = subscription else { return };
+        let Ok(subscription) = subscription.cast_into::<AsyncEventSubscription>() else { return };
+        let core = &subscription.get().inner.core;
+        if !core.is_ready() {
+            return;
+        }
+        let waking = match core.is_closed() {
+            true => usize::MAX,
+            false => core.pending().max(1),
+        };
+        let line: SmallVec<[Py<PyAny>; 8]> =
+            self.line.with(|line| line.iter().map(|future| future.clone_ref(py)).collect());
+        line.iter().filter(|future| resolve(py, future)).take(waking).for_each(drop);
+    }
+}
+
+/// A subscription read by tasks of one event loop.
+///
+/// What `recv()` returns can be awaited, and given to `asyncio.create_task`, `TaskGroup`,
+/// `wait_for` and `gather` directly. Cancelling it loses nothing. Tasks compete: each event goes
+/// to exactly one of them, first come first served. It can be made outside a loop, and belongs to
+/// the loop that first waits for it until that one is closed.
+#[pyclass(frozen, weakref, generic, module = "tickbus._core")]
+#[derive(Debug)]
+pub(crate) struct AsyncEventSubscription {
+    inner: Inner,
+    sleepers: Arc<Sleepers>,
+    ready_in_a_row: Streak,
+}
+
+impl Drop for AsyncEventSubscription {
+    fn drop(&mut self) {
+        self.inner.warn_if_open("AsyncEventSubscription");
+    }
+}
+
+/// A count that only attached threads touch.
+#[derive(Debug, Default)]
+pub(crate) struct Streak(Cell<u32>);
+
+// SAFETY: access is serialized by the global interpreter lock.
+unsafe impl Sync for Streak {}
+
+impl Streak {
+    /// Counts a ready completion; true if the loop must have a turn first.
+    #[inline]
+    pub(crate) fn is_over(&self) -> bool {
+        let count = self.0.get();
+        self.0.set(if count >= READY_IN_A_ROW { 0 } else { count + 1 });
+        count >= READY_IN_A_ROW
+    }
+
+    pub(crate) fn interrupt(&self) {
+        self.0.set(0);
+    }
+}
+
+impl AsyncEventSubscription {
+    pub(crate) fn create(py: Python<'_>, inner: Inner) -> PyResult<Py<Self>> {
+        let sleepers = Arc::<Sleepers>::default();
+        inner.core.set_waker(Waker::from(sleepers.clone()));
+        let this = Self { inner, sleepers: sleepers.clone(), ready_in_a_row: Streak::default() };
+        let subscription = Py::new(py, this)?;
+        let weak = pyo3::types::PyWeakrefReference::new(subscription.bind(py))?;
+        let weak = weak.into_any().cast_into::<pyo3::types::PyWeakref>()?.unbind();
+        sleepers.subscription.with(|kept| *kept = Some(weak));
+        Ok(subscription)
+    }
+
+    #[inline]
+    pub(crate) fn poll_one(&self, py: Python<'_>, end: impl Fn() -> PyErr) -> PyResult<Progress> {
+        self.poll(py, || match self.inner.take(py) {
+            Err(error) if error::is_end(py, &error) => Err(end()),
+            result => result,
+        })
+    }
+
+    pub(crate) fn poll_many(&self, py: Python<'_>, limit: usize) -> PyResult<Progress> {
+        self.poll(py, || self.inner.take_many(py, limit))
+    }
+
+    #[inline]
+    fn poll(
+        &self,
+        py: Python<'_>,
+        take: impl Fn() -> PyResult<Option<Py<PyAny>>>,
+    ) -> PyResult<Progress> {
+        if self.ready_in_a_row.is_over() {
+            return Ok(Progress::Yield);
+        }
+        loop {
+            if let Some(taken) = take()? {
+                if self.sleepers.line.with(|line| !line.is_empty()) {
+                    self.wake_next(py);
+                }
+                return Ok(Progress::Done(taken));
+            }
+            if let Some(future) = self.join_line(py)? {
+                self.ready_in_a_row.interrupt();
+                return Ok(Progress::Wait(future));
+            }
+        }
+    }
+
+    /// Puts a new future in line; `None` if something has come meanwhile.
+    fn join_line(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let event_loop = running_loop(py)?;
+        self.bind(&event_loop)?;
+        let future = event_loop.call_method0(intern!(py, "create_future"))?;
+        future.setattr(intern!(py, "_asyncio_future_blocking"), true)?;
+        let future = future.unbind();
+        let kept = future.clone_ref(py);
+        self.sleepers.line.with(|line| line.push_back(kept));
+        self.inner.core.arm();
+        if self.inner.core.is_ready() {
+            self.leave_line(py, &future);
+            return Ok(None);
+        }
+        Ok(Some(future))
+    }
+
+    /// Binds the subscription to the loop, unless a live loop has it.
+    fn bind(&self, event_loop: &Bound<'_, PyAny>) -> PyResult<()> {
+        let py = event_loop.py();
+        let bound = self.sleepers.bridge.with(|b| b.as_ref().map(|b| b.clone_ref(py)));
+        if let Some(bound) = bound {
+            if bound.get().event_loop(py).is_some_and(|bound| bound.is(event_loop)) {
+                bound.get().runs_here();
+                return Ok(());
+            }
+            if !bound.get().is_over(py) {
+                return Err(error::WrongLoop::new_err(format!(
+                    "subscription {} is awaited from two event loops that are both alive; \
+                     subscribe once in each loop",
+                    self.inner.core.id()
+                )));
+            }
+        }
+        let bridge = LoopBridge::of(event_loop)?;
+        bridge.get().runs_here();
+        let old = self.sleepers.bridge.with(|bound| bound.replace(bridge));
+        self.sleepers.scheduled.store(false, Ordering::Release);
+        drop(old);
+        Ok(())
+    }
+
+    pub(crate) fn leave_line(&self, py: Python<'_>, future: &Py<PyAny>) {
+        let _ = py;
+        let left = self.sleepers.line.with(|line| {
+            let place = line.iter().position(|other| other.is(future))?;
+            line.remove(place)
+        });
+        if left.is_some() {
+            self.inner.core.disarm();
+        }
+    }
+
+    /// Passes the baton: what is still there is for the next in line.
+    pub(crate) fn wake_next(&self, py: Python<'_>) {
+        if self.inner.core.is_ready() && self.sleepers.line.with(|line| !line.is_empty()) {
+            self.sleepers.wake_by_ref();
+            settle(py);
+        }
+    }
+}
+
+common!(
+    AsyncEventSubscription,
+    /// Returns an awaitable for the next event.
+    ///
+    /// Raises:
+    ///     Lagged: Events are missing here; receive again to go on.
+    ///     Closed: Everything was read.
+    ///     WrongLoop: Another live loop waits for this subscription.
+    #[inline]
+    fn recv(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        awaitable(py, Job::Recv(slf))
+    },
+    /// Returns an awaitable for a list: it waits for an event, then takes what is there, up to
+    /// `limit` events. A batch ends before a hole.
+    ///
+    /// Raises:
+    ///     Lagged: Events are missing here; receive again to go on.
+    ///     Closed: Everything was read.
+    ///     WrongLoop: Another live loop waits for this subscription.
+    fn recv_many(slf: Py<Self>, py: Python<'_>, limit: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        let limit = error::count("limit", limit)?;
+        awaitable(py, Job::RecvMany(slf, limit))
+    },
+    /// Leaves the bus; pending events are counted as `closed`. Again does nothing.
+    fn close(&self, py: Python<'_>) {
+        self.inner.close(py);
+    },
+    /// Closes, for `async` code.
+    fn aclose(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.inner.close(py);
+        awaitable(py, Job::Ready(py.None()))
+    },
+    fn __aiter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    },
+    #[inline]
+    fn __anext__(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        awaitable(py, Job::Next(slf))
+    },
+    fn __aenter__(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        awaitable(py, Job::Ready(slf.into_any()))
+    },
+    #[pyo3(signature = (exc_type, exc_value, traceback, /))]
+    fn __aexit__(
+        &self,
+        py: Python<'_>,
+        exc_type: &Bound<'_, PyAny>,
+        exc_value: &Bound<'_, PyAny>,
+        traceback: &Bound<'_, PyAny>,
+    ) -> PyResult<Py<PyAny>> {
+        let _ = (exc_type, exc_value, traceback);
+        self.inner.close(py);
+        awaitable(py, Job::Ready(py.None()))
+    },
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.inner.slab)?;
+        self.sleepers.line.with(|line| line.iter().try_for_each(|future| visit.call(future)))
+    }
+);
