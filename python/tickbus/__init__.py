@@ -1,0 +1,75 @@
+"""tickbus: an event bus for market data, between threads and asyncio tasks of one process.
+
+Every event goes to every matching subscription, whatever thread or event loop reads it.
+No event is lost silently: what a subscription could not take is counted by reason, and the
+reader is told where the hole is.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+
+from tickbus import _core, _warnings
+from tickbus._core import (
+    AsyncEventSubscription,
+    EventSubscription,
+    Shutdown,
+    Topic,
+    __version__,
+    select,
+)
+from tickbus._metrics import EventBusMetrics, SubscriptionMetrics
+from tickbus.bus import BroadcastEventBus, EventBus, LockFreeEventBus
+from tickbus.config import BackpressureConfig
+from tickbus.errors import (
+    BusError,
+    Closed,
+    ConfigError,
+    ForkedError,
+    Full,
+    Lagged,
+    ParseError,
+    PublishTimeout,
+    ReceiveTimeout,
+    WrongLoop,
+)
+
+__all__ = [
+    "AsyncEventSubscription",
+    "BackpressureConfig",
+    "BroadcastEventBus",
+    "BusError",
+    "Closed",
+    "ConfigError",
+    "EventBus",
+    "EventBusMetrics",
+    "EventSubscription",
+    "ForkedError",
+    "Full",
+    "Lagged",
+    "LockFreeEventBus",
+    "ParseError",
+    "PublishTimeout",
+    "ReceiveTimeout",
+    "Shutdown",
+    "SubscriptionMetrics",
+    "Topic",
+    "WrongLoop",
+    "__version__",
+    "select",
+]
+
+logging.getLogger("tickbus").addHandler(logging.NullHandler())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_core._after_fork)
+
+
+@atexit.register
+def _close_everything() -> None:
+    """Frees threads that wait inside the core, before the interpreter starts to end them."""
+    _core._close_all()
+    _warnings.stop()

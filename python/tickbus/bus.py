@@ -1,0 +1,181 @@
+"""The bus as Python code names it: one class that picks a backend, and one for each backend."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from types import GenericAlias
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from tickbus import _core, _metrics, _warnings
+from tickbus.config import BackpressureConfig
+from tickbus.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = ["BroadcastEventBus", "EventBus", "LockFreeEventBus"]
+
+T = TypeVar("T")
+
+_DEFAULT_BACKEND = "lock_free"
+_DEFAULT_CAPACITY = 10_000
+_DEFAULT_MAX_TOPICS = 65_536
+_DRAIN_POLL_SECONDS = 0.005
+
+if TYPE_CHECKING:
+    from tickbus._core import EventBus as _Core
+else:
+    _Core = GenericAlias(_core.EventBus, (T,))
+
+
+class EventBus(_Core[T], Generic[T]):
+    """Carries every published event to every matching subscription, over a backend by name.
+
+    Calling it gives a `LockFreeEventBus` or a `BroadcastEventBus`. A bus belongs to no event
+    loop and to no thread: it is made anywhere and used from everywhere.
+
+    Args:
+        backend: `lock_free` or `broadcast`; `None` takes the environment variable
+            `TICKBUS_BACKEND`, and `lock_free` where that is not set or empty.
+        capacity: Events that a subscription holds by default, at least 1, rounded up to 2^n.
+        backpressure: What happens when a subscription has no room; `None` takes
+            `BackpressureConfig()`.
+        max_topics: Most topics that may ever be named, at least 1.
+
+    Raises:
+        ConfigError: The backend is unknown or not built in, or a number is out of range.
+
+    Example:
+        >>> import tickbus
+        >>> with tickbus.EventBus() as bus:
+        ...     trades = bus.subscribe("trades.*")
+        ...     bus.publish({"price": 61_000}, topic="trades.BTCUSDT")
+        ...     trades.recv()
+        1
+        {'price': 61000}
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        backend: str | None = None,
+        capacity: int = _DEFAULT_CAPACITY,
+        backpressure: BackpressureConfig | None = None,
+        *,
+        max_topics: int = _DEFAULT_MAX_TOPICS,
+    ) -> Self:
+        name = _backend_name(backend)
+        chosen = cast("type[Self]", _SUBCLASSES[name]) if cls is EventBus else cls
+        bus = super().__new__(chosen, capacity, backpressure, backend=name, max_topics=max_topics)
+        if backpressure is not None and backpressure.warn_threshold is not None:
+            _warnings.start()
+        return bus
+
+    def metrics(self) -> _metrics.EventBusMetrics:
+        """Returns the counters of this moment, with a row for each open subscription."""
+        return _metrics.snapshot(*self._metrics())
+
+    async def aclose(self, drain: float | None = None) -> int:
+        """Ends publishing and gives the readers time to read what is pending.
+
+        Subscriptions stay open: their readers get everything that is pending and then `Closed`.
+        Cancelling the wait leaves the bus closed.
+
+        Args:
+            drain: Seconds to wait until nothing is pending, finite and at least 0; `None` does
+                not wait.
+
+        Returns:
+            Events that are still pending over all open subscriptions; 0 means drained.
+
+        Raises:
+            ConfigError: `drain` is negative or not finite; the bus is as it was.
+        """
+        if drain is not None and not (math.isfinite(drain) and drain >= 0):
+            raise ConfigError(
+                f"drain was {drain!r}; it must be a finite number of seconds of at least 0, or "
+                "None for no wait"
+            )
+        self.close()
+        deadline = asyncio.get_running_loop().time() + (drain or 0.0)
+        while (pending := self._pending()) > 0:
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                break
+            await asyncio.sleep(min(left, _DRAIN_POLL_SECONDS))
+        return pending
+
+    def _pending(self) -> int:
+        return sum(row.pending for row in self.metrics().subscriptions)
+
+
+class LockFreeEventBus(EventBus[T]):
+    """A bus with one bounded queue for each subscription; it keeps all four policies.
+
+    Args:
+        capacity: Events that a subscription holds by default, at least 1, rounded up to 2^n.
+        backpressure: What happens when a subscription has no room; `None` takes
+            `BackpressureConfig()`, with which publishers wait for at most 1.0 s.
+        max_topics: Most topics that may ever be named, at least 1.
+
+    Raises:
+        ConfigError: A number is out of range.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        capacity: int = _DEFAULT_CAPACITY,
+        backpressure: BackpressureConfig | None = None,
+        *,
+        max_topics: int = _DEFAULT_MAX_TOPICS,
+    ) -> Self:
+        return super().__new__(cls, "lock_free", capacity, backpressure, max_topics=max_topics)
+
+
+class BroadcastEventBus(EventBus[T]):
+    """A bus with one ring for all subscriptions; a slow one loses its oldest events.
+
+    Its only policy is `drop_oldest`.
+
+    Args:
+        capacity: Events that the ring holds, at least 1, rounded up to 2^n.
+        backpressure: `warn_threshold` applies; publishers never wait here.
+        max_topics: Most topics that may ever be named, at least 1.
+
+    Raises:
+        ConfigError: A number is out of range, or the backend is not built in.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        capacity: int = _DEFAULT_CAPACITY,
+        backpressure: BackpressureConfig | None = None,
+        *,
+        max_topics: int = _DEFAULT_MAX_TOPICS,
+    ) -> Self:
+        return super().__new__(cls, "broadcast", capacity, backpressure, max_topics=max_topics)
+
+
+_SUBCLASSES: dict[str, type[EventBus[Any]]] = {
+    "lock_free": LockFreeEventBus,
+    "broadcast": BroadcastEventBus,
+}
+
+
+def _backend_name(backend: str | None) -> str:
+    source, name = "backend", backend
+    if backend is None:
+        source = "the environment variable TICKBUS_BACKEND"
+        name = os.environ.get("TICKBUS_BACKEND") or _DEFAULT_BACKEND
+    built_in = _core._backends()
+    if name not in built_in:
+        choices = ", ".join(repr(choice) for choice in built_in)
+        raise ConfigError(f"{source} was {name!r}; it must be one of {choices}")
+    return name

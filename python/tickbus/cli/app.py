@@ -1,0 +1,216 @@
+"""Commands, their options and their exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import heapq
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from tickbus import ConfigError, ParseError, __version__
+from tickbus.captures import CaptureReport, MarketEvent, Trade, read_capture, recognize_format
+from tickbus.cli.oracle import tally_capture, tally_synthetic
+from tickbus.cli.replay import ReplayOutcome, ReplayPlan, replay
+from tickbus.cli.report import ReplayReport
+from tickbus.cli.totals import Instruments
+from tickbus.synthetic import SyntheticMarket
+
+__all__ = ["DONE", "FAILED", "INTERRUPTED", "UNREADABLE", "USAGE", "run"]
+
+DONE, FAILED, USAGE, UNREADABLE, INTERRUPTED = 0, 1, 2, 3, 130
+
+app = App(
+    name="tickbus",
+    help="An event bus for market data: commands that show and check it.",
+    version=__version__,
+    help_epilogue=(
+        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 unreadable input, 130 interrupted."
+    ),
+    suppress_keyboard_interrupt=False,
+)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command that the arguments name and returns its exit code."""
+    try:
+        code = app(list(argv), exit_on_error=False, result_action="return_value")
+    except CycloptsError:
+        return USAGE  # It has been printed.
+    except ConfigError as why:
+        _complain(str(why))
+        return USAGE
+    except KeyboardInterrupt:
+        _complain("interrupted; the bus is closed")
+        return INTERRUPTED
+    return code if isinstance(code, int) else DONE
+
+
+@app.command(
+    name="replay",
+    help_epilogue=("Example: tickbus replay --subscribers 8 --speed 10 spot_btcusdt_20240808.gz"),
+)
+def replay_command(
+    *files: Path,
+    format: Literal["binance", "lean-forex", "lean-equity", "csv"] | None = None,
+    speed: float = 0.0,
+    subscribers: int = 4,
+    backend: str | None = None,
+    capacity: int = 10_000,
+    max_gap: float = 3_600.0,
+    json: Annotated[bool, Parameter(negative="")] = False,
+    strict: Annotated[bool, Parameter(negative="")] = False,
+    seed: int = 1,
+    events: int = 100_000,
+) -> int:
+    """Replay market data from a thread through the bus to asyncio subscribers, and check it.
+
+    Each subscriber computes count, volume and VWAP per symbol; the results must equal those of
+    an independent pass over the input, or the command fails. The input is read into memory
+    first, so that events/s measures the bus. Without a file a synthetic market is replayed.
+
+    Args:
+        files: Captures; several are merged by their times.
+        format: The files' format; recognized when left out.
+        speed: Recorded time per real time: 1 as recorded, 10 ten times faster, 0 flat out.
+        subscribers: Number of asyncio subscribers.
+        backend: lock_free or broadcast; else the environment variable TICKBUS_BACKEND, else
+            lock_free.
+        capacity: Events that a subscription holds.
+        max_gap: Seconds of recorded time; longer gaps are not waited for.
+        json: Print one JSON object instead of tables.
+        strict: Stop at the first malformed line.
+        seed: Seed of the synthetic market.
+        events: Events of the synthetic market.
+    """
+    plan = ReplayPlan(backend, subscribers, capacity, speed, max_gap)
+    _check(plan)
+    market = None if files else SyntheticMarket(seed, events)
+    report = CaptureReport()
+    try:
+        formats = [format or recognize_format(path) for path in files]
+    except (OSError, ParseError) as why:
+        return _unreadable(why)
+    try:
+        loaded = (
+            _synthesize(market, report)
+            if market
+            else _load(files, formats, report, stops_at_malformed=strict)
+        )
+        oracle = tally_synthetic(market.rows()) if market else _tally(files, formats)
+    except (OSError, ParseError) as why:
+        return _unreadable(why)
+    except _StoppedAtMalformedError:
+        return FAILED
+    # Without this the collector would walk the whole input during the replay and be measured.
+    gc.freeze()
+    try:
+        outcome = _replay_showing_progress(loaded, plan)
+    finally:
+        gc.unfreeze()
+    source = ", ".join(path.name for path in files) or f"a synthetic market, seed {seed}"
+    return _conclude(ReplayReport(source, plan, report, outcome, oracle), as_json=json)
+
+
+class _StoppedAtMalformedError(Exception):
+    """A malformed line was found and reported, and the user asked to stop there."""
+
+
+def _check(plan: ReplayPlan) -> None:
+    """Raises `ConfigError` for numbers that no replay can keep."""
+    if plan.subscribers < 1:
+        raise ConfigError(f"--subscribers was {plan.subscribers}; it must be at least 1")
+    for name, value in (("--speed", plan.speed), ("--max-gap", plan.longest_gap)):
+        if not (math.isfinite(value) and value >= 0):
+            raise ConfigError(f"{name} was {value}; it must be a finite number of at least 0")
+
+
+def _load(
+    files: Sequence[Path],
+    formats: Sequence[str],
+    report: CaptureReport,
+    *,
+    stops_at_malformed: bool,
+) -> list[MarketEvent]:
+    """Returns the events of all files in the order of time, each file's own order kept."""
+
+    def on_malformed(error: ParseError) -> None:
+        _complain(str(error))
+        if stops_at_malformed:
+            raise _StoppedAtMalformedError
+
+    streams = [
+        read_capture(path, format, report=report, on_malformed=on_malformed)
+        for path, format in zip(files, formats, strict=True)
+    ]
+    return list(heapq.merge(*streams, key=lambda event: event.ts_recv))
+
+
+def _synthesize(market: SyntheticMarket, report: CaptureReport) -> list[MarketEvent]:
+    loaded = list(market.events())
+    report.messages = len(loaded)
+    report.trades = sum(isinstance(event, Trade) for event in loaded)
+    report.quotes = report.messages - report.trades
+    return loaded
+
+
+def _tally(files: Sequence[Path], formats: Sequence[str]) -> Instruments:
+    """Returns the independent totals over all files."""
+    sums: Instruments = {}
+    for path, format in zip(files, formats, strict=True):
+        for key, total in tally_capture(path, format).items():
+            if key in sums:
+                sums[key].add(total)
+            else:
+                sums[key] = total
+    return sums
+
+
+def _replay_showing_progress(events: Sequence[MarketEvent], plan: ReplayPlan) -> ReplayOutcome:
+    """Replays with a progress bar on stderr if that is a terminal."""
+    if not sys.stderr.isatty():
+        return asyncio.run(replay(events, plan))
+    columns = TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=len(events))
+        return asyncio.run(replay(events, plan, lambda done: progress.update(bar, completed=done)))
+
+
+def _conclude(report: ReplayReport, *, as_json: bool) -> int:
+    if as_json:
+        print(report.as_json())
+    else:
+        report.print(_console())
+    for line in report.differences():
+        _complain(line)
+    if not report.accounted:
+        _complain(
+            "every message must be accounted for and every event taken by every subscriber; of "
+            f"{report.input.messages:,} messages {report.outcome.published:,} were published, "
+            f"{report.input.ignored.total():,} ignored and {report.input.malformed:,} malformed; "
+            f"{report.outcome.lost:,} deliveries were lost and {report.outcome.shortfalls:,} "
+            "publishes reached fewer subscribers"
+        )
+    return DONE if report.accounted and all(report.agreeing) else FAILED
+
+
+def _console() -> Console:
+    """Returns the console for results; a file or pipe, which has no width, gets a wide one."""
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _unreadable(why: Exception) -> int:
+    reason = f"{why.filename}: {why.strerror}" if isinstance(why, OSError) else str(why)
+    _complain(f"the input cannot be read; {reason}")
+    return UNREADABLE
+
+
+def _complain(message: str) -> None:
+    print(f"tickbus: {message}", file=sys.stderr)

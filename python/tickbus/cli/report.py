@@ -1,0 +1,210 @@
+"""What a replay prints: tables for people, or one JSON object."""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import chain
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tickbus.captures import CaptureReport
+from tickbus.cli.replay import ReplayOutcome, ReplayPlan
+from tickbus.cli.totals import Instruments
+
+__all__ = ["ReplayReport", "percentiles"]
+
+PERCENTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayReport:
+    """Everything that is known after a replay.
+
+    Attributes:
+        source: What was replayed, in words.
+        plan: How it was replayed.
+        input: What became of each message of the input.
+        outcome: What happened on the bus.
+        oracle: The totals of the independent pass over the input.
+    """
+
+    source: str
+    plan: ReplayPlan
+    input: CaptureReport
+    outcome: ReplayOutcome
+    oracle: Instruments
+
+    @property
+    def agreeing(self) -> tuple[bool, ...]:
+        """Whether each subscriber's totals equal those of the independent pass."""
+        return tuple(totals == self.oracle for totals in self.outcome.totals)
+
+    @property
+    def accounted(self) -> bool:
+        """Whether every message is published, ignored or malformed, and nothing was lost."""
+        known = self.outcome.published + self.input.ignored.total() + self.input.malformed
+        complete = self.outcome.lost == 0 and self.outcome.shortfalls == 0
+        return self.input.messages == known and complete
+
+    def differences(self) -> list[str]:
+        """Returns a line for each instrument whose totals differ from the independent pass."""
+        lines = []
+        for number, totals in enumerate(self.outcome.totals, start=1):
+            for key in sorted({*totals, *self.oracle}):
+                found, wanted = totals.get(key), self.oracle.get(key)
+                if found != wanted:
+                    lines.append(
+                        f"subscriber {number}, {'.'.join(key)}: "
+                        f"the independent pass gives {wanted}, the subscriber summed {found}"
+                    )
+        return lines
+
+    def as_json(self) -> str:
+        """Returns the report as a JSON object; sums and prices are exact, in text."""
+        return json.dumps(
+            {
+                "source": self.source,
+                "backend": self.outcome.backend,
+                "speed": self.plan.speed,
+                "subscribers": self.plan.subscribers,
+                "messages": self.input.messages,
+                "published": self.outcome.published,
+                "trades": self.input.trades,
+                "quotes": self.input.quotes,
+                "ignored": dict(sorted(self.input.ignored.items())),
+                "malformed": self.input.malformed,
+                "delivered": list(self.outcome.delivered),
+                "lost": self.outcome.lost,
+                "elapsed_seconds": round(self.outcome.elapsed_seconds, 6),
+                "skipped_gaps": self.outcome.skipped_gaps,
+                "events_per_second": round(self.outcome.events_per_second, 1),
+                "latency_ns": percentiles(self.outcome.latencies_ns),
+                "totals_agree": all(self.agreeing),
+                "per_symbol": {
+                    ".".join(key): {
+                        "trades": total.trades,
+                        "volume": f"{total.volume:f}",
+                        "vwap": _text(total.vwap),
+                        "quotes": total.quotes,
+                        "mean_mid": _text(total.mean_mid),
+                    }
+                    for key, total in sorted(self.outcome.totals[0].items())
+                },
+            },
+            indent=2,
+        )
+
+    def print(self, console: Console) -> None:
+        """Prints the tables."""
+        console.print(self._summary())
+        console.print(self._subscribers())
+        console.print(self._symbols())
+        console.print(Text(self._what_is_measured()), style="dim")
+
+    def _summary(self) -> Table:
+        table = _table(f"Replay of {self.source}", "", "")
+        ignored = self.input.ignored
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(ignored.items()))
+        latency = percentiles(self.outcome.latencies_ns)
+        rows = {
+            "messages": f"{self.input.messages:,}",
+            "published": f"{self.outcome.published:,} "
+            f"({self.input.trades:,} trades, {self.input.quotes:,} quotes)",
+            "ignored": f"{ignored.total():,}" + (f" ({kinds})" if kinds else ""),
+            "malformed": f"{self.input.malformed:,}",
+            "lost": f"{self.outcome.lost:,}",
+            "backend": self.outcome.backend,
+            "speed": f"{self.plan.speed:g}x" if self.plan.speed else "flat out",
+            "elapsed": f"{self.outcome.elapsed_seconds:.3f} s",
+            "events/s": f"{self.outcome.events_per_second:,.0f} to each of "
+            f"{self.plan.subscribers} subscribers",
+        }
+        if self.outcome.skipped_gaps:
+            rows["gaps not waited for"] = f"{self.outcome.skipped_gaps:,}"
+        for name, nanoseconds in latency.items():
+            rows[f"latency {name}"] = _duration(nanoseconds)
+        for name, value in rows.items():
+            table.add_row(name, value)
+        return table
+
+    def _subscribers(self) -> Table:
+        table = _table("Subscribers", "subscriber", "delivered", "lost", "totals")
+        for number, (count, agrees) in enumerate(
+            zip(self.outcome.delivered, self.agreeing, strict=True), start=1
+        ):
+            verdict = (
+                Text("equal the independent pass", "green")
+                if agrees
+                else Text("DIFFER from the independent pass", "bold red")
+            )
+            table.add_row(str(number), f"{count:,}", f"{self.outcome.published - count:,}", verdict)
+        return table
+
+    def _symbols(self) -> Table:
+        table = _table(
+            "Symbols", "venue", "symbol", "trades", "volume", "VWAP", "quotes", "mean mid"
+        )
+        for (venue, symbol), total in sorted(self.outcome.totals[0].items()):
+            table.add_row(
+                Text(venue),
+                Text(symbol),
+                f"{total.trades:,}",
+                f"{total.volume.normalize():,f}",
+                _rounded(total.vwap),
+                f"{total.quotes:,}",
+                _rounded(total.mean_mid),
+            )
+        return table
+
+    def _what_is_measured(self) -> str:
+        text = (
+            "events/s: from the first publish to the last subscriber's last sum, all input parsed "
+            "beforehand, each subscriber summing in decimals in one event loop. "
+            "latency: from the call of publish to the return of recv_many, over all subscribers"
+        )
+        if self.plan.speed == 0:
+            text += "; flat out it is mostly waiting in full queues (--speed 1 or 10 shows it idle)"
+        return text + "."
+
+
+def percentiles(latencies_ns: Sequence[array[int]]) -> dict[str, int | None]:
+    """Returns the nearest-rank percentiles over all subscribers in ns, `None` without any."""
+    ordered = sorted(chain.from_iterable(latencies_ns))
+    if not ordered:
+        return dict.fromkeys(PERCENTILES)
+    return {
+        name: ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
+        for name, share in PERCENTILES.items()
+    }
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=Text(title, "bold"), title_justify="left", show_header=any(columns))
+    for number, column in enumerate(columns):
+        words = number == 0 or column in ("", "symbol", "totals")
+        table.add_column(column, justify="left" if words else "right", overflow="fold")
+    return table
+
+
+def _text(number: Decimal | None) -> str | None:
+    return None if number is None else f"{number:f}"
+
+
+def _rounded(number: Decimal | None) -> str:
+    return "-" if number is None else f"{number:,.6f}"
+
+
+def _duration(nanoseconds: int | None) -> str:
+    if nanoseconds is None:
+        return "-"
+    for unit, size in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
+        if nanoseconds >= size:
+            return f"{nanoseconds / size:,.1f} {unit}"
+    return f"{nanoseconds} ns"

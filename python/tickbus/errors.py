@@ -1,0 +1,161 @@
+"""Every error that tickbus raises: one tree, rooted at `BusError`.
+
+The compiled core raises these same classes, so one `except` clause serves both sides.
+Messages say what was wanted, what was found and what to do; attributes carry the data.
+All of them survive pickling and copying with their attributes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = [
+    "BusError",
+    "Closed",
+    "ConfigError",
+    "ForkedError",
+    "Full",
+    "Lagged",
+    "ParseError",
+    "PublishTimeout",
+    "ReceiveTimeout",
+    "WrongLoop",
+]
+
+
+class BusError(Exception):
+    """The root of all errors that tickbus raises on purpose."""
+
+
+class ConfigError(BusError, ValueError):
+    """A setting that the bus cannot keep: a capacity of 0, an unknown backend, a bad pattern."""
+
+
+if sys.version_info >= (3, 13):
+
+    class _ClosedBase(BusError, asyncio.QueueShutDown):
+        """Lets code written for a shut-down `asyncio.Queue` catch `Closed`."""
+
+else:
+
+    class _ClosedBase(BusError):
+        """Lets code written for a shut-down `asyncio.Queue` catch `Closed`."""
+
+
+class Closed(_ClosedBase):
+    """The bus or the subscription is closed, and what it held has been read.
+
+    Attributes:
+        accepted: Events that were published before the close, when `publish_many` raised this;
+            otherwise `None`. Retry with the rest.
+    """
+
+    accepted: int | None = None
+
+
+class ForkedError(Closed):
+    """A bus or a subscription was used in a child process after `fork`.
+
+    Open a new bus in the child, or start processes with the `spawn` method.
+    """
+
+
+class Full(BusError, asyncio.QueueFull, queue.Full):
+    """A subscription whose policy is `reject` has no room; nobody has the event.
+
+    Args:
+        message: What was wanted, what was found and what to do.
+        subscriptions: The ids of the subscriptions without room.
+
+    Attributes:
+        subscriptions: The ids of the subscriptions without room.
+        accepted: Events that were published before this one, when `publish_many` raised this;
+            otherwise `None`. Retry with the rest.
+    """
+
+    accepted: int | None = None
+
+    def __init__(self, message: str = "", subscriptions: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.subscriptions: tuple[int, ...] = tuple(subscriptions)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.subscriptions), self.__dict__
+
+
+class PublishTimeout(Full, TimeoutError):
+    """A subscription whose policy is `reject` had no room in time; nobody has the event."""
+
+
+class Lagged(BusError):
+    """Events were overwritten or refused before this subscription read them.
+
+    It is raised exactly where the hole is: everything received before it precedes the hole and
+    everything received after it follows. The subscription stays open; receive again to go on.
+
+    Args:
+        missed: How many events the hole holds, at least 1.
+        exact: Whether each missed event was one that this subscription wanted. On `broadcast`
+            a subscription with a pattern counts every overwritten slot, wanted or not.
+
+    Attributes:
+        missed: How many events the hole holds.
+        exact: Whether each of them was wanted here.
+    """
+
+    def __init__(self, missed: int, exact: bool = True) -> None:
+        plural = "" if missed == 1 else "s"
+        bound = "" if exact else "at most "
+        super().__init__(
+            f"every event was wanted, but {bound}{missed} event{plural} went by unread; receive "
+            "again to go on behind the hole, and read faster, take a larger capacity or use the "
+            "policy 'block' to avoid holes"
+        )
+        self.missed = missed
+        self.exact = exact
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.missed, self.exact), self.__dict__
+
+
+class ReceiveTimeout(BusError, TimeoutError):
+    """No event came within the timeout; the subscription is unchanged."""
+
+
+class WrongLoop(BusError, RuntimeError):
+    """One subscription was awaited from two event loops that are both alive.
+
+    Subscribe once in each loop; every subscription receives every event.
+    """
+
+
+class ParseError(BusError, ValueError):
+    """A line of a data file does not have the form that its format promises.
+
+    Args:
+        message: What was wanted, what was found and what to do.
+        file: The file's name as the user gave it.
+        line: The line's number, from 1.
+        position: The character within the line, from 1; `None` where the whole line is meant.
+
+    Attributes:
+        file: The file's name.
+        line: The line's number, from 1.
+        position: The character within the line, from 1, or `None`.
+    """
+
+    def __init__(self, message: str, file: str, line: int, position: int | None = None) -> None:
+        place = f"{file}:{line}" if position is None else f"{file}:{line}:{position}"
+        super().__init__(f"{place}: {message}")
+        self.message = message
+        self.file = file
+        self.line = line
+        self.position = position
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = (self.message, self.file, self.line, self.position)
+        return type(self), arguments, self.__dict__
