@@ -1,0 +1,64 @@
+# Each target sets up what it needs in .venv and target/. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PY := .venv/bin/python
+CORE := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml $(wildcard Cargo.lock)
+NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
+LOOM := RUSTFLAGS="--cfg tickbus_loom" CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+	CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true cargo test --target-dir target/loom --release --test loom
+EXTRAS := cli,events,numpy,anyio,prometheus
+export PYO3_PYTHON := $(CURDIR)/.venv/bin/python
+export VIRTUAL_ENV := $(CURDIR)/.venv
+
+.PHONY: help demo test check bench loom clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+
+demo: .venv/core.stamp ## replay a synthetic market, or INPUT=file, to asyncio subscribers
+	$(PY) -m tickbus replay $(if $(INPUT),'$(INPUT)') $(ARGS)
+
+test: .venv/core.stamp ## run all tests, Rust and Python
+ifeq ($(NEXTEST),yes)
+	cargo nextest run
+else
+	cargo test --lib --tests
+endif
+	cargo test --doc
+	$(LOOM)
+	$(PY) -m pytest
+
+check: .venv/core.stamp ## check formats, lints, types, docs and the order of modules
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --no-default-features --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+	$(PY) -m mypy.stubtest tickbus --mypy-config-file pyproject.toml
+	$(PY) tools/check_module_order.py
+
+bench: .venv/dev.stamp ## measure the targets of benches/README.md; exit 1 on a miss
+	$(PY) -m pip install --quiet --group bench
+	rm -f .venv/core.stamp
+	.venv/bin/maturin develop --quiet --profile wheel --extras $(EXTRAS)
+	cargo bench --bench '*'
+	$(PY) benches/run.py
+
+loom: ## model-check parking, waking, joining and leaving
+	$(LOOM)
+
+clean: ## remove everything that the targets made
+	rm -rf .venv target dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -f python/tickbus/_core*.so
+
+.venv/dev.stamp: pyproject.toml tools/setup.sh
+	tools/setup.sh
+	touch $@
+
+.venv/core.stamp: .venv/dev.stamp $(CORE)
+	.venv/bin/maturin develop --release --extras $(EXTRAS)
+	touch $@
