@@ -1,0 +1,221 @@
+//! Publishing and receiving allocate nothing: counted by the allocator, per thread.
+
+#![cfg(feature = "broadcast")]
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use support::{FOREVER, assert_sums_close, patient_bus};
+use tickbus::{
+    AsyncEventSubscription, Backend, EventBus, EventBusImpl, EventSubscription, Pattern, Policy,
+    SubscribeOptions, TryRecvError,
+};
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+fn count() {
+    // Freeing the thread's own locals may come after them.
+    let _ = ALLOCATIONS.try_with(|allocations| allocations.set(allocations.get() + 1));
+}
+
+// SAFETY: every call is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `realloc`.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count();
+        // SAFETY: the caller keeps the contract of `dealloc`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Returns how often `work` allocated or freed in this thread, after a round of warming up.
+fn allocations(mut work: impl FnMut()) -> u64 {
+    work();
+    let before = ALLOCATIONS.get();
+    work();
+    ALLOCATIONS.get() - before
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Tick([u64; 4]);
+
+const _: () = assert!(size_of::<Tick>() == 32, "bytes");
+
+const SUBSCRIBERS: [usize; 3] = [1, 4, 16];
+const ROUNDS: u64 = 1_000;
+
+fn tick(number: u64) -> Tick {
+    Tick([number; 4])
+}
+
+fn new_bus(backend: Backend) -> EventBusImpl<Tick> {
+    patient_bus(backend, 64, FOREVER)
+}
+
+fn subscriptions(bus: &EventBusImpl<Tick>, count: usize) -> Vec<EventSubscription<Tick>> {
+    (0..count).map(|_| bus.subscribe(64).unwrap()).collect()
+}
+
+#[test]
+fn the_allocator_counts() {
+    assert!(allocations(|| drop(Box::new(1))) >= 2);
+}
+
+#[test]
+fn a_publish_and_a_recv_allocate_nothing() {
+    for &backend in Backend::ALL {
+        for count in SUBSCRIBERS {
+            let bus = new_bus(backend);
+            let subscriptions = subscriptions(&bus, count);
+            let allocated = allocations(|| {
+                for number in 0..ROUNDS {
+                    assert_eq!(bus.publish(tick(number)), Ok(count));
+                    for subscription in &subscriptions {
+                        assert_eq!(subscription.recv(), Ok(tick(number)));
+                    }
+                }
+            });
+            assert_eq!(allocated, 0, "{}, {count} subscriptions", backend.name());
+            assert_sums_close(&bus.metrics());
+        }
+    }
+}
+
+#[test]
+fn a_publish_on_a_topic_allocates_nothing() {
+    for &backend in Backend::ALL {
+        let bus = new_bus(backend);
+        let pattern = Some(Pattern::new("trades.*").unwrap());
+        let trades =
+            bus.subscribe_with(SubscribeOptions { pattern, ..Default::default() }).unwrap();
+        let wanted = bus.topic("trades.BTC").unwrap();
+        let unwanted = bus.topic("quotes.BTC").unwrap();
+        let allocated = allocations(|| {
+            for number in 0..ROUNDS {
+                assert_eq!(bus.publish_to(&wanted, tick(number)), Ok(1));
+                assert_eq!(bus.publish_to(&unwanted, tick(number)), Ok(0));
+                assert_eq!(trades.recv(), Ok(tick(number)));
+            }
+        });
+        assert_eq!(allocated, 0, "{}", backend.name());
+    }
+}
+
+#[test]
+fn overwriting_and_being_told_allocate_nothing() {
+    for &backend in Backend::ALL {
+        let bus = new_bus(backend);
+        let options = SubscribeOptions { policy: Some(Policy::DropOldest), ..Default::default() };
+        let subscription = bus.subscribe_with(options).unwrap();
+        let allocated = allocations(|| {
+            for number in 0..ROUNDS {
+                assert_eq!(bus.publish(tick(number)), Ok(1));
+            }
+            assert!(matches!(subscription.try_recv(), Err(TryRecvError::Lagged(_))));
+            for _ in 0..64 {
+                assert!(subscription.try_recv().is_ok());
+            }
+            assert_eq!(subscription.try_recv(), Err(TryRecvError::Empty));
+        });
+        assert_eq!(allocated, 0, "{}", backend.name());
+        assert_sums_close(&bus.metrics());
+    }
+}
+
+#[test]
+fn a_full_subscription_that_misses_or_refuses_allocates_nothing() {
+    let bus = new_bus(Backend::LockFree);
+    let options = |policy| SubscribeOptions { policy: Some(policy), ..Default::default() };
+    let refusing = bus.subscribe_with(options(Policy::DropNewest)).unwrap();
+    let allocated = allocations(|| {
+        for number in 0..ROUNDS {
+            assert!(bus.publish(tick(number)).is_ok());
+        }
+    });
+    assert_eq!(allocated, 0);
+    assert_eq!(refusing.metrics().dropped.refused, 2 * ROUNDS - 64);
+}
+
+#[test]
+fn recv_many_into_a_batch_that_is_kept_allocates_nothing() {
+    for &backend in Backend::ALL {
+        let bus = new_bus(backend);
+        let subscription = bus.subscribe(64).unwrap();
+        let mut batch = Vec::with_capacity(64);
+        let allocated = allocations(|| {
+            for _ in 0..100 {
+                assert_eq!(bus.publish_many((0..64).map(tick)), Ok(64));
+                batch.clear();
+                assert_eq!(subscription.try_recv_many(&mut batch, 64), Ok(64));
+            }
+        });
+        assert_eq!(allocated, 0, "{}", backend.name());
+    }
+}
+
+#[test]
+fn waking_a_sleeping_thread_allocates_nothing() {
+    for &backend in Backend::ALL {
+        let (there, back) = (new_bus(backend), new_bus(backend));
+        let (ping, pong) = (there.subscribe(64).unwrap(), back.subscribe(64).unwrap());
+        std::thread::scope(|scope| {
+            let echo = scope.spawn(|| {
+                allocations(|| {
+                    for _ in 0..ROUNDS {
+                        assert_eq!(back.publish(ping.recv().unwrap()), Ok(1));
+                    }
+                })
+            });
+            let allocated = allocations(|| {
+                for number in 0..ROUNDS {
+                    assert_eq!(there.publish(tick(number)), Ok(1));
+                    assert_eq!(pong.recv(), Ok(tick(number)));
+                }
+            });
+            assert_eq!((allocated, echo.join().unwrap()), (0, 0), "{}", backend.name());
+        });
+    }
+}
+
+#[test]
+fn awaiting_allocates_nothing() {
+    for &backend in Backend::ALL {
+        let bus = new_bus(backend);
+        let subscription = AsyncEventSubscription::from(bus.subscribe(64).unwrap());
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            for _ in 0..2 {
+                let before = ALLOCATIONS.get();
+                for number in 0..ROUNDS {
+                    // The first is ready, the second is waited for.
+                    assert_eq!(bus.publish(tick(number)), Ok(1));
+                    assert_eq!(subscription.recv().await, Ok(tick(number)));
+                    let publish = async { bus.publish(tick(number)) };
+                    let (received, taken) = tokio::join!(subscription.recv(), publish);
+                    assert_eq!((received, taken), (Ok(tick(number)), Ok(1)));
+                }
+                let allocated = ALLOCATIONS.get() - before;
+                assert_eq!(allocated, 0, "{}", backend.name());
+            }
+        });
+    }
+}

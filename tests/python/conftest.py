@@ -1,0 +1,93 @@
+"""Fixtures of the Python tests: every promise is tested on every backend."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tickbus
+from support import BACKENDS, MakeBus, Subscription
+
+_ROOT = Path(__file__).resolve().parents[2]
+_DATA = Path(os.environ.get("TICKBUS_DATA") or _ROOT.parent / "shared" / "data")
+_deselected = pytest.StashKey[int]()
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """The name of a backend; a test that takes it runs once for each."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def make_bus(backend: str) -> Iterator[MakeBus]:
+    """Makes buses on the backend, with patience 0 unless told otherwise.
+
+    At the end of the test it closes them and what subscribed to them.
+    """
+    opened: list[tickbus.EventBus[Any] | Subscription] = []
+
+    class ClosingBus(tickbus.EventBus[Any]):
+        """Keeps its subscriptions until the test has ended."""
+
+        def subscribe(self, *args: Any, **kwargs: Any) -> tickbus.EventSubscription[Any]:
+            opened.append(subscription := super().subscribe(*args, **kwargs))
+            return subscription
+
+        def subscribe_async(self, *args: Any, **kwargs: Any) -> tickbus.AsyncEventSubscription[Any]:
+            opened.append(subscription := super().subscribe_async(*args, **kwargs))
+            return subscription
+
+    def make(
+        capacity: int = 16,
+        *,
+        max_block_duration: float = 0.0,
+        drop_oldest: bool = False,
+        warn_threshold: int | None = None,
+        max_topics: int = 65_536,
+    ) -> tickbus.EventBus[Any]:
+        backpressure = tickbus.BackpressureConfig(drop_oldest, warn_threshold, max_block_duration)
+        bus = ClosingBus(backend, capacity, backpressure, max_topics=max_topics)
+        opened.append(bus)
+        return bus
+
+    yield make
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture
+def data() -> Path:
+    """The folder of real captures."""
+    return _DATA
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if _DATA.is_dir():
+        return
+    on_data = [item for item in items if item.get_closest_marker("real_data")]
+    if not on_data:
+        return
+    if os.environ.get("CI") == "true":
+        raise pytest.UsageError(
+            f"CI=true, but the real captures were not found in {_DATA}; "
+            "set TICKBUS_DATA to the folder that holds them"
+        )
+    items[:] = [item for item in items if item not in on_data]
+    config.hook.pytest_deselected(items=on_data)
+    config.stash[_deselected] = len(on_data)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    count = config.stash.get(_deselected, 0)
+    if count:
+        terminalreporter.write_line(
+            f"deselected {count} tests on real data: no captures in {_DATA} (set TICKBUS_DATA)"
+        )

@@ -1,0 +1,113 @@
+"""The tree of errors: who catches what, what they carry, and that they survive pickling."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+import queue
+import sys
+
+import pytest
+
+import tickbus
+
+ERRORS = (
+    tickbus.BusError("message"),
+    tickbus.ConfigError("message"),
+    tickbus.Closed("message"),
+    tickbus.ForkedError("message"),
+    tickbus.Full("message", (1, 2)),
+    tickbus.PublishTimeout("message", (3,)),
+    tickbus.Lagged(3, True),
+    tickbus.Lagged(1, False),
+    tickbus.ReceiveTimeout("message"),
+    tickbus.WrongLoop("message"),
+    tickbus.ParseError("message", "trades.csv", 7, 12),
+    tickbus.ParseError("message", "trades.csv", 7),
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "bases"),
+    [
+        (tickbus.ConfigError, (ValueError,)),
+        (tickbus.Closed, ()),
+        (tickbus.ForkedError, (tickbus.Closed,)),
+        (tickbus.Full, (asyncio.QueueFull, queue.Full)),
+        (tickbus.PublishTimeout, (tickbus.Full, TimeoutError)),
+        (tickbus.Lagged, ()),
+        (tickbus.ReceiveTimeout, (TimeoutError,)),
+        (tickbus.WrongLoop, (RuntimeError,)),
+        (tickbus.ParseError, (ValueError,)),
+    ],
+)
+def test_every_error_is_a_bus_error_and_what_its_users_already_catch(
+    error: type[tickbus.BusError], bases: tuple[type[Exception], ...]
+) -> None:
+    for base in (tickbus.BusError, *bases):
+        assert issubclass(error, base)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="asyncio.QueueShutDown is new in 3.13")
+def test_closed_is_a_queue_that_was_shut_down() -> None:
+    assert issubclass(tickbus.Closed, getattr(asyncio, "QueueShutDown"))  # noqa: B009
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("way", ["pickle", "copy"])
+def test_errors_survive_pickling_and_copying(error: tickbus.BusError, way: str) -> None:
+    error.add_note("a note")
+    again = pickle.loads(pickle.dumps(error)) if way == "pickle" else copy.copy(error)
+    assert type(again) is type(error)
+    assert (str(again), again.args) == (str(error), error.args)
+    assert vars(again) == vars(error)
+
+
+def test_full_carries_the_subscriptions_and_what_was_accepted() -> None:
+    full = tickbus.Full("message", (1, 2))
+    assert (str(full), full.subscriptions, full.accepted) == ("message", (1, 2), None)
+    full.accepted = 4
+    again: tickbus.Full = pickle.loads(pickle.dumps(full))
+    assert (again.subscriptions, again.accepted) == ((1, 2), 4)
+
+
+def test_a_publish_timeout_is_no_operating_system_error_code() -> None:
+    late = tickbus.PublishTimeout("message", (1, 2))
+    assert (str(late), late.errno, late.subscriptions) == ("message", None, (1, 2))
+
+
+def test_closed_carries_what_was_accepted() -> None:
+    closed = tickbus.Closed("message")
+    assert closed.accepted is None
+    closed.accepted = 2
+    assert pickle.loads(pickle.dumps(closed)).accepted == 2
+
+
+def test_lagged_says_how_many_and_whether_all_were_wanted() -> None:
+    assert "but 3 events went by" in str(tickbus.Lagged(3, True))
+    assert "but at most 1 event went by" in str(tickbus.Lagged(1, False))
+
+
+def test_a_parse_error_says_where() -> None:
+    error = tickbus.ParseError("a price was wanted, 'x' was found", "trades.csv", 7, 12)
+    assert str(error) == "trades.csv:7:12: a price was wanted, 'x' was found"
+    assert (error.file, error.line, error.position) == ("trades.csv", 7, 12)
+    assert str(tickbus.ParseError("empty", "trades.csv", 7)) == "trades.csv:7: empty"
+
+
+def test_messages_say_what_was_wanted_found_and_what_to_do() -> None:
+    with tickbus.LockFreeEventBus[int](1, tickbus.BackpressureConfig()) as bus:
+        subscription = bus.subscribe(policy="reject")
+        bus.publish(0)
+        with pytest.raises(tickbus.Full) as full:
+            bus.publish(1)
+        assert str(subscription.id) in str(full.value)
+        assert ";" in str(full.value)
+        with pytest.raises(tickbus.ConfigError) as wrong:
+            bus.subscribe(capacity=0)
+        assert str(wrong.value).startswith("capacity was 0; it must be ")
+        bus.close()
+        with pytest.raises(tickbus.Closed) as closed:
+            bus.publish(2)
+        assert "closed" in str(closed.value)

@@ -1,0 +1,398 @@
+"""The command `tickbus replay`: what it accounts for, prints, checks and returns."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+from array import array
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tickbus import cli
+from tickbus.captures import MarketEvent, Trade
+from tickbus.cli import app, oracle
+from tickbus.cli.replay import ReplayPlan, replay
+from tickbus.cli.report import percentiles
+from tickbus.cli.totals import Totals
+
+CSV = (
+    "timestamp,venue,symbol,price,quantity\n"
+    "1700000000000,north,ABC,10.10,2\n"
+    "1700000000002,south,ABC,10.30,1\n"
+    "1700000000001,north,ABC,10.20,0.000000000000000001\n"
+)
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def trades_csv(tmp_path: Path) -> Path:
+    path = tmp_path / "trades.csv"
+    path.write_text(CSV, encoding="utf-8")
+    return path
+
+
+def replay_json(capsys: Captured, *arguments: str | Path) -> dict[str, Any]:
+    assert cli.main(["replay", "--json", *map(str, arguments)]) == 0
+    output = capsys.readouterr()
+    assert output.err == ""
+    report: dict[str, Any] = json.loads(output.out)
+    return report
+
+
+def test_a_synthetic_market_reaches_every_subscriber_without_loss(
+    capsys: Captured, backend: str
+) -> None:
+    report = replay_json(
+        capsys, "--events", "3000", "--subscribers", "3", "--backend", backend, "--seed", "9"
+    )
+    assert report["backend"] == backend
+    assert report["messages"] == report["published"] == 3_000
+    assert report["delivered"] == [3_000] * 3
+    assert report["lost"] == report["malformed"] == 0
+    assert report["totals_agree"]
+    assert len(report["per_symbol"]) == 6
+    assert report["events_per_second"] > 0
+    latency = report["latency_ns"]
+    assert 0 < latency["p50"] <= latency["p99"] <= latency["p99.9"]
+
+
+def test_a_small_capacity_loses_nothing(capsys: Captured, backend: str) -> None:
+    report = replay_json(capsys, "--events", "2000", "--capacity", "4", "--backend", backend)
+    assert report["delivered"] == [2_000] * 4
+    assert report["lost"] == 0
+
+
+def test_totals_are_exact_to_the_last_digit(capsys: Captured, trades_csv: Path) -> None:
+    report = replay_json(capsys, trades_csv)
+    north = report["per_symbol"]["north.ABC"]
+    assert north["trades"] == 2
+    assert north["volume"] == "2.000000000000000001"
+    assert report["per_symbol"]["south.ABC"]["vwap"] == "10.30"
+
+
+def test_several_files_are_merged_by_time_and_summed_together(
+    capsys: Captured, trades_csv: Path
+) -> None:
+    report = replay_json(capsys, trades_csv, trades_csv)
+    assert report["messages"] == 6
+    assert report["per_symbol"]["north.ABC"]["trades"] == 4
+
+
+def test_the_same_seed_gives_the_same_totals(capsys: Captured) -> None:
+    first, second = (replay_json(capsys, "--events", "500", "--seed", "4") for _ in range(2))
+    assert first["per_symbol"] == second["per_symbol"]
+
+
+def test_the_table_shows_the_numbers_and_that_the_totals_agree(capsys: Captured) -> None:
+    assert cli.main(["replay", "--events", "1000", "--subscribers", "2"]) == 0
+    output = capsys.readouterr()
+    for text in ("messages", "1,000", "lost", "events/s", "p99.9", "VWAP", "sim_west"):
+        assert text in output.out
+    assert output.out.count("equal the independent pass") == 2
+    assert "\x1b" not in output.out
+
+
+def test_a_malformed_line_is_reported_with_file_and_line_and_counted(
+    capsys: Captured, trades_csv: Path
+) -> None:
+    trades_csv.write_text(CSV + "1700000000003,north,ABC,free,1\n", encoding="utf-8")
+    assert cli.main(["replay", "--json", str(trades_csv)]) == 0
+    output = capsys.readouterr()
+    assert f"{trades_csv}:5: wanted a price" in output.err
+    report = json.loads(output.out)
+    assert (report["messages"], report["published"], report["malformed"]) == (4, 3, 1)
+
+
+def test_strict_stops_at_the_first_malformed_line(capsys: Captured, trades_csv: Path) -> None:
+    bad = "1700000000003,north,ABC,free,1\n"
+    trades_csv.write_text(CSV + bad + bad, encoding="utf-8")
+    assert cli.main(["replay", "--strict", str(trades_csv)]) == 1
+    output = capsys.readouterr()
+    assert f"{trades_csv}:5:" in output.err
+    assert f"{trades_csv}:6:" not in output.err
+    assert output.out == ""
+
+
+def test_totals_that_differ_from_the_independent_pass_fail(
+    capsys: Captured, trades_csv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_trade_too_many(path: Path, format: str) -> dict[tuple[str, str], Totals]:
+        totals = oracle.tally_capture(path, format)
+        totals["north", "ABC"].trades += 1
+        return totals
+
+    monkeypatch.setattr(app, "tally_capture", one_trade_too_many)
+    assert cli.main(["replay", "--subscribers", "1", str(trades_csv)]) == 1
+    output = capsys.readouterr()
+    assert "DIFFER from the independent pass" in output.out
+    assert "subscriber 1, north.ABC" in output.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--speed", "fast"],
+        ["--speed", "-1"],
+        ["--speed", "nan"],
+        ["--max-gap", "inf"],
+        ["--subscribers", "0"],
+        ["--capacity", "0"],
+        ["--events", "0"],
+        ["--backend", "carrier_pigeon"],
+        ["--format", "parquet"],
+        ["--no-such-option"],
+    ],
+)
+def test_wrong_usage_returns_2_and_says_why(capsys: Captured, arguments: list[str]) -> None:
+    assert cli.main(["replay", "--json", *arguments]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err != ""
+
+
+def test_an_unknown_command_returns_2() -> None:
+    assert cli.main(["rewind"]) == 2
+
+
+def test_input_that_cannot_be_read_returns_3_and_is_named(capsys: Captured, tmp_path: Path) -> None:
+    unknown, headless = tmp_path / "unknown", tmp_path / "headless.csv"
+    unknown.write_text("what is this\n", encoding="utf-8")
+    headless.write_text("price,size\n1,1\n", encoding="utf-8")
+    for path in (tmp_path / "absent.gz", unknown, headless, tmp_path):
+        assert cli.main(["replay", str(path)]) == 3
+        assert str(path) in capsys.readouterr().err
+
+
+def test_help_shows_an_example(capsys: Captured) -> None:
+    assert cli.main(["replay", "--help"]) == 0
+    assert "Example: tickbus replay" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("library", ["cyclopts", "rich"])
+def test_a_missing_library_is_named_with_what_installs_it(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    for name in [*sys.modules]:
+        if name.startswith(("tickbus.cli.", f"{library}.")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(cli, "app")
+    monkeypatch.setitem(sys.modules, library, None)
+    assert cli.main(["replay"]) == 1
+    error = capsys.readouterr().err
+    assert library in error
+    assert "pip install 'tickbus[cli]'" in error
+
+
+def test_the_module_runs_as_a_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tickbus", "replay", "--events", "100", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert json.loads(done.stdout)["published"] == 100
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("arguments", [["--speed", "0.001"], ["--events", "100000"]])
+def test_ctrl_c_ends_the_program_cleanly(arguments: list[str]) -> None:
+    # The replay is interrupted from inside as soon as its producer is at work.
+    program = """
+import os, signal, sys, threading
+from tickbus.cli import main
+from tickbus.cli import replay
+tick = replay._tick
+async def interrupting(subscribers, on_progress):
+    os.kill(os.getpid(), signal.SIGINT)
+    await tick(subscribers, on_progress)
+replay._tick = interrupting
+code = main(["replay", *sys.argv[1:]])
+assert threading.active_count() == 1, threading.enumerate()
+sys.exit(code)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == "tickbus: interrupted; the bus is closed\n"
+    assert done.returncode == 130
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
+@pytest.mark.parametrize("no_color", [False, True])
+def test_the_progress_bar_appears_on_a_terminal_and_obeys_no_color(no_color: bool) -> None:
+    controller, terminal = os.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    environment.pop("NO_COLOR", None)
+    if no_color:
+        environment["NO_COLOR"] = "1"
+    command = [sys.executable, "-m", "tickbus", "replay", "--events", "500", "--json"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=terminal, env=environment, text=True
+    )
+    os.close(terminal)
+    shown = bytearray()
+    drain = threading.Thread(target=_drain, args=(controller, shown))
+    drain.start()
+    output, _ = process.communicate(timeout=60)
+    drain.join()
+    os.close(controller)
+    assert process.returncode == 0
+    assert json.loads(output)["published"] == 500
+    assert b"replaying" in shown
+    assert (b"\x1b[32m" in shown) is not no_color
+
+
+def _drain(controller: int, shown: bytearray) -> None:
+    try:
+        while chunk := os.read(controller, 4096):
+            shown += chunk
+    except OSError:
+        return  # Linux reports the end of a pseudo-terminal as an error.
+
+
+def trades_at(*seconds: float) -> list[MarketEvent]:
+    return [Trade(int(second * 1e9), "venue", "X", Decimal(1), Decimal(1)) for second in seconds]
+
+
+def test_a_paced_replay_takes_at_least_the_recorded_time() -> None:
+    plan = ReplayPlan(subscribers=1, speed=10)
+    outcome = asyncio.run(replay(trades_at(0, 0.5, 1.0), plan))
+    assert outcome.elapsed_seconds >= 0.1
+    assert outcome.skipped_gaps == 0
+
+
+def test_gaps_longer_than_the_longest_are_counted_and_not_waited_for() -> None:
+    plan = ReplayPlan(subscribers=1, speed=1, longest_gap=10)
+    outcome = asyncio.run(replay(trades_at(0, 1_000_000, 2_000_000, 1_000_000), plan))
+    assert outcome.skipped_gaps == 2
+    assert outcome.delivered == (4,)
+
+
+def test_no_events_at_all_are_a_replay_of_nothing() -> None:
+    outcome = asyncio.run(replay([], ReplayPlan(subscribers=2)))
+    assert outcome.delivered == (0, 0)
+    assert outcome.events_per_second == 0.0
+    assert percentiles(outcome.latencies_ns) == {"p50": None, "p99": None, "p99.9": None}
+
+
+def test_percentiles_are_nearest_ranks_over_all_subscribers() -> None:
+    latencies = (array("q", range(1, 501)), array("q", range(501, 1_001)))
+    assert percentiles(latencies) == {"p50": 500, "p99": 990, "p99.9": 999}
+
+
+BINANCE_LINES = [
+    '1 {"stream":"x@trade","data":{"e":"trade","s":"X","p":"1.5","q":"2","M":true}}',
+    '2 {"stream": "x@trade", "data": {"s": "X", "p": "-1e-3", "q": "2.", "X": "MARKET"}}',
+    '3 {"stream":"x@bookTicker","data":{"s":"X","b":"1","B":"1","a":"2","A":"1"}}',
+    '4 {"stream":"!bookTicker","data":{"e":"bookTicker","s":"X","b":"1","B":"1","a":"2","A":"1"}}',
+    '5 {"stream":"x@aggTrade","data":{"s":"X","p":"1","q":"1"}}',
+    '6 {"stream":"x@trade","data":{"s":"X","p":"NaN","q":"1"}}',
+    '7 {"stream":"x@trade","data":{"s":"X","p":"1","q":"-1"}}',
+    '8 {"stream":"x@trade","data":{"s":"X","p":"1e18","q":"1"}}',
+    '9 {"stream":"x@trade","data":{"s":"X","p":"0.0000000000000000001","q":"1"}}',
+    '10 {"stream":"x@bookTicker","data":{"s":"X","b":"1","B":"-1","a":"2","A":"1"}}',
+    '11 {"stream":"x@trade","data":{"s":"X","p":1,"q":"1"}}',
+    '12 {"stream":"x@trade","data":{"s":"","p":"1","q":"1"}}',
+    '13 {"stream":"x@trade","data":{"s":"X","p":"1","q":"1"}',
+    'x {"stream":"x@trade","data":{"s":"X","p":"1","q":"1"}}',
+]
+CSV_LINES = [
+    "time,symbol,price,size,exchange",
+    "1,X,1.5,2,north",
+    '1.25,"X","1.5","2","north"',
+    "2024-01-01T00:00:00Z,Y,.5,1e2,south",
+    "2024-13-01,X,1,1,north",
+    "soon,X,1,1,north",
+    "1,X,1,-1,north",
+    "1,X,1_0,1,north",
+    "1,X,inf,1,north",
+    "1,,1,1,north",
+    "1,X,1,1",
+    '1,"X,1,1,north',
+]
+
+
+@pytest.mark.parametrize(
+    ("lines", "published", "ignored", "malformed"),
+    [(BINANCE_LINES, 4, 1, 9), (CSV_LINES, 3, 0, 8)],
+    ids=["binance", "csv"],
+)
+def test_the_independent_pass_and_the_reader_agree_on_good_and_bad_lines(
+    capsys: Captured,
+    tmp_path: Path,
+    lines: list[str],
+    published: int,
+    ignored: int,
+    malformed: int,
+) -> None:
+    path = tmp_path / "capture"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert cli.main(["replay", "--json", "--subscribers", "1", str(path)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    found = report["published"], sum(report["ignored"].values()), report["malformed"]
+    assert found == (published, ignored, malformed)
+
+
+def test_the_independent_pass_shares_no_parsing_code_with_the_reader() -> None:
+    source = Path(oracle.__file__).read_text(encoding="utf-8")
+    for name in ("captures import", "import json", "import csv"):
+        assert name not in source
+
+
+@pytest.mark.real_data
+def test_the_real_spot_capture_publishes_exactly_its_trades_and_quotes(
+    capsys: Captured, data: Path, backend: str
+) -> None:
+    path = data / "binance-raw" / "spot_btcusdt_20240808.gz"
+    report = replay_json(capsys, path, "--backend", backend, "--subscribers", "2")
+    assert report["messages"] == 41_249
+    assert report["published"] == 9_757 + 28_040
+    assert report["ignored"] == {"depth": 3_451, "snapshot": 1}
+    assert report["malformed"] == report["lost"] == 0
+    assert report["delivered"] == [37_797] * 2
+    spot = report["per_symbol"]["binance_spot.BTCUSDT"]
+    assert (spot["trades"], spot["quotes"]) == (9_757, 28_040)
+    assert Decimal(spot["volume"]) == Decimal("212.03315")
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("file", "published"),
+    [
+        ("lean-eurusd/fxcm_eurusd_20140508_quote.zip", 167_466),
+        ("lean-eurusd/oanda_eurusd_20140508_quote.zip", 87_833),
+        ("lean-us-equity/spy_20131008_trade.zip", 451_545),
+    ],
+)
+def test_real_lean_captures_arrive_whole(
+    capsys: Captured, data: Path, file: str, published: int
+) -> None:
+    report = replay_json(capsys, data / file, "--subscribers", "1")
+    assert report["messages"] == report["published"] == published
+    assert report["delivered"] == [published]
+
+
+@pytest.mark.real_data
+def test_spot_and_futures_of_one_symbol_stay_apart(capsys: Captured, data: Path) -> None:
+    files = sorted((data / "binance-raw").glob("*.gz"))
+    report = replay_json(capsys, *files, "--subscribers", "1")
+    assert report["messages"] == 41_249 + 33_618 + 93_954
+    counts = {name: (row["trades"], row["quotes"]) for name, row in report["per_symbol"].items()}
+    assert counts == {
+        "binance_spot.BTCUSDT": (9_757, 28_040),
+        "binance_spot.ETHUSDT": (6_106, 24_077),
+        "binance_usdm.BTCUSDT": (21_313, 66_089),
+    }

@@ -1,0 +1,109 @@
+"""The types that a user's type checker sees; checked by mypy, never run."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import assert_type
+
+import tickbus
+from tickbus import (
+    AsyncEventSubscription,
+    BackpressureConfig,
+    EventBus,
+    EventBusMetrics,
+    EventSubscription,
+    LockFreeEventBus,
+    Shutdown,
+    SubscriptionMetrics,
+    Topic,
+)
+
+
+class Trade:
+    """An event of the user."""
+
+
+def publishing(bus: EventBus[Trade]) -> None:
+    topic = bus.topic("trades.BTCUSDT")
+    assert_type(topic, Topic)
+    assert_type(topic.name, str)
+    assert_type(bus.publish(Trade()), int)
+    assert_type(bus.publish(Trade(), "trades.BTCUSDT"), int)
+    assert_type(bus.publish(Trade(), topic=topic), int)
+    assert_type(bus.publish_timeout(Trade(), 0.5), int)
+    assert_type(bus.publish_many([Trade(), Trade()], topic), int)
+    bus.publish("no trade")  # type: ignore[arg-type]
+    bus.publish_many(["no trade"])  # type: ignore[list-item]
+    bus.publish_timeout(Trade())  # type: ignore[call-arg]
+
+
+def receiving(bus: EventBus[Trade]) -> None:
+    subscription = bus.subscribe("trades.*", 1_024, policy="drop_oldest", on_lag="count")
+    assert_type(subscription, EventSubscription[Trade])
+    assert_type(subscription.recv(), Trade)
+    assert_type(subscription.try_recv(), Trade | None)
+    assert_type(subscription.recv_timeout(1.0), Trade)
+    assert_type(subscription.recv_many(64), list[Trade])
+    assert_type(subscription.id, int)
+    assert_type(subscription.pattern, str | None)
+    assert_type(subscription.pending, int)
+    for event in subscription:
+        assert_type(event, Trade)
+    with subscription as same:
+        assert_type(same, EventSubscription[Trade])
+    assert_type(
+        tickbus.select([subscription], Shutdown(), timeout=1.0), EventSubscription[Trade] | None
+    )
+    bus.subscribe(policy="sometimes")  # type: ignore[arg-type]
+    bus.subscribe(on_lag="never")  # type: ignore[arg-type]
+
+
+async def awaiting(bus: EventBus[Trade]) -> None:
+    assert_type(await bus.publish_async(Trade()), int)
+    subscription = bus.subscribe_async()
+    assert_type(subscription, AsyncEventSubscription[Trade])
+    assert_type(await subscription.recv(), Trade)
+    assert_type(await subscription.recv_many(64), list[Trade])
+    assert_type(subscription.try_recv(), Trade | None)
+    assert_type(asyncio.create_task(subscription.recv()), asyncio.Task[Trade])
+    assert_type(await asyncio.wait_for(subscription.recv(), 1.0), Trade)
+    both = await asyncio.gather(subscription.recv(), subscription.recv_many(2))
+    assert_type(both, tuple[Trade, list[Trade]])
+    async with asyncio.TaskGroup() as group:
+        assert_type(group.create_task(bus.publish_async(Trade())), asyncio.Task[int])
+    async for event in subscription:
+        assert_type(event, Trade)
+    async with subscription as same:
+        assert_type(same, AsyncEventSubscription[Trade])
+    assert_type(await subscription.aclose(), None)
+    assert_type(await bus.aclose(drain=1.0), int)
+    async with bus as opened:
+        assert_type(opened, EventBus[Trade])
+
+
+def making() -> None:
+    assert_type(LockFreeEventBus[Trade](1_024), LockFreeEventBus[Trade])
+    assert_type(EventBus[Trade]("lock_free", 1_024, BackpressureConfig()), EventBus[Trade])
+    with LockFreeEventBus[Trade](max_topics=16) as bus:
+        assert_type(bus, LockFreeEventBus[Trade])
+    wider: EventBus[Trade] = tickbus.BroadcastEventBus()
+    publishing(wider)
+    LockFreeEventBus[Trade]("lock_free")  # type: ignore[arg-type]
+    BackpressureConfig().drop_oldest = True  # type: ignore[misc]
+
+
+def measuring(bus: EventBus[Trade]) -> None:
+    metrics = bus.metrics()
+    assert_type(metrics, EventBusMetrics)
+    assert_type(metrics.total_published, int)
+    assert_type(metrics.avg_queue_depth, float)
+    assert_type(metrics.subscriptions, tuple[SubscriptionMetrics, ...])
+    assert_type(metrics.subscriptions[0].dropped, Mapping[str, int])
+
+
+def failing(full: tickbus.Full, lagged: tickbus.Lagged, bad: tickbus.ParseError) -> None:
+    assert_type(full.subscriptions, tuple[int, ...])
+    assert_type(full.accepted, int | None)
+    assert_type(lagged.missed, int)
+    assert_type(lagged.exact, bool)
+    assert_type(bad.position, int | None)
+    assert_type(tickbus.__version__, str)

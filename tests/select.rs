@@ -1,0 +1,195 @@
+//! Waiting in one thread for several subscriptions and a shutdown signal.
+
+#![cfg(feature = "broadcast")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+use support::{Read, bus, drain, read};
+use tickbus::{
+    Backend, EventBus, EventSubscription, OnLag, Pattern, Policy, Selected, Selector, Shutdown,
+    SubscribeOptions, ThreadExclusion, TryRecvError, select,
+};
+
+/// A deadline that has passed: looks and does not wait.
+fn now() -> Option<Instant> {
+    Some(Instant::now())
+}
+
+#[test]
+fn nothing_ready_times_out() {
+    for &backend in Backend::ALL {
+        let bus = bus(backend, 8);
+        let (one, two) = (bus.subscribe(8).unwrap(), bus.subscribe(8).unwrap());
+        assert_eq!(select(&[&one, &two], None, now()), Selected::TimedOut);
+        assert_eq!(select::<u64, ThreadExclusion>(&[], None, now()), Selected::TimedOut);
+        let soon = Instant::now() + Duration::from_millis(1);
+        assert_eq!(select(&[&one], Some(&Shutdown::new()), Some(soon)), Selected::TimedOut);
+    }
+}
+
+#[test]
+fn the_subscription_with_something_is_named_and_nothing_is_taken() {
+    for &backend in Backend::ALL {
+        let (quiet, busy) = (bus(backend, 8), bus(backend, 8));
+        let (one, two) = (quiet.subscribe(8).unwrap(), busy.subscribe(8).unwrap());
+        busy.publish(7).unwrap();
+        for _ in 0..3 {
+            assert_eq!(select(&[&one, &two], None, None), Selected::Ready(1));
+        }
+        assert_eq!(two.try_recv(), Ok(7));
+        assert_eq!(select(&[&one, &two], None, now()), Selected::TimedOut);
+        busy.close();
+        assert_eq!(select(&[&one, &two], None, None), Selected::Ready(1), "closed is ready");
+        one.close();
+        assert_eq!(select(&[&one, &two], None, None), Selected::Ready(0), "left is ready");
+    }
+}
+
+#[test]
+fn the_shutdown_signal_comes_first() {
+    let bus = bus(Backend::LockFree, 8);
+    let subscription = bus.subscribe(8).unwrap();
+    bus.publish(1).unwrap();
+    let shutdown = Shutdown::new();
+    assert_eq!(select(&[&subscription], Some(&shutdown), None), Selected::Ready(0));
+    shutdown.set();
+    shutdown.set();
+    assert!(shutdown.is_set());
+    assert_eq!(select(&[&subscription], Some(&shutdown), None), Selected::Shutdown);
+    assert_eq!(drain(&subscription), [Read::Event(1)]);
+}
+
+#[test]
+fn a_signal_reaches_every_thread_that_selects() {
+    let bus = bus(Backend::LockFree, 8);
+    let subscription = bus.subscribe(8).unwrap();
+    let shutdown = Shutdown::new();
+    std::thread::scope(|scope| {
+        let waiting: Vec<_> = (0..3)
+            .map(|_| scope.spawn(|| select(&[&subscription], Some(&shutdown), None)))
+            .collect();
+        shutdown.set();
+        for thread in waiting {
+            assert_eq!(thread.join().unwrap(), Selected::Shutdown);
+        }
+    });
+}
+
+#[test]
+fn a_selecting_thread_misses_no_event_of_several_buses() {
+    for &backend in Backend::ALL {
+        let buses: Vec<_> = (0..3).map(|_| bus(backend, 1 << 13)).collect();
+        let subscriptions: Vec<_> =
+            buses.iter().map(|bus| bus.subscribe(1 << 13).unwrap()).collect();
+        let shutdown = Shutdown::new();
+        std::thread::scope(|scope| {
+            for bus in &buses {
+                scope.spawn(|| (0..5_000).for_each(|event| assert!(bus.publish(event).is_ok())));
+            }
+            let all: Vec<&EventSubscription<u64>> = subscriptions.iter().collect();
+            let mut next = [0; 3];
+            while next.iter().sum::<u64>() < 15_000 {
+                let Selected::Ready(place) = select(&all, Some(&shutdown), None) else {
+                    panic!("nobody gave the signal");
+                };
+                assert_eq!(all[place].try_recv(), Ok(next[place]));
+                next[place] += 1;
+            }
+            shutdown.set();
+            assert_eq!(select(&all, Some(&shutdown), None), Selected::Shutdown);
+        });
+    }
+}
+
+#[test]
+fn a_busy_subscription_cannot_hide_the_others() {
+    let bus = bus(Backend::LockFree, 8);
+    let (one, two) = (bus.subscribe(8).unwrap(), bus.subscribe(8).unwrap());
+    bus.publish_many([1, 2]).unwrap();
+    let all = [&one, &two];
+    let ready: Vec<_> = (0..4).map(|first| Selector::new(&all, None, first).ready()).collect();
+    let place = |place| Some(Selected::Ready(place));
+    assert_eq!(ready, [place(0), place(1), place(0), place(1)]);
+}
+
+#[test]
+fn ready_means_that_receiving_gives_something() {
+    for &backend in Backend::ALL {
+        let bus = bus(backend, 4);
+        let options = |on_lag| SubscribeOptions {
+            pattern: Some(Pattern::new("trades.*").unwrap()),
+            policy: Some(Policy::DropOldest),
+            on_lag,
+            ..Default::default()
+        };
+        let trades = bus.subscribe_with(options(OnLag::Raise)).unwrap();
+        let counting = bus.subscribe_with(options(OnLag::Count)).unwrap();
+        let everything = bus.subscribe(4).unwrap();
+        let (quote, trade) = (bus.topic("quotes.BTC").unwrap(), bus.topic("trades.BTC").unwrap());
+        bus.publish_to(&quote, 1).unwrap();
+        assert_eq!(select(&[&trades, &counting], None, now()), Selected::TimedOut);
+        assert!(!trades.is_ready());
+        bus.publish_to(&trade, 2).unwrap();
+        bus.publish_to(&quote, 3).unwrap();
+        for subscription in [&trades, &counting] {
+            assert!(subscription.is_ready());
+            assert_eq!(drain(subscription), [Read::Event(2)]);
+            assert!(!subscription.is_ready());
+        }
+        assert_eq!(everything.pending(), 3);
+        support::assert_sums_close(&bus.metrics());
+        bus.bus().close();
+        assert!(trades.is_ready());
+        assert_eq!(read(&trades), Some(Read::Closed));
+    }
+}
+
+#[test]
+fn a_hole_that_is_only_counted_makes_nobody_ready() {
+    let bus = bus(Backend::LockFree, 1);
+    let subscription_with = |on_lag| {
+        let policy = Some(Policy::DropNewest);
+        bus.subscribe_with(SubscribeOptions { policy, on_lag, ..Default::default() }).unwrap()
+    };
+    let (told, counted) = (subscription_with(OnLag::Raise), subscription_with(OnLag::Count));
+    bus.publish_many([1, 2]).unwrap();
+    for subscription in [&told, &counted] {
+        assert_eq!(subscription.try_recv(), Ok(1));
+    }
+    assert!(told.is_ready());
+    assert!(!counted.is_ready());
+    assert!(matches!(told.try_recv(), Err(TryRecvError::Lagged(_))));
+    assert_eq!(counted.try_recv(), Err(TryRecvError::Empty));
+}
+
+#[test]
+fn a_selector_that_leaves_an_event_wakes_the_next_reader() {
+    for &backend in Backend::ALL {
+        let bus = bus(backend, 4);
+        let subscription = bus.subscribe(4).unwrap();
+        std::thread::scope(|scope| {
+            let all = [&subscription];
+            let mut selector = Selector::new(&all, None, 0);
+            assert_eq!(selector.ready(), None);
+            let reader = scope.spawn(|| subscription.recv());
+            bus.publish(1).unwrap();
+            assert!(selector.park(None) || subscription.pending() == 0);
+            drop(selector); // it was woken and takes nothing
+            assert_eq!(reader.join().unwrap(), Ok(1));
+        });
+    }
+}
+
+#[test]
+fn a_sleeper_that_leaves_an_event_passes_its_wake_up_on() {
+    let bus = bus(Backend::LockFree, 4);
+    let subscription = bus.subscribe(4).unwrap();
+    subscription.sleep_unless_ready(|parking| {
+        bus.publish(1).unwrap();
+        assert!(parking.park(Instant::now() + Duration::from_secs(60)));
+    });
+    subscription.sleep_unless_ready(|_| panic!("there is something to receive"));
+    subscription.pass_on();
+    assert_eq!(subscription.recv(), Ok(1));
+}
