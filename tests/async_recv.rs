@@ -1,6 +1,7 @@
 //! Awaiting: cancelled at any point nothing is lost, a stream hides no hole, and a busy task lets
 //! others run.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![cfg(feature = "broadcast")]
 
 mod support;

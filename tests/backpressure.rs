@@ -1,5 +1,6 @@
 //! Warnings about subscriptions that fill up: once per crossing, with hysteresis.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![cfg(feature = "broadcast")]
 
 mod support;

@@ -1,6 +1,7 @@
 //! One suite over every backend: each cell of the table of policies, the place and the size of
 //! each hole, and the sum of each subscription's books.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![cfg(feature = "broadcast")]
 
 mod support;

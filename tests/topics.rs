@@ -1,5 +1,6 @@
 //! Topics and patterns: who gets what, who is left alone, and what is no topic.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![cfg(feature = "broadcast")]
 
 mod support;

@@ -28,10 +28,53 @@ pub(crate) struct Addressed<T> {
     pub(crate) event: T,
 }
 
+/// Both ends of a subscription's own queue. The publisher has the same: it looks for room, and
+/// takes the oldest to overwrite it.
+#[derive(Debug)]
+pub(crate) struct Channel<T> {
+    pub(crate) sender: channel::Sender<Numbered<T>>,
+    receiver: channel::Receiver<Numbered<T>>,
+    /// At most one event, which was taken out while the hole before it had still to be told. It
+    /// is the oldest, and counts against the capacity like the others.
+    hold: channel::Sender<Numbered<T>>,
+    held: channel::Receiver<Numbered<T>>,
+}
+
+impl<T> Clone for Channel<T> {
+    fn clone(&self) -> Self {
+        Self {
+            sender: self.sender.clone(),
+            receiver: self.receiver.clone(),
+            hold: self.hold.clone(),
+            held: self.held.clone(),
+        }
+    }
+}
+
+impl<T> Channel<T> {
+    pub(crate) fn new(capacity: usize) -> Self {
+        let (sender, receiver) = channel::bounded(capacity);
+        let (hold, held) = channel::bounded(1);
+        Self { sender, receiver, hold, held }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.receiver.len() + self.held.len()
+    }
+
+    /// Takes the oldest event.
+    pub(crate) fn take_oldest(&self) -> Option<Numbered<T>> {
+        match self.held.is_empty() {
+            true => self.receiver.try_recv().ok(),
+            false => self.held.try_recv().or_else(|_| self.receiver.try_recv()).ok(),
+        }
+    }
+}
+
 /// What a reader reads from.
 #[derive(Debug)]
 pub(crate) enum Source<T> {
-    Channel(channel::Receiver<Numbered<T>>),
+    Channel(Channel<T>),
     #[cfg(feature = "broadcast")]
     Broadcast(broadcast::Receiver<Addressed<T>>),
 }
@@ -51,10 +94,11 @@ pub(crate) struct Reader<T> {
     source: Source<T>,
     /// Index of the next event if none is missing (`lock_free`).
     expected: u64,
-    /// An event that was taken out while a hole before it had still to be told, or to see whether
-    /// it is wanted (`broadcast`).
-    held: Option<Numbered<T>>,
-    /// A hole that was found and has still to be told (`broadcast`); never beside a held event.
+    /// Whether it put an event on hold (`lock_free`); a publisher may have taken that since.
+    holds: bool,
+    /// An event that was taken out to see whether it is wanted (`broadcast`).
+    fetched: Option<T>,
+    /// A hole that was found and has still to be told (`broadcast`); never beside a fetched event.
     untold: Option<Lagged>,
     /// By topic id, whether the pattern wants it, as far as known (`broadcast`).
     wanted: Vec<Option<bool>>,
@@ -71,7 +115,7 @@ pub(crate) struct Walked {
 
 impl<T: Clone> Reader<T> {
     pub(crate) fn new(source: Source<T>) -> Self {
-        Self { source, expected: 0, held: None, untold: None, wanted: Vec::new() }
+        Self { source, expected: 0, holds: false, fetched: None, untold: None, wanted: Vec::new() }
     }
 
     /// Returns how many events (on the shared channel: entries) wait to be read, and how many were
@@ -79,12 +123,12 @@ impl<T: Clone> Reader<T> {
     /// is that of the subscription.
     pub(crate) fn backlog(&self, capacity: usize) -> (usize, usize) {
         let queued = match &self.source {
-            Source::Channel(receiver) => receiver.len(),
+            Source::Channel(channel) => channel.len(),
             #[cfg(feature = "broadcast")]
             Source::Broadcast(receiver) => receiver.len(),
         };
         let kept = queued.min(capacity);
-        (kept + usize::from(self.held.is_some()), queued - kept)
+        (kept + usize::from(self.fetched.is_some()), queued - kept)
     }
 
     /// Takes the next event, or tells a hole before it. `offered` was read before this call.
@@ -101,10 +145,10 @@ impl<T: Clone> Reader<T> {
         pattern: Option<&Pattern>,
     ) -> Found<T> {
         match &mut self.source {
-            Source::Channel(receiver) => {
-                let next = match self.held.take() {
-                    Some(held) => Some(held),
-                    None => receiver.try_recv().ok(),
+            Source::Channel(channel) => {
+                let next = match std::mem::take(&mut self.holds) {
+                    true => channel.take_oldest(),
+                    false => channel.receiver.try_recv().ok(),
                 };
                 let (index, next) = match next {
                     Some(next) => (next.index, Some(next)),
@@ -114,7 +158,8 @@ impl<T: Clone> Reader<T> {
                 };
                 let missed = index.saturating_sub(self.expected);
                 if missed > 0 && !quiet {
-                    self.held = next;
+                    // The hold is empty: this reader alone fills it, and has just looked.
+                    self.holds = next.is_some_and(|next| channel.hold.try_send(next).is_ok());
                     if in_batch {
                         return Found::Nothing;
                     }
@@ -134,8 +179,8 @@ impl<T: Clone> Reader<T> {
             }
             #[cfg(feature = "broadcast")]
             Source::Broadcast(receiver) => {
-                if let Some(held) = self.held.take() {
-                    return Found::Event(held.event);
+                if let Some(event) = self.fetched.take() {
+                    return Found::Event(event);
                 }
                 if let Some(hole) = self.untold.take()
                     && !quiet
@@ -185,19 +230,17 @@ impl<T: Clone> Reader<T> {
         topics: &dyn TopicNames,
         pattern: Option<&Pattern>,
     ) -> bool {
-        if self.held.is_some() || self.untold.is_some() {
+        if self.fetched.is_some() || self.untold.is_some() {
             return true;
         }
         match &self.source {
-            Source::Channel(receiver) => {
-                !receiver.is_empty() || (!quiet && offered > self.expected)
-            }
+            Source::Channel(channel) => channel.len() > 0 || (!quiet && offered > self.expected),
             #[cfg(feature = "broadcast")]
             Source::Broadcast(receiver) if pattern.is_none() => !receiver.is_empty(),
             #[cfg(feature = "broadcast")]
             Source::Broadcast(_) => {
                 match self.take(offered, quiet, false, walked, topics, pattern) {
-                    Found::Event(event) => self.held = Some(Numbered { index: 0, event }),
+                    Found::Event(event) => self.fetched = Some(event),
                     Found::Hole(hole) => self.untold = Some(hole),
                     Found::Nothing => return false,
                 }

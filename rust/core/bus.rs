@@ -14,7 +14,7 @@
 
 #[cfg(feature = "broadcast")]
 use crate::backend::Addressed;
-use crate::backend::{Numbered, Reader, Source, TopicNames};
+use crate::backend::{Channel, Numbered, Reader, Source, TopicNames};
 use crate::error::{ConfigError, PublishError, PublishManyError};
 use crate::metrics::{EventBusMetrics, Warning};
 use crate::policy::{BackpressureConfig, OnLag, Policy, rounded_capacity};
@@ -25,7 +25,6 @@ use crate::sync::{
 use crate::topic::{NO_TOPIC, Pattern, Topic, TopicTable};
 use crate::wait::{Sleepers, breathe, park_on};
 use arc_swap::ArcSwap;
-use crossbeam_channel as channel;
 use parking_lot::RwLock;
 use smallvec::SmallVec;
 use std::fmt;
@@ -233,6 +232,8 @@ struct PublishState<T: Clone, R: Exclusion> {
 /// The publisher's side of one subscription.
 struct Slot<T: Clone, R: Exclusion> {
     inbox: Arc<Inbox<T, R>>,
+    /// The inbox's, kept where the publisher looks anyway.
+    policy: Policy,
     carrier: Carrier<T>,
     /// Events surely accepted before the queue must be asked again.
     room: usize,
@@ -246,16 +247,15 @@ struct Slot<T: Clone, R: Exclusion> {
 }
 
 enum Carrier<T> {
-    /// Both ends: the receiver overwrites the oldest.
-    Own(channel::Sender<Numbered<T>>, channel::Receiver<Numbered<T>>),
+    Own(Channel<T>),
     #[cfg(feature = "broadcast")]
     Shared,
 }
 
 impl<T> Carrier<T> {
-    fn own(&self) -> (&channel::Sender<Numbered<T>>, &channel::Receiver<Numbered<T>>) {
+    fn own(&self) -> &Channel<T> {
         match self {
-            Self::Own(sender, receiver) => (sender, receiver),
+            Self::Own(channel) => channel,
             #[cfg(feature = "broadcast")]
             Self::Shared => unreachable!("the shared channel has no queue of its own"),
         }
@@ -267,8 +267,8 @@ const NEWCOMER: u64 = u64::MAX;
 
 impl<T: Clone, R: Exclusion> Slot<T, R> {
     fn refresh_room(&mut self) {
-        let (sender, _) = self.carrier.own();
-        self.room = self.inbox.capacity - sender.len();
+        // While a reader moves an event on hold, it can be seen in both places.
+        self.room = self.inbox.capacity.saturating_sub(self.carrier.own().len());
     }
 
     #[inline]
@@ -292,10 +292,9 @@ impl<T: Clone, R: Exclusion> Slot<T, R> {
 
     #[inline]
     fn push(&mut self, event: T) -> Result<(), T> {
-        let (sender, _) = self.carrier.own();
-        match sender.try_send(Numbered { index: self.offered, event }) {
+        match self.carrier.own().sender.try_send(Numbered { index: self.offered, event }) {
             Ok(()) => {
-                self.room -= 1;
+                self.room = self.room.saturating_sub(1);
                 Ok(())
             }
             Err(error) => {
@@ -303,6 +302,13 @@ impl<T: Clone, R: Exclusion> Slot<T, R> {
                 Err(error.into_inner().event)
             }
         }
+    }
+
+    /// Takes the oldest event out to make room.
+    fn overwrite_oldest(&mut self) -> Option<T> {
+        let oldest = self.carrier.own().take_oldest()?;
+        self.inbox.dropped.overwritten.add_exclusive(1);
+        Some(oldest.event)
     }
 
     /// Counts the event as offered, after it was pushed or missed.
@@ -434,7 +440,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         let mut rejecting = Vec::new();
         for &index in self.topics.wanted(publication.topic) {
             let Some(slot) = &mut self.slots[index as usize] else { continue };
-            match slot.inbox.policy {
+            match slot.policy {
                 Policy::Block => {
                     if !slot.has_room(publication.ticket)
                         && patience == Patience::Left
@@ -471,40 +477,37 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         for (position, &index) in wanted.iter().enumerate() {
             let Some(slot) = &mut self.slots[index as usize] else { continue };
             let displaced = aftermath.displaced.len();
-            let room = match slot.inbox.policy {
+            let room = match slot.policy {
                 Policy::Block | Policy::Reject => slot.has_room(publication.ticket),
                 Policy::DropNewest => slot.has_room(NEWCOMER),
                 Policy::DropOldest => {
-                    slot.has_room(NEWCOMER) || {
-                        let (_, receiver) = slot.carrier.own();
-                        if let Ok(oldest) = receiver.try_recv() {
-                            slot.inbox.dropped.overwritten.add_exclusive(1);
-                            aftermath.displaced.push(oldest.event);
-                        }
-                        slot.room += 1;
-                        true
+                    if !slot.has_room(NEWCOMER) {
+                        aftermath.displaced.extend(slot.overwrite_oldest());
                     }
+                    true
                 }
             };
-            let pushed = room && {
-                let copy = if position + 1 == wanted.len() {
-                    publication.event.take()
-                } else {
-                    publication.event.clone()
-                };
-                match copy.map(|event| slot.push(event)) {
-                    Some(Ok(())) => true,
-                    Some(Err(event)) => {
-                        aftermath.displaced.push(event);
-                        false
-                    }
-                    None => false,
-                }
+            let copy = match position + 1 == wanted.len() {
+                _ if !room => None,
+                true => publication.event.take(),
+                false => publication.event.clone(),
             };
+            let pushed = copy.is_some_and(|mut event| {
+                loop {
+                    let Err(refused) = slot.push(event) else { break true };
+                    if slot.policy != Policy::DropOldest {
+                        aftermath.displaced.push(refused);
+                        break false;
+                    }
+                    // The reader moved the oldest on hold meanwhile, so that was taken instead.
+                    aftermath.displaced.extend(slot.overwrite_oldest());
+                    event = refused;
+                }
+            });
             let inbox = &slot.inbox;
             if pushed {
                 taken += 1;
-            } else if inbox.policy == Policy::Block {
+            } else if slot.policy == Policy::Block {
                 inbox.dropped.block_expired.add_exclusive(1);
                 // Only waiting spends patience; a newcomer has not waited.
                 if publication.ticket != NEWCOMER {
@@ -822,8 +825,8 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         }
         let (capacity, carrier, source) = match self.backend {
             Backend::LockFree => {
-                let (sender, receiver) = channel::bounded(capacity);
-                (capacity, Carrier::Own(sender, receiver.clone()), Source::Channel(receiver))
+                let channel = Channel::new(capacity);
+                (capacity, Carrier::Own(channel.clone()), Source::Channel(channel))
             }
             #[cfg(feature = "broadcast")]
             Backend::Broadcast => {
@@ -861,6 +864,7 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         state.topics.join(index, inbox.pattern.as_ref());
         state.slots[slot] = Some(Slot {
             inbox: inbox.clone(),
+            policy,
             carrier,
             room: capacity,
             offered: 0,

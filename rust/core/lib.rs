@@ -1,4 +1,8 @@
 #![doc = include_str!("../../README.md")]
+#![cfg_attr(
+    not(feature = "broadcast"),
+    allow(dead_code, unused_variables, reason = "only the shared channel is walked over")
+)]
 
 mod backend;
 mod bus;

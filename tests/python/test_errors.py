@@ -49,9 +49,10 @@ def test_every_error_is_a_bus_error_and_what_its_users_already_catch(
         assert issubclass(error, base)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 13), reason="asyncio.QueueShutDown is new in 3.13")
-def test_closed_is_a_queue_that_was_shut_down() -> None:
-    assert issubclass(tickbus.Closed, getattr(asyncio, "QueueShutDown"))  # noqa: B009
+def test_closed_is_a_queue_that_was_shut_down_where_asyncio_has_such() -> None:
+    shut_down = getattr(asyncio, "QueueShutDown", tickbus.BusError)
+    assert issubclass(tickbus.Closed, shut_down)
+    assert (shut_down is tickbus.BusError) == (sys.version_info < (3, 13))
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
