@@ -344,7 +344,7 @@ fn as_read(error: tickbus::TryRecvError) -> Option<Read> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn lock_free_does_what_its_model_does(steps in steps()) {
@@ -515,7 +515,7 @@ fn check_broadcast(steps: &[Step]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn broadcast_does_what_its_model_does(steps in steps()) {

@@ -223,7 +223,7 @@ impl EventSubscription {
             self.inner.core.sleep_unless_ready(|parking| {
                 py.detach(|| parking.park(until));
             });
-            py.check_signals()?;
+            py.check_signals().inspect_err(|_| self.inner.core.pass_on())?;
         }
     }
 
