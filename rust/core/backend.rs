@@ -131,6 +131,24 @@ impl<T: Clone> Reader<T> {
         (kept + usize::from(self.fetched.is_some()), queued - kept)
     }
 
+    /// Takes the next event if it is queued and nothing is missing before it; `None` decides
+    /// nothing.
+    #[inline]
+    pub(crate) fn take_ready(&mut self) -> Option<T> {
+        match &self.source {
+            Source::Channel(channel) if !self.holds => {
+                let next = channel.receiver.try_recv().ok()?;
+                if next.index != self.expected {
+                    self.holds = channel.hold.try_send(next).is_ok();
+                    return None;
+                }
+                self.expected += 1;
+                Some(next.event)
+            }
+            _ => None,
+        }
+    }
+
     /// Takes the next event, or tells a hole before it. `offered` was read before this call.
     /// With `quiet`, holes are stepped over; with `in_batch`, a hole is left for the next call
     /// and `Nothing` ends the batch.

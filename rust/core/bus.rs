@@ -243,7 +243,15 @@ struct Slot<T: Clone, R: Exclusion> {
     /// The threshold was reported and has not been armed again.
     warned: bool,
     /// Publishers in line for room, by ticket.
-    line: Vec<(u64, Arc<Notify>)>,
+    line: Vec<InLine>,
+}
+
+/// A publisher in line. Once told that there is room it is not told again, and readers do not look
+/// for it, until it has tried.
+struct InLine {
+    ticket: u64,
+    notify: Arc<Notify>,
+    told: bool,
 }
 
 enum Carrier<T> {
@@ -280,7 +288,7 @@ impl<T: Clone, R: Exclusion> Slot<T, R> {
             return self.room > 0;
         }
         self.refresh_room();
-        let ahead = self.line.iter().take_while(|(other, _)| *other < ticket).count();
+        let ahead = self.line.iter().take_while(|other| other.ticket < ticket).count();
         self.room > ahead
     }
 
@@ -322,8 +330,10 @@ impl<T: Clone, R: Exclusion> Slot<T, R> {
     fn serve_line(&mut self) {
         if !self.line.is_empty() {
             self.refresh_room();
-            for (_, notify) in self.line.iter().take(self.room) {
-                notify.notify_one();
+            for publisher in self.line.iter_mut().take(self.room).filter(|other| !other.told) {
+                publisher.told = true;
+                self.inbox.blocked.disarm();
+                publisher.notify.notify_one();
             }
         }
     }
@@ -378,12 +388,20 @@ impl<T: Clone, R: Exclusion> Aftermath<T, R> {
     }
 
     #[inline]
-    fn run(self, shared: &Shared<T, R>) {
-        for inbox in self.wake {
+    fn run(&mut self, shared: &Shared<T, R>) {
+        if !self.wake.is_empty() || !self.warnings.is_empty() {
+            self.wake_and_warn(shared);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wake_and_warn(&mut self, shared: &Shared<T, R>) {
+        for inbox in self.wake.drain(..) {
             inbox.gate.wake_one();
         }
         if let Some(sink) = shared.on_warning.get() {
-            self.warnings.into_iter().for_each(sink);
+            self.warnings.drain(..).for_each(sink);
         }
     }
 }
@@ -415,6 +433,9 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         if self.broadcast.is_some() {
             return Verdict::Done(self.send_to_all(publication, shared, aftermath));
         }
+        if let Some(taken) = self.push_where_all_have_room(publication, shared, aftermath) {
+            return Verdict::Done(taken);
+        }
         loop {
             match self.stopped_at(publication, patience) {
                 Ok(None) => break,
@@ -427,6 +448,46 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
             }
         }
         Verdict::Done(self.push_to_each(publication, shared, aftermath))
+    }
+
+    /// Publishes if every subscription has room and nobody stands in line, which needs neither
+    /// policy nor patience.
+    #[inline]
+    fn push_where_all_have_room(
+        &mut self,
+        publication: &mut Pending<T>,
+        shared: &Shared<T, R>,
+        aftermath: &mut Aftermath<T, R>,
+    ) -> Option<usize> {
+        if shared.config.backpressure.warn_threshold.is_some() {
+            return None;
+        }
+        let wanted = self.topics.wanted(publication.topic);
+        let (&last, others) = wanted.split_last()?;
+        let free = |index: u32| matches!(&self.slots[index as usize], Some(slot) if slot.room > 0 && slot.line.is_empty());
+        if !free(last) || !others.iter().all(|&index| free(index)) {
+            return None;
+        }
+        let event = publication.event.take()?;
+        let mut taken = 0;
+        let mut push = |index: u32, event: T| {
+            let Some(slot) = &mut self.slots[index as usize] else { return };
+            match slot.push(event) {
+                Ok(()) => taken += 1,
+                Err(event) => {
+                    slot.inbox.dropped.refused.add_exclusive(1);
+                    aftermath.displaced.push(event);
+                }
+            }
+            slot.offer();
+        };
+        for &index in others {
+            push(index, event.clone());
+        }
+        push(last, event);
+        shared.published.add_exclusive(1);
+        self.collect_sleepers(publication.topic, shared, aftermath);
+        Some(taken)
     }
 
     /// Returns the slot for whose room the publication has to wait, if there is one.
@@ -599,8 +660,8 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         }
         let Some(slot) = &mut self.slots[index as usize] else { return false };
         let notify = publication.notify.get_or_insert_default().clone();
-        let place = slot.line.partition_point(|(other, _)| *other < publication.ticket);
-        slot.line.insert(place, (publication.ticket, notify));
+        let place = slot.line.partition_point(|other| other.ticket < publication.ticket);
+        slot.line.insert(place, InLine { ticket: publication.ticket, notify, told: false });
         publication.stand = Some((index, slot.inbox.id));
         slot.inbox.blocked.arm::<R>();
         if slot.has_room(publication.ticket) {
@@ -615,8 +676,11 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         if let Some(slot) = &mut self.slots[index as usize]
             && slot.inbox.id == id
         {
-            slot.line.retain(|(ticket, _)| *ticket != publication.ticket);
-            slot.inbox.blocked.disarm();
+            if let Some(place) = slot.line.iter().position(|o| o.ticket == publication.ticket)
+                && !slot.line.remove(place).told
+            {
+                slot.inbox.blocked.disarm();
+            }
             slot.serve_line();
         }
     }
@@ -789,7 +853,7 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
                 .iter()
                 .flatten()
                 .flat_map(|slot| &slot.line)
-                .map(|(_, n)| n.clone())
+                .map(|other| other.notify.clone())
                 .collect()
         };
         if self.closed.set() {
@@ -894,7 +958,7 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         };
         store_load_fence::<R>();
         if let (Some(slot), _discarded) = left {
-            slot.line.iter().for_each(|(_, notify)| notify.notify_one());
+            slot.line.iter().for_each(|other| other.notify.notify_one());
         }
         self.left_dropped.add(inbox.dropped.read().total());
         inbox.gate.wake_all();

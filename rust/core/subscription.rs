@@ -86,6 +86,30 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
 
     #[inline]
     fn step(&self, shared: &Shared<T, R>, in_batch: bool) -> Step<T> {
+        let ready = {
+            let mut reader = self.reader.lock();
+            // Under the lock: see `step_slowly`.
+            let ready = if self.closed.is_set() { None } else { reader.take_ready() };
+            if ready.is_some() {
+                self.delivered.add_exclusive(1);
+            }
+            ready
+        };
+        match ready {
+            Some(event) => {
+                if matches!(self.policy, Policy::Block | Policy::Reject)
+                    && self.blocked.any_after_store::<R>()
+                {
+                    shared.room_was_freed(self);
+                }
+                Step::Event(event)
+            }
+            None => self.step_slowly(shared, in_batch),
+        }
+    }
+
+    #[inline(never)]
+    fn step_slowly(&self, shared: &Shared<T, R>, in_batch: bool) -> Step<T> {
         // Before looking: what was published before closing is seen below.
         let bus_closed = shared.closed.is_set();
         let mut walked = Walked::default();
@@ -119,6 +143,37 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
             Found::Nothing if bus_closed => Step::Closed,
             Found::Nothing => Step::Empty,
         }
+    }
+
+    /// Appends up to `limit` events and returns how many; it ends before a hole.
+    fn step_many(&self, shared: &Shared<T, R>, batch: &mut Vec<T>, limit: usize) -> usize {
+        let mut walked = Walked::default();
+        let before = batch.len();
+        {
+            let mut reader = self.reader.lock();
+            if self.closed.is_set() {
+                return 0;
+            }
+            let quiet = self.on_lag == OnLag::Count;
+            let offered = self.offered.observe();
+            let pattern = self.pattern.as_ref();
+            while batch.len() - before < limit {
+                match reader.take(offered, quiet, true, &mut walked, shared, pattern) {
+                    Found::Event(event) => batch.push(event),
+                    Found::Hole(_) | Found::Nothing => break,
+                }
+            }
+            self.count(&walked);
+            self.delivered.add_exclusive((batch.len() - before) as u64);
+        }
+        let taken = batch.len() - before;
+        if taken > 0
+            && matches!(self.policy, Policy::Block | Policy::Reject)
+            && self.blocked.any_after_store::<R>()
+        {
+            shared.room_was_freed(self);
+        }
+        taken
     }
 
     fn is_ready(&self, shared: &Shared<T, R>) -> bool {
@@ -325,6 +380,20 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
         Ok(taken)
     }
 
+    /// As [`EventSubscription::try_recv_many`], with the reading half locked once for all events
+    /// but the first.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventSubscription::try_recv_many`].
+    pub fn try_recv_batch(&self, batch: &mut Vec<T>, limit: usize) -> Result<usize, TryRecvError> {
+        if limit == 0 {
+            return Ok(0);
+        }
+        batch.push(self.try_recv()?);
+        Ok(1 + self.inbox.step_many(&self.shared, batch, limit - 1))
+    }
+
     /// Waits for the next event.
     ///
     /// # Errors
@@ -356,10 +425,7 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
         let mut batch = Vec::with_capacity(limit.min(self.inbox.capacity));
         if limit > 0 {
             batch.push(self.recv()?);
-            while batch.len() < limit {
-                let Step::Event(event) = self.inbox.step(&self.shared, true) else { break };
-                batch.push(event);
-            }
+            self.inbox.step_many(&self.shared, &mut batch, limit - 1);
         }
         Ok(batch)
     }

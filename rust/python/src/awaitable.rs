@@ -38,6 +38,21 @@ pub(crate) enum Job {
 }
 
 impl Job {
+    /// Drops it. A slot is attached without PyO3 knowing it, so that a plain drop would put the
+    /// references on a list behind a lock instead.
+    #[inline]
+    fn release(self, py: Python<'_>) {
+        match self {
+            Self::Recv(subscription)
+            | Self::Next(subscription)
+            | Self::RecvMany(subscription, _) => {
+                subscription.drop_ref(py);
+            }
+            Self::Ready(value) => value.drop_ref(py),
+            Self::Publish(task) => drop(task),
+        }
+    }
+
     fn name(&self) -> &'static str {
         match self {
             Self::Recv(_) => "recv",
@@ -93,7 +108,10 @@ impl Awaitable {
     fn step(&mut self, py: Python<'_>) -> PyResult<Progress> {
         match std::mem::replace(&mut self.state, State::Done) {
             State::New => {}
-            State::Waiting(future) => self.leave(py, &future),
+            State::Waiting(future) => {
+                self.leave(py, &future);
+                future.drop_ref(py);
+            }
             State::Done => {
                 let name = self.job.name();
                 return Err(PyRuntimeError::new_err(format!("cannot await {name}() twice")));
@@ -322,8 +340,10 @@ unsafe extern "C" fn dealloc(object: *mut ffi::PyObject) {
             }
         }
         let class = ffi::Py_TYPE(object);
-        ptr::drop_in_place(&raw mut (*object.cast::<Awaitable>()).job);
-        ptr::drop_in_place(&raw mut (*object.cast::<Awaitable>()).state);
+        ptr::read(&raw const (*object.cast::<Awaitable>()).job).release(py);
+        if let State::Waiting(future) = ptr::read(&raw const (*object.cast::<Awaitable>()).state) {
+            future.drop_ref(py);
+        }
         ffi::PyObject_GC_Del(object.cast());
         ffi::Py_DECREF(class.cast());
     }

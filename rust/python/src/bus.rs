@@ -318,7 +318,7 @@ impl EventBus {
     fn close(&self, py: Python<'_>) {
         self.core.close();
         settle(py);
-        self.slab.get().bury();
+        self.slab.get().bury(py);
     }
 
     fn _metrics(&self) -> (u64, u64, Vec<MetricsRow>) {
@@ -446,7 +446,7 @@ impl EventBus {
     fn finish(&self, py: Python<'_>, result: Result<usize, Failure>) -> PyResult<usize> {
         let result = result.map_err(|failure| failure.into_error(py));
         settle(py);
-        self.slab.get().bury();
+        self.slab.get().bury(py);
         result
     }
 
@@ -713,7 +713,7 @@ impl PublishTask {
         self.stop_waiting(py);
         if self.publication.take().is_some() {
             settle(py);
-            self.bus.get().slab.get().bury();
+            self.bus.get().slab.get().bury(py);
         }
     }
 

@@ -82,9 +82,9 @@ impl Slab {
 
     /// Drops the objects whose last handle is gone. Called attached, after the core has returned.
     #[inline]
-    pub(crate) fn bury(&self) {
+    pub(crate) fn bury(&self, py: Python<'_>) {
         while let Some(object) = self.0.0.with(|store| store.graveyard.pop()) {
-            drop(object);
+            object.drop_ref(py);
         }
     }
 }

@@ -45,7 +45,7 @@ impl Inner {
         match result {
             Ok(handle) => handle.into_object(py).map(Some).ok_or_else(error::closed),
             Err(TryRecvError::Empty) => {
-                self.slab.get().bury();
+                self.slab.get().bury(py);
                 Ok(None)
             }
             Err(TryRecvError::Lagged(lagged)) => Err(error::lagged(lagged)),
@@ -56,14 +56,14 @@ impl Inner {
     /// Takes up to `limit` events; `None` if there is none yet.
     fn take_many(&self, py: Python<'_>, limit: usize) -> PyResult<Option<Py<PyAny>>> {
         self.process.check()?;
-        let mut batch = SmallVec::<[Handle; 64]>::new();
-        let result = self.core.try_recv_many(&mut batch, limit);
+        let mut batch = Vec::with_capacity(limit.min(self.core.pending()));
+        let result = self.core.try_recv_batch(&mut batch, limit);
         settle(py);
         match result {
             Ok(_) => {
-                let objects = batch.into_iter().filter_map(|handle| handle.into_object(py));
-                let objects: SmallVec<[Py<PyAny>; 64]> = objects.collect();
-                Ok(Some(PyList::new(py, objects)?.into_any().unbind()))
+                // An object is missing only where the garbage collector has ended the bus.
+                let object = |handle: Handle| handle.into_object(py).unwrap_or_else(|| py.None());
+                Ok(Some(PyList::new(py, batch.into_iter().map(object))?.into_any().unbind()))
             }
             Err(TryRecvError::Empty) => Ok(None),
             Err(TryRecvError::Lagged(lagged)) => Err(error::lagged(lagged)),
@@ -74,7 +74,7 @@ impl Inner {
     fn close(&self, py: Python<'_>) {
         self.core.close();
         settle(py);
-        self.slab.get().bury();
+        self.slab.get().bury(py);
     }
 
     /// Warns about a subscription that goes without having been closed, as files do.
