@@ -275,7 +275,8 @@ const NEWCOMER: u64 = u64::MAX;
 
 impl<T: Clone, R: Exclusion> Slot<T, R> {
     fn refresh_room(&mut self) {
-        // While a reader moves an event on hold, it can be seen in both places.
+        // An event that a reader moves on hold is in neither place for a moment, and a push then
+        // leaves one event too many until the next read.
         self.room = self.inbox.capacity.saturating_sub(self.carrier.own().len());
     }
 
@@ -309,6 +310,19 @@ impl<T: Clone, R: Exclusion> Slot<T, R> {
                 self.room = 0;
                 Err(error.into_inner().event)
             }
+        }
+    }
+
+    /// Counts an event that the subscription misses for want of room. Only a publisher that
+    /// `waited` has spent patience.
+    fn miss(&mut self, waited: bool) {
+        if self.policy != Policy::Block {
+            self.inbox.dropped.refused.add_exclusive(1);
+            return;
+        }
+        self.inbox.dropped.block_expired.add_exclusive(1);
+        if waited {
+            self.spent_at = Some(self.inbox.delivered.value());
         }
     }
 
@@ -464,7 +478,10 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         }
         let wanted = self.topics.wanted(publication.topic);
         let (&last, others) = wanted.split_last()?;
-        let free = |index: u32| matches!(&self.slots[index as usize], Some(slot) if slot.room > 0 && slot.line.is_empty());
+        let free = |index: u32| {
+            let slot = self.slots[index as usize].as_ref();
+            slot.is_some_and(|slot| slot.room > 0 && slot.line.is_empty())
+        };
         if !free(last) || !others.iter().all(|&index| free(index)) {
             return None;
         }
@@ -475,7 +492,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
             match slot.push(event) {
                 Ok(()) => taken += 1,
                 Err(event) => {
-                    slot.inbox.dropped.refused.add_exclusive(1);
+                    slot.miss(false);
                     aftermath.displaced.push(event);
                 }
             }
@@ -565,17 +582,10 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
                     event = refused;
                 }
             });
-            let inbox = &slot.inbox;
             if pushed {
                 taken += 1;
-            } else if slot.policy == Policy::Block {
-                inbox.dropped.block_expired.add_exclusive(1);
-                // Only waiting spends patience; a newcomer has not waited.
-                if publication.ticket != NEWCOMER {
-                    slot.spent_at = Some(inbox.delivered.value());
-                }
             } else {
-                inbox.dropped.refused.add_exclusive(1);
+                slot.miss(publication.ticket != NEWCOMER);
             }
             slot.offer();
             slot.serve_line();

@@ -97,14 +97,21 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
         };
         match ready {
             Some(event) => {
-                if matches!(self.policy, Policy::Block | Policy::Reject)
-                    && self.blocked.any_after_store::<R>()
-                {
-                    shared.room_was_freed(self);
-                }
+                self.pass_room_on(shared);
                 Step::Event(event)
             }
             None => self.step_slowly(shared, in_batch),
+        }
+    }
+
+    /// Tells publishers in line that an event was taken; the caller no longer holds the reader.
+    /// A hole that is told frees no room: the event behind it waits on hold.
+    #[inline]
+    fn pass_room_on(&self, shared: &Shared<T, R>) {
+        if matches!(self.policy, Policy::Block | Policy::Reject)
+            && self.blocked.any_after_store::<R>()
+        {
+            shared.room_was_freed(self);
         }
     }
 
@@ -130,15 +137,11 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
             }
             found
         };
-        // A hole frees room too: the event behind it has left the queue.
-        if matches!(found, Found::Event(_) | Found::Hole(_))
-            && matches!(self.policy, Policy::Block | Policy::Reject)
-            && self.blocked.any_after_store::<R>()
-        {
-            shared.room_was_freed(self);
-        }
         match found {
-            Found::Event(event) => Step::Event(event),
+            Found::Event(event) => {
+                self.pass_room_on(shared);
+                Step::Event(event)
+            }
             Found::Hole(lagged) => Step::Lagged(lagged),
             Found::Nothing if bus_closed => Step::Closed,
             Found::Nothing => Step::Empty,
@@ -167,11 +170,8 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
             self.delivered.add_exclusive((batch.len() - before) as u64);
         }
         let taken = batch.len() - before;
-        if taken > 0
-            && matches!(self.policy, Policy::Block | Policy::Reject)
-            && self.blocked.any_after_store::<R>()
-        {
-            shared.room_was_freed(self);
+        if taken > 0 {
+            self.pass_room_on(shared);
         }
         taken
     }
