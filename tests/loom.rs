@@ -42,6 +42,7 @@ unsafe impl lock_api::RawMutex for Unfenced {
 
 // SAFETY: it is a lock; that it serializes sleeping is the lie that the twins are about.
 unsafe impl Exclusion for Unfenced {
+    type Queue<E> = tickbus::CrossbeamQueue<E>;
     const SERIALIZES_SLEEP: bool = true;
 }
 

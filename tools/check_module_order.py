@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ORDER = (
+    ("queue",),
     ("sync",),
     ("error",),
     ("event",),

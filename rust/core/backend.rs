@@ -7,8 +7,9 @@
 //! entry; tokio tells how many were overwritten.
 
 use crate::error::Lagged;
+use crate::queue::EventQueue;
+use crate::sync::Exclusion;
 use crate::topic::{NO_TOPIC, Pattern};
-use crossbeam_channel as channel;
 use std::sync::Arc;
 #[cfg(feature = "broadcast")]
 use tokio::sync::broadcast;
@@ -30,51 +31,45 @@ pub(crate) struct Addressed<T> {
 
 /// Both ends of a subscription's own queue. The publisher has the same: it looks for room, and
 /// takes the oldest to overwrite it.
-#[derive(Debug)]
-pub(crate) struct Channel<T> {
-    pub(crate) sender: channel::Sender<Numbered<T>>,
-    receiver: channel::Receiver<Numbered<T>>,
+pub(crate) struct Channel<T, R: Exclusion> {
+    queue: R::Queue<Numbered<T>>,
     /// At most one event, which was taken out while the hole before it had still to be told. It
     /// is the oldest, and counts against the capacity like the others.
-    hold: channel::Sender<Numbered<T>>,
-    held: channel::Receiver<Numbered<T>>,
+    hold: R::Queue<Numbered<T>>,
 }
 
-impl<T> Clone for Channel<T> {
+impl<T, R: Exclusion> Clone for Channel<T, R> {
     fn clone(&self) -> Self {
-        Self {
-            sender: self.sender.clone(),
-            receiver: self.receiver.clone(),
-            hold: self.hold.clone(),
-            held: self.held.clone(),
-        }
+        Self { queue: self.queue.clone(), hold: self.hold.clone() }
     }
 }
 
-impl<T> Channel<T> {
+impl<T, R: Exclusion> Channel<T, R> {
     pub(crate) fn new(capacity: usize) -> Self {
-        let (sender, receiver) = channel::bounded(capacity);
-        let (hold, held) = channel::bounded(1);
-        Self { sender, receiver, hold, held }
+        Self { queue: R::Queue::bounded(capacity), hold: R::Queue::bounded(1) }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.receiver.len() + self.held.len()
+        self.queue.len() + self.hold.len()
+    }
+
+    #[inline]
+    pub(crate) fn push(&self, entry: Numbered<T>) -> Result<(), Numbered<T>> {
+        self.queue.push(entry)
     }
 
     /// Takes the oldest event.
     pub(crate) fn take_oldest(&self) -> Option<Numbered<T>> {
-        match self.held.is_empty() {
-            true => self.receiver.try_recv().ok(),
-            false => self.held.try_recv().or_else(|_| self.receiver.try_recv()).ok(),
+        match self.hold.is_empty() {
+            true => self.queue.pop(),
+            false => self.hold.pop().or_else(|| self.queue.pop()),
         }
     }
 }
 
 /// What a reader reads from.
-#[derive(Debug)]
-pub(crate) enum Source<T> {
-    Channel(Channel<T>),
+pub(crate) enum Source<T, R: Exclusion> {
+    Channel(Channel<T, R>),
     #[cfg(feature = "broadcast")]
     Broadcast(broadcast::Receiver<Addressed<T>>),
 }
@@ -89,9 +84,8 @@ pub(crate) enum Found<T> {
 }
 
 /// A subscription's reading half, guarded by its read exclusion.
-#[derive(Debug)]
-pub(crate) struct Reader<T> {
-    source: Source<T>,
+pub(crate) struct Reader<T, R: Exclusion> {
+    source: Source<T, R>,
     /// Index of the next event if none is missing (`lock_free`).
     expected: u64,
     /// Whether it put an event on hold (`lock_free`); a publisher may have taken that since.
@@ -113,8 +107,8 @@ pub(crate) struct Walked {
     pub(crate) overwritten: u64,
 }
 
-impl<T: Clone> Reader<T> {
-    pub(crate) fn new(source: Source<T>) -> Self {
+impl<T: Clone, R: Exclusion> Reader<T, R> {
+    pub(crate) fn new(source: Source<T, R>) -> Self {
         Self { source, expected: 0, holds: false, fetched: None, untold: None, wanted: Vec::new() }
     }
 
@@ -137,9 +131,9 @@ impl<T: Clone> Reader<T> {
     pub(crate) fn take_ready(&mut self) -> Option<T> {
         match &self.source {
             Source::Channel(channel) if !self.holds => {
-                let next = channel.receiver.try_recv().ok()?;
+                let next = channel.queue.pop()?;
                 if next.index != self.expected {
-                    self.holds = channel.hold.try_send(next).is_ok();
+                    self.holds = channel.hold.push(next).is_ok();
                     return None;
                 }
                 self.expected += 1;
@@ -166,7 +160,7 @@ impl<T: Clone> Reader<T> {
             Source::Channel(channel) => {
                 let next = match std::mem::take(&mut self.holds) {
                     true => channel.take_oldest(),
-                    false => channel.receiver.try_recv().ok(),
+                    false => channel.queue.pop(),
                 };
                 let (index, next) = match next {
                     Some(next) => (next.index, Some(next)),
@@ -177,7 +171,7 @@ impl<T: Clone> Reader<T> {
                 let missed = index.saturating_sub(self.expected);
                 if missed > 0 && !quiet {
                     // The hold is empty: this reader alone fills it, and has just looked.
-                    self.holds = next.is_some_and(|next| channel.hold.try_send(next).is_ok());
+                    self.holds = next.is_some_and(|next| channel.hold.push(next).is_ok());
                     if in_batch {
                         return Found::Nothing;
                     }

@@ -202,6 +202,8 @@ pub struct Shared<T: Clone, R: Exclusion> {
     backend: Backend,
     config: BusConfig,
     capacity: usize,
+    /// Nothing is decided, and nobody warned, where there is room (`lock_free`, no threshold).
+    may_skip_decisions: bool,
     token: Mutex<R, PublishState<T, R>>,
     /// The subscriptions, for readers of metrics, who never take the token.
     roster: ArcSwap<Vec<Arc<Inbox<T, R>>>>,
@@ -234,7 +236,7 @@ struct Slot<T: Clone, R: Exclusion> {
     inbox: Arc<Inbox<T, R>>,
     /// The inbox's, kept where the publisher looks anyway.
     policy: Policy,
-    carrier: Carrier<T>,
+    carrier: Carrier<T, R>,
     /// Events surely accepted before the queue must be asked again.
     room: usize,
     offered: u64,
@@ -254,14 +256,15 @@ struct InLine {
     told: bool,
 }
 
-enum Carrier<T> {
-    Own(Channel<T>),
+enum Carrier<T, R: Exclusion> {
+    Own(Channel<T, R>),
     #[cfg(feature = "broadcast")]
     Shared,
 }
 
-impl<T> Carrier<T> {
-    fn own(&self) -> &Channel<T> {
+impl<T, R: Exclusion> Carrier<T, R> {
+    #[inline]
+    fn own(&self) -> &Channel<T, R> {
         match self {
             Self::Own(channel) => channel,
             #[cfg(feature = "broadcast")]
@@ -301,16 +304,26 @@ impl<T: Clone, R: Exclusion> Slot<T, R> {
 
     #[inline]
     fn push(&mut self, event: T) -> Result<(), T> {
-        match self.carrier.own().sender.try_send(Numbered { index: self.offered, event }) {
+        match self.carrier.own().push(Numbered { index: self.offered, event }) {
             Ok(()) => {
                 self.room = self.room.saturating_sub(1);
                 Ok(())
             }
             Err(error) => {
                 self.room = 0;
-                Err(error.into_inner().event)
+                Err(error.event)
             }
         }
+    }
+
+    /// As `push` and `offer`, where there is room: nobody but publishers adds events, so what the
+    /// publisher counted as free is free.
+    #[inline]
+    fn push_into_room(&mut self, event: T) {
+        if self.push(event).is_err() {
+            unreachable!("a queue with {} free places was full", self.room);
+        }
+        self.offer();
     }
 
     /// Counts an event that the subscription misses for want of room. Only a publisher that
@@ -388,9 +401,11 @@ pub enum Patience {
     Spent,
 }
 
+type Woken<T, R> = SmallVec<[Arc<Inbox<T, R>>; 8]>;
+
 /// What is done after the token was released.
 struct Aftermath<T: Clone, R: Exclusion> {
-    wake: SmallVec<[Arc<Inbox<T, R>>; 8]>,
+    wake: Woken<T, R>,
     displaced: SmallVec<[T; 8]>,
     warnings: SmallVec<[Warning; 1]>,
 }
@@ -447,9 +462,6 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         if self.broadcast.is_some() {
             return Verdict::Done(self.send_to_all(publication, shared, aftermath));
         }
-        if let Some(taken) = self.push_where_all_have_room(publication, shared, aftermath) {
-            return Verdict::Done(taken);
-        }
         loop {
             match self.stopped_at(publication, patience) {
                 Ok(None) => break,
@@ -465,46 +477,27 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
     }
 
     /// Publishes if every subscription has room and nobody stands in line, which needs neither
-    /// policy nor patience.
+    /// policy nor patience; gives the event back otherwise.
     #[inline]
-    fn push_where_all_have_room(
-        &mut self,
-        publication: &mut Pending<T>,
-        shared: &Shared<T, R>,
-        aftermath: &mut Aftermath<T, R>,
-    ) -> Option<usize> {
-        if shared.config.backpressure.warn_threshold.is_some() {
-            return None;
-        }
-        let wanted = self.topics.wanted(publication.topic);
-        let (&last, others) = wanted.split_last()?;
-        let free = |index: u32| {
+    fn push_where_all_have_room(&mut self, topic: u32, event: T) -> Result<usize, T> {
+        let wanted = self.topics.wanted(topic);
+        let Some((&last, others)) = wanted.split_last() else { return Err(event) };
+        let has_room = |&index: &u32| {
             let slot = self.slots[index as usize].as_ref();
             slot.is_some_and(|slot| slot.room > 0 && slot.line.is_empty())
         };
-        if !free(last) || !others.iter().all(|&index| free(index)) {
-            return None;
+        if self.closed || !has_room(&last) || !others.iter().all(has_room) {
+            return Err(event);
         }
-        let event = publication.event.take()?;
-        let mut taken = 0;
         let mut push = |index: u32, event: T| {
             let Some(slot) = &mut self.slots[index as usize] else { return };
-            match slot.push(event) {
-                Ok(()) => taken += 1,
-                Err(event) => {
-                    slot.miss(false);
-                    aftermath.displaced.push(event);
-                }
-            }
-            slot.offer();
+            slot.push_into_room(event);
         };
         for &index in others {
             push(index, event.clone());
         }
         push(last, event);
-        shared.published.add_exclusive(1);
-        self.collect_sleepers(publication.topic, shared, aftermath);
-        Some(taken)
+        Ok(wanted.len())
     }
 
     /// Returns the slot for whose room the publication has to wait, if there is one.
@@ -648,18 +641,20 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         taken
     }
 
-    #[inline]
     fn collect_sleepers(&self, topic: u32, shared: &Shared<T, R>, aftermath: &mut Aftermath<T, R>) {
         // Step W2 for every subscription at once.
         if shared.sleepers.any_after_store::<R>() {
-            for &index in self.topics.wanted(topic) {
-                if let Some(slot) = &self.slots[index as usize]
-                    && slot.inbox.gate.sleepers.any()
-                {
-                    aftermath.wake.push(slot.inbox.clone());
-                }
-            }
+            aftermath.wake = self.sleepers_on(topic);
         }
+    }
+
+    /// Returns who sleeps among those that want the topic.
+    #[inline(never)]
+    fn sleepers_on(&self, topic: u32) -> Woken<T, R> {
+        let slots =
+            self.topics.wanted(topic).iter().filter_map(|&i| self.slots[i as usize].as_ref());
+        let sleeping = slots.filter(|slot| slot.inbox.gate.sleepers.any());
+        sleeping.map(|slot| slot.inbox.clone()).collect()
     }
 
     /// Puts the publication in line at a slot; false if room has appeared meanwhile.
@@ -1004,6 +999,8 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
             backend,
             config,
             capacity,
+            may_skip_decisions: backend == Backend::LockFree
+                && config.backpressure.warn_threshold.is_none(),
             token: Mutex::new(PublishState {
                 slots: Vec::new(),
                 topics: TopicTable::new(config.max_topics),
@@ -1079,6 +1076,31 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         Ok(Topic { bus: self.shared().id, id, name })
     }
 
+    /// Publishes an event where nothing has to be decided: every subscription that wants it has
+    /// room and nobody waits for any. Gives the event back otherwise, for a
+    /// [`Bus::publication`].
+    ///
+    /// # Panics
+    ///
+    /// If the topic belongs to another bus.
+    #[inline]
+    pub fn publish_ready(&self, event: T, topic: Option<&Topic>) -> Result<usize, T> {
+        let shared = &**self.shared();
+        if !shared.may_skip_decisions {
+            return Err(event);
+        }
+        let topic = self.topic_id(topic);
+        let mut state = shared.token.lock();
+        let taken = state.push_where_all_have_room(topic, event)?;
+        shared.published.add_exclusive(1);
+        if shared.sleepers.any_after_store::<R>() {
+            let wake = state.sleepers_on(topic);
+            drop(state);
+            wake.into_iter().for_each(|inbox| inbox.gate.wake_one());
+        }
+        Ok(taken)
+    }
+
     /// Begins to publish an event; `rejects_wait` makes `reject` subscriptions worth waiting for.
     ///
     /// # Panics
@@ -1093,6 +1115,18 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
     ) -> Publication<&Shared<T, R>, T, R> {
         let pending = self.pending(event, topic, rejects_wait);
         Publication { shared: self.shared(), pending, marker: PhantomData }
+    }
+
+    #[inline]
+    fn publish_as_configured(
+        &self,
+        event: T,
+        topic: Option<&Topic>,
+    ) -> Result<usize, PublishError<T>> {
+        self.publish_ready(event, topic).or_else(|event| {
+            let patience = self.backpressure().max_block_duration;
+            self.publication(event, topic, false).run(|| Instant::now().checked_add(patience))
+        })
     }
 
     /// As [`Bus::publication`], for keeping across suspensions.
@@ -1111,21 +1145,20 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
     }
 
     #[inline]
+    fn topic_id(&self, topic: Option<&Topic>) -> u32 {
+        let Some(topic) = topic else { return NO_TOPIC };
+        assert!(
+            topic.bus == self.shared().id,
+            "topic {:?} belongs to another bus; make it with topic() of this one",
+            topic.name
+        );
+        topic.id
+    }
+
     fn pending(&self, event: T, topic: Option<&Topic>, rejects_wait: bool) -> Pending<T> {
-        let topic = match topic {
-            None => NO_TOPIC,
-            Some(topic) => {
-                assert!(
-                    topic.bus == self.shared().id,
-                    "topic {:?} belongs to another bus; make it with topic() of this one",
-                    topic.name
-                );
-                topic.id
-            }
-        };
         Pending {
             event: Some(event),
-            topic,
+            topic: self.topic_id(topic),
             rejects_wait,
             ticket: NEWCOMER,
             notify: None,
@@ -1189,8 +1222,7 @@ pub trait EventBus<T: Clone> {
     /// `Full` if a `reject` subscription has no room, `Closed` after `close()`.
     #[inline]
     fn publish(&self, event: T) -> Result<usize, PublishError<T>> {
-        let patience = self.bus().backpressure().max_block_duration;
-        self.bus().publication(event, None, false).run(|| Instant::now().checked_add(patience))
+        self.bus().publish_as_configured(event, None)
     }
 
     /// Publishes an event on a topic, as [`EventBus::publish`] does.
@@ -1204,10 +1236,7 @@ pub trait EventBus<T: Clone> {
     /// If the topic belongs to another bus.
     #[inline]
     fn publish_to(&self, topic: &Topic, event: T) -> Result<usize, PublishError<T>> {
-        let patience = self.bus().backpressure().max_block_duration;
-        self.bus()
-            .publication(event, Some(topic), false)
-            .run(|| Instant::now().checked_add(patience))
+        self.bus().publish_as_configured(event, Some(topic))
     }
 
     /// Publishes an event, waiting at most `timeout` for `block` and for `reject` subscriptions.
@@ -1239,8 +1268,12 @@ pub trait EventBus<T: Clone> {
         let mut accepted = 0;
         for event in events {
             self.bus()
-                .publication(event, None, false)
-                .run(|| *deadline.get_or_insert_with(|| Instant::now().checked_add(patience)))
+                .publish_ready(event, None)
+                .or_else(|event| {
+                    self.bus().publication(event, None, false).run(|| {
+                        *deadline.get_or_insert_with(|| Instant::now().checked_add(patience))
+                    })
+                })
                 .map_err(|error| PublishManyError { accepted, error })?;
             accepted += 1;
         }

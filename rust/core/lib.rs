@@ -9,6 +9,7 @@ mod bus;
 mod error;
 mod metrics;
 mod policy;
+mod queue;
 mod select;
 mod subscription;
 mod topic;
@@ -33,6 +34,7 @@ pub use error::{
 };
 pub use metrics::{Dropped, EventBusMetrics, SubscriptionMetrics, Warning};
 pub use policy::{BackpressureConfig, MAX_CAPACITY, OnLag, Policy};
+pub use queue::{CrossbeamQueue, EventQueue};
 pub use select::{Selected, Selector, Shutdown, select};
 pub use subscription::{AsyncEventSubscription, EventSubscription, Parking};
 pub use sync::{Exclusion, ThreadExclusion};

@@ -21,7 +21,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::futures::{Notified, OwnedNotified};
 
 /// What publishers and readers of one subscription share.
-#[derive(Debug)]
 pub(crate) struct Inbox<T: Clone, R: Exclusion> {
     pub(crate) id: u64,
     pub(crate) slot: u32,
@@ -42,7 +41,7 @@ pub(crate) struct Inbox<T: Clone, R: Exclusion> {
     /// Publishers in line for room.
     pub(crate) blocked: Sleepers,
     pub(crate) closed: Flag,
-    reader: Mutex<R, Reader<T>>,
+    reader: Mutex<R, Reader<T, R>>,
 }
 
 enum Step<T> {
@@ -62,7 +61,7 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
         capacity: usize,
         pattern: Option<Pattern>,
         joined_at: u64,
-        reader: Reader<T>,
+        reader: Reader<T, R>,
     ) -> Self {
         Self {
             id,
@@ -86,22 +85,27 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
 
     #[inline]
     fn step(&self, shared: &Shared<T, R>, in_batch: bool) -> Step<T> {
-        let ready = {
-            let mut reader = self.reader.lock();
-            // Under the lock: see `step_slowly`.
-            let ready = if self.closed.is_set() { None } else { reader.take_ready() };
-            if ready.is_some() {
-                self.delivered.add_exclusive(1);
-            }
-            ready
-        };
-        match ready {
-            Some(event) => {
-                self.pass_room_on(shared);
-                Step::Event(event)
-            }
+        match self.take_ready(shared) {
+            Some(event) => Step::Event(event),
             None => self.step_slowly(shared, in_batch),
         }
+    }
+
+    /// Takes the next event if nothing has to be told before it; `None` decides nothing.
+    #[inline]
+    fn take_ready(&self, shared: &Shared<T, R>) -> Option<T> {
+        let event = {
+            let mut reader = self.reader.lock();
+            // Under the lock: see `step_slowly`.
+            if self.closed.is_set() {
+                return None;
+            }
+            let event = reader.take_ready()?;
+            self.delivered.add_exclusive(1);
+            event
+        };
+        self.pass_room_on(shared);
+        Some(event)
     }
 
     /// Tells publishers in line that an event was taken; the caller no longer holds the reader.
@@ -354,6 +358,13 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
             Step::Empty => Err(TryRecvError::Empty),
             Step::Closed => Err(TryRecvError::Closed),
         }
+    }
+
+    /// Returns the next event if one is pending with nothing to be told before it. `None` decides
+    /// nothing: [`EventSubscription::try_recv`] says why.
+    #[inline]
+    pub fn take_ready(&self) -> Option<T> {
+        self.inbox.take_ready(&self.shared)
     }
 
     /// Appends up to `limit` pending events to `batch` and returns how many. A batch ends before a

@@ -5,6 +5,8 @@
 //! stands behind a name: [`Counter`] for numbers with one writer at a time, [`Flag`] for one-way
 //! switches, and the pairing table of [`crate::wait`] for the rest.
 
+use crate::queue::{CrossbeamQueue, EventQueue};
+
 #[cfg(not(tickbus_loom))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 
@@ -23,6 +25,10 @@ pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering
 /// If `SERIALIZES_SLEEP` is true, arming a sleeper and looking for events may not interleave with
 /// publishing in any other thread.
 pub unsafe trait Exclusion: lock_api::RawMutex + Send + Sync + 'static {
+    /// The queue between publishers, who push one at a time, and readers, who take one at a time.
+    /// Both may do so at the same moment, and publishers take too, to overwrite.
+    type Queue<E>: EventQueue<E>;
+
     /// Whether arming, checking and publishing are serialized by something outside the bus, which
     /// makes the store-load fence of the wake-up protocol superfluous.
     const SERIALIZES_SLEEP: bool;
@@ -34,6 +40,8 @@ pub type ThreadExclusion = parking_lot::RawMutex;
 // SAFETY: parking_lot's RawMutex is a mutual exclusion lock with acquire and release ordering; the
 // fence is kept.
 unsafe impl Exclusion for parking_lot::RawMutex {
+    type Queue<E> = CrossbeamQueue<E>;
+
     const SERIALIZES_SLEEP: bool = false;
 }
 

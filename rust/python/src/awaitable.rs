@@ -12,6 +12,7 @@
 
 use crate::bus::PublishTask;
 use crate::error;
+use crate::gil::GilCell;
 use crate::subscription::AsyncEventSubscription;
 use pyo3::exceptions::{PyRuntimeError, PyStopAsyncIteration, PyStopIteration};
 use pyo3::ffi;
@@ -86,6 +87,31 @@ struct Awaitable {
     state: State,
 }
 
+/// Memory of awaitables that are gone: most live for one call only.
+struct Spare {
+    objects: [*mut ffi::PyObject; 64],
+    count: usize,
+}
+
+// SAFETY: only attached threads touch it.
+unsafe impl Send for Spare {}
+
+static SPARE: GilCell<Spare> = GilCell::new(Spare { objects: [ptr::null_mut(); 64], count: 0 });
+
+impl Spare {
+    #[inline]
+    fn pop(&mut self) -> Option<*mut ffi::PyObject> {
+        self.count = self.count.checked_sub(1)?;
+        Some(self.objects[self.count])
+    }
+
+    #[inline]
+    fn push(&mut self, object: *mut ffi::PyObject) -> bool {
+        let place = self.objects.get_mut(self.count);
+        place.map(|place| *place = object).inspect(|()| self.count += 1).is_some()
+    }
+}
+
 /// Returns an awaitable that does `job`.
 #[inline]
 pub(crate) fn awaitable(py: Python<'_>, job: Job) -> PyResult<Py<PyAny>> {
@@ -93,7 +119,10 @@ pub(crate) fn awaitable(py: Python<'_>, job: Job) -> PyResult<Py<PyAny>> {
     // SAFETY: the type is a GC type of `Awaitable`'s size; the fields are written before anybody
     // can see the object, which is untracked until it suspends.
     unsafe {
-        let object = ffi::PyObject_GC_New::<Awaitable>(class);
+        let object = match SPARE.with(Spare::pop) {
+            Some(spare) => ffi::PyObject_Init(spare, class).cast(),
+            None => ffi::PyObject_GC_New::<Awaitable>(class),
+        };
         if object.is_null() {
             return Err(PyErr::fetch(py));
         }
@@ -182,7 +211,19 @@ unsafe extern "C" fn am_send(
     // SAFETY: the interpreter calls slots attached, with an object of the slot's type.
     let py = unsafe { Python::assume_attached() };
     // SAFETY: as above.
-    let progress = unsafe { this(object) }.step(py);
+    let awaitable = unsafe { this(object) };
+    if let (State::New, Job::Recv(subscription) | Job::Next(subscription)) =
+        (&awaitable.state, &awaitable.job)
+        && let Some(event) = subscription.get().take_quickly(py)
+        && let Some(event) = event.into_object(py)
+    {
+        awaitable.state = State::Done;
+        // SAFETY: `result` is where the interpreter wants the value.
+        unsafe { *result = event.into_ptr() };
+        return ffi::PySendResult::PYGEN_RETURN;
+    }
+    // PyO3 is told that the thread is attached, so that references dropped below end at once.
+    let progress = Python::attach(|py| awaitable.step(py));
     let (sent, value) = match progress {
         Ok(Progress::Done(value)) => (ffi::PySendResult::PYGEN_RETURN, value.into_ptr()),
         Ok(Progress::Wait(future)) => {
@@ -344,7 +385,9 @@ unsafe extern "C" fn dealloc(object: *mut ffi::PyObject) {
         if let State::Waiting(future) = ptr::read(&raw const (*object.cast::<Awaitable>()).state) {
             future.drop_ref(py);
         }
-        ffi::PyObject_GC_Del(object.cast());
+        if !SPARE.with(|spare| spare.push(object)) {
+            ffi::PyObject_GC_Del(object.cast());
+        }
         ffi::Py_DECREF(class.cast());
     }
 }

@@ -411,7 +411,56 @@ impl EventBus {
     ) -> PyResult<usize> {
         let topic = self.resolve(py, topic)?;
         let handle = self.insert(py, event)?;
-        let mut publication = self.core.publication(handle, topic.as_deref(), false);
+        match self.core.publish_ready(handle, topic.as_deref()) {
+            Ok(taken) => {
+                settle(py);
+                Ok(taken)
+            }
+            Err(handle) => self.publish_slowly(py, handle, topic.as_deref(), deadline),
+        }
+    }
+
+    /// Publishes where nothing has to be decided; `None` decides nothing.
+    #[inline]
+    pub(crate) fn publish_quickly(
+        &self,
+        py: Python<'_>,
+        event: Bound<'_, PyAny>,
+        topic: Option<&Bound<'_, PyAny>>,
+    ) -> Option<usize> {
+        if event.is_none() || !self.process.is_current() {
+            return None;
+        }
+        let topic = match topic {
+            None => None,
+            Some(topic) => Some(&topic.cast_exact::<Topic>().ok()?.get().0),
+        };
+        if topic.is_some_and(|topic| topic.bus() != self.core.id()) {
+            return None;
+        }
+        let handle = self.slab.get().insert(event.unbind());
+        match self.core.publish_ready(handle, topic) {
+            Ok(taken) => {
+                settle(py);
+                Some(taken)
+            }
+            Err(handle) => {
+                // The caller still has it: this reference is not the last.
+                handle.into_object(py)?.drop_ref(py);
+                None
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn publish_slowly(
+        &self,
+        py: Python<'_>,
+        handle: Handle,
+        topic: Option<&CoreTopic>,
+        deadline: &mut Option<Instant>,
+    ) -> PyResult<usize> {
+        let mut publication = self.core.publication(handle, topic, false);
         let result = match publication.poll(Patience::Left) {
             Ok(Some(taken)) => Ok(taken),
             Ok(None) => self.wait_as_configured(py, &mut publication, deadline),

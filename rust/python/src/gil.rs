@@ -5,6 +5,8 @@
 
 use lock_api::{GuardNoSend, RawMutex};
 use std::cell::UnsafeCell;
+use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// A lock that is held by being attached to the interpreter.
 #[derive(Debug)]
@@ -47,6 +49,8 @@ unsafe impl RawMutex for Gil {
 
 // SAFETY: as above; arming, checking and publishing all happen attached, so they are serialized.
 unsafe impl tickbus::Exclusion for Gil {
+    type Queue<E> = GilQueue<E>;
+
     const SERIALIZES_SLEEP: bool = true;
 }
 
@@ -69,5 +73,49 @@ impl<T> GilCell<T> {
         // SAFETY: the thread is attached and `f` runs no Python code, so neither another thread
         // nor this one can get here before `f` returns.
         f(unsafe { &mut *self.0.get() })
+    }
+}
+
+/// A bounded queue between attached threads: a plain one, because they take turns.
+#[derive(Debug)]
+pub(crate) struct GilQueue<E>(Arc<GilCell<Bounded<E>>>);
+
+#[derive(Debug)]
+struct Bounded<E> {
+    entries: VecDeque<E>,
+    capacity: usize,
+}
+
+impl<E> Clone for GilQueue<E> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<E> tickbus::EventQueue<E> for GilQueue<E> {
+    fn bounded(capacity: usize) -> Self {
+        let entries = VecDeque::with_capacity(capacity);
+        Self(Arc::new(GilCell::new(Bounded { entries, capacity })))
+    }
+
+    #[inline]
+    fn push(&self, entry: E) -> Result<(), E> {
+        self.0.with(|queue| {
+            if queue.entries.len() == queue.capacity {
+                return Err(entry);
+            }
+            queue.entries.push_back(entry);
+            Ok(())
+        })
+    }
+
+    #[inline]
+    fn pop(&self) -> Option<E> {
+        self.0.with(|queue| queue.entries.pop_front())
+    }
+
+    #[inline]
+    fn len(&self) -> usize {
+        self.0.with(|queue| queue.entries.len())
     }
 }

@@ -1,10 +1,12 @@
 //! The module `tickbus._core`: converts, releases the global interpreter lock, maps errors.
 //!
 //! The bus itself is the crate `tickbus`. Here it carries [`slab`] handles under the
-//! [`gil`] exclusion; [`awaitable`] and [`loop_bridge`] connect it to asyncio.
+//! [`gil`] exclusion; [`awaitable`] and [`loop_bridge`] connect it to asyncio, and [`direct`] is the
+//! short way in for calls in which nothing has to be decided.
 
 mod awaitable;
 mod bus;
+mod direct;
 mod error;
 mod gil;
 mod loop_bridge;
@@ -26,6 +28,8 @@ fn _backends(py: Python<'_>) -> PyResult<Bound<'_, pyo3::types::PyTuple>> {
 // The bus relies on the global interpreter lock: a free-threaded interpreter switches it on.
 #[pymodule(gil_used = true)]
 mod _core {
+    use pyo3::prelude::*;
+
     #[pymodule_export]
     use super::_backends;
     #[pymodule_export]
@@ -38,6 +42,11 @@ mod _core {
     use super::subscription::{AsyncEventSubscription, EventSubscription};
     #[pymodule_export]
     use super::warnings::{_recv_warning, _stop_warnings};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::direct::install(module.py())
+    }
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name is Python's")]

@@ -105,21 +105,24 @@ static DUE: GilCell<Vec<Arc<Signal>>> = GilCell::new(Vec::new());
 
 /// Does what had to wait for the core to return.
 #[inline]
-pub(crate) fn settle(py: Python<'_>) {
+pub(crate) fn settle(_py: Python<'_>) {
     if DUE.with(|due| !due.is_empty()) {
-        settle_due(py);
+        settle_due();
     }
 }
 
 #[cold]
-fn settle_due(py: Python<'_>) {
-    while let Some(signal) = DUE.with(|due| due.pop()) {
-        if signal.thread.load(Ordering::Relaxed) == thread_mark() {
-            signal.drain(py);
-        } else if !signal.signalled.swap(true, Ordering::AcqRel) {
-            call_soon_threadsafe(py, &signal);
+fn settle_due() {
+    // PyO3 is told that the thread is attached, so that references dropped below end at once.
+    Python::attach(|py| {
+        while let Some(signal) = DUE.with(|due| due.pop()) {
+            if signal.thread.load(Ordering::Relaxed) == thread_mark() {
+                signal.drain(py);
+            } else if !signal.signalled.swap(true, Ordering::AcqRel) {
+                call_soon_threadsafe(py, &signal);
+            }
         }
-    }
+    });
 }
 
 fn call_soon_threadsafe(py: Python<'_>, signal: &Arc<Signal>) {

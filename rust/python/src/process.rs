@@ -16,10 +16,16 @@ impl Process {
         Self(GENERATION.load(Ordering::Relaxed))
     }
 
+    /// Returns whether the calling process is it, and not a child.
+    #[inline]
+    pub(crate) fn is_current(self) -> bool {
+        self.0 == GENERATION.load(Ordering::Relaxed)
+    }
+
     /// Returns an error in a child of the process.
     #[inline]
     pub(crate) fn check(self) -> PyResult<()> {
-        if self.0 == GENERATION.load(Ordering::Relaxed) { Ok(()) } else { Err(forked()) }
+        if self.is_current() { Ok(()) } else { Err(forked()) }
     }
 }
 

@@ -1,37 +1,43 @@
 //! The slab: a Python object that owns the payloads of a bus and shows them to the garbage
-//! collector. Channels carry handles into it, because a channel cannot be walked.
+//! collector. Queues carry handles into it: one object may be in many of them, and is counted once.
 //!
 //! ```text
 //!  bus, subscriptions ──► Slab ──► entries: object, copies
-//!         └► channels ──► Handle(index) ───┘   graveyard: objects to be dropped last
+//!         └► queues ────► Handle ──────────┘   graveyard: objects to be dropped last
 //! ```
 
 use crate::gil::GilCell;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
+use std::cell::UnsafeCell;
 use std::ptr::NonNull;
 
-const NONE: u32 = u32::MAX;
+/// Entries allocated at once; they never move, so that handles can point to them.
+const CHUNK: usize = 1_024;
 
 #[derive(Debug)]
 struct Entry {
     /// `None` while the entry is free, or after the garbage collector has cleared the slab.
     object: Option<Py<PyAny>>,
     /// Handles that name the entry.
-    copies: u32,
-    next_free: u32,
+    copies: usize,
+    next_free: Option<NonNull<Entry>>,
+    store: NonNull<Store>,
 }
 
 #[derive(Debug)]
 struct Entries {
-    entries: Vec<Entry>,
-    free: u32,
+    chunks: Vec<Box<[UnsafeCell<Entry>]>>,
+    free: Option<NonNull<Entry>>,
     graveyard: Vec<Py<PyAny>>,
 }
 
-/// The entries; at a fixed address, so that handles can point to it.
+/// The entries; at a fixed address, so that they can point to it.
 #[derive(Debug)]
 pub(crate) struct Store(GilCell<Entries>);
+
+// SAFETY: the store and its entries are only touched by attached threads, one at a time.
+unsafe impl Send for Entries {}
 
 /// The owner of all payloads of one bus.
 #[pyclass(frozen, module = "tickbus._core", name = "_Slab")]
@@ -42,8 +48,9 @@ pub(crate) struct Slab(Box<Store>);
 impl Slab {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         self.0.0.with(|store| {
-            for entry in &store.entries {
-                visit.call(&entry.object)?;
+            for entry in store.entries() {
+                // SAFETY: only attached threads, one at a time, touch entries.
+                visit.call(unsafe { &(*entry.get()).object })?;
             }
             store.graveyard.iter().try_for_each(|object| visit.call(object))
         })
@@ -51,8 +58,12 @@ impl Slab {
 
     fn __clear__(&self) {
         let objects: Vec<_> = self.0.0.with(|store| {
-            let entries = store.entries.iter_mut().filter_map(|entry| entry.object.take());
-            entries.chain(store.graveyard.drain(..)).collect()
+            // SAFETY: as above.
+            let entries =
+                store.entries().filter_map(|entry| unsafe { (*entry.get()).object.take() });
+            let mut objects: Vec<_> = entries.collect();
+            objects.append(&mut store.graveyard);
+            objects
         });
         drop(objects);
     }
@@ -60,29 +71,38 @@ impl Slab {
 
 impl Slab {
     pub(crate) fn new() -> Self {
-        let entries = Entries { entries: Vec::new(), free: NONE, graveyard: Vec::new() };
+        let entries = Entries { chunks: Vec::new(), free: None, graveyard: Vec::new() };
         Self(Box::new(Store(GilCell::new(entries))))
     }
 
     /// Takes an object over and returns its first handle.
     #[inline]
     pub(crate) fn insert(&self, object: Py<PyAny>) -> Handle {
-        let index = self.0.0.with(|store| {
-            let index = store.free;
-            if let Some(entry) = store.entries.get_mut(index as usize) {
-                store.free = entry.next_free;
-                entry.object = Some(object);
-                entry.copies = 1;
-                return index;
-            }
-            store.grow(object)
-        });
-        Handle { store: NonNull::from(&*self.0), index }
+        let store = NonNull::from(&*self.0);
+        self.0.0.with(|entries| {
+            let mut free = match entries.free {
+                Some(free) => free,
+                None => entries.grow(store),
+            };
+            // SAFETY: entries live as long as the store and are touched by one thread at a time.
+            let entry = unsafe { free.as_mut() };
+            entries.free = entry.next_free;
+            entry.object = Some(object);
+            entry.copies = 1;
+            Handle(free)
+        })
     }
 
     /// Drops the objects whose last handle is gone. Called attached, after the core has returned.
     #[inline]
     pub(crate) fn bury(&self, py: Python<'_>) {
+        if self.0.0.with(|store| !store.graveyard.is_empty()) {
+            self.bury_all(py);
+        }
+    }
+
+    #[cold]
+    fn bury_all(&self, py: Python<'_>) {
         while let Some(object) = self.0.0.with(|store| store.graveyard.pop()) {
             object.drop_ref(py);
         }
@@ -90,33 +110,38 @@ impl Slab {
 }
 
 impl Entries {
-    #[cold]
-    fn grow(&mut self, object: Py<PyAny>) -> u32 {
-        let index = self.entries.len() as u32;
-        assert!(index < NONE, "a bus holds at most 2^32 - 1 events");
-        self.entries.push(Entry { object: Some(object), copies: 1, next_free: NONE });
-        self.graveyard.reserve(self.entries.capacity() - self.graveyard.len());
-        index
+    fn entries(&self) -> impl Iterator<Item = &UnsafeCell<Entry>> {
+        self.chunks.iter().flatten()
     }
 
-    #[inline]
-    fn free(&mut self, index: u32) -> Option<Py<PyAny>> {
-        let entry = &mut self.entries[index as usize];
-        entry.next_free = self.free;
-        self.free = index;
-        entry.object.take()
+    /// Adds a chunk and returns its first entry, the first of the free ones.
+    #[cold]
+    fn grow(&mut self, store: NonNull<Store>) -> NonNull<Entry> {
+        let empty = || Entry { object: None, copies: 0, next_free: None, store };
+        let chunk: Box<[_]> = (0..CHUNK).map(|_| UnsafeCell::new(empty())).collect();
+        let mut first = None;
+        for entry in chunk.iter().rev() {
+            // SAFETY: the chunk is still this function's alone.
+            unsafe { (*entry.get()).next_free = first };
+            first = NonNull::new(entry.get());
+        }
+        self.chunks.push(chunk);
+        let entries = self.chunks.len() * CHUNK;
+        self.graveyard.reserve(entries - self.graveyard.len());
+        self.free = first;
+        match first {
+            Some(first) => first,
+            None => unreachable!("a chunk has entries"),
+        }
     }
 }
 
-/// A payload in the slab; what channels carry. Cloning and dropping it counts.
+/// A payload in the slab; what queues carry. Cloning and dropping it counts.
 ///
 /// It is used attached only, and never outlives its slab: whoever holds a part of the bus that can
 /// hold handles holds the slab too, and drops it later.
 #[derive(Debug)]
-pub(crate) struct Handle {
-    store: NonNull<Store>,
-    index: u32,
-}
+pub(crate) struct Handle(NonNull<Entry>);
 
 // SAFETY: a handle is only used by attached threads, one at a time.
 unsafe impl Send for Handle {}
@@ -124,47 +149,51 @@ unsafe impl Send for Handle {}
 unsafe impl Sync for Handle {}
 
 impl Handle {
+    /// Counts one copy less; `keep` gets the object if it was the last.
     #[inline]
-    fn store(&self) -> &Store {
-        // SAFETY: the slab outlives its handles, see above.
-        unsafe { self.store.as_ref() }
+    fn release<O>(
+        &self,
+        last: impl FnOnce(&mut Entries, Option<Py<PyAny>>) -> O,
+        other: impl FnOnce(&Option<Py<PyAny>>) -> O,
+    ) -> O {
+        // SAFETY: the slab outlives its handles, see above, and attached threads take turns; the
+        // functions given run no Python code.
+        let entry = unsafe { &mut *self.0.as_ptr() };
+        entry.copies -= 1;
+        if entry.copies > 0 {
+            return other(&entry.object);
+        }
+        // SAFETY: the store outlives its entries.
+        unsafe { entry.store.as_ref() }.0.with(|store| {
+            entry.next_free = store.free;
+            store.free = Some(self.0);
+            last(store, entry.object.take())
+        })
     }
 
     /// Returns the object; `None` if the garbage collector has cleared the slab.
     #[inline]
     pub(crate) fn into_object(self, py: Python<'_>) -> Option<Py<PyAny>> {
         let handle = std::mem::ManuallyDrop::new(self);
-        let index = handle.index;
-        handle.store().0.with(|store| {
-            let entry = &mut store.entries[index as usize];
-            entry.copies -= 1;
-            if entry.copies == 0 {
-                return store.free(index);
-            }
-            entry.object.as_ref().map(|object| object.clone_ref(py))
-        })
+        handle.release(
+            |_, object| object,
+            |object| object.as_ref().map(|object| object.clone_ref(py)),
+        )
     }
 }
 
 impl Clone for Handle {
     #[inline]
     fn clone(&self) -> Self {
-        self.store().0.with(|store| store.entries[self.index as usize].copies += 1);
-        Self { store: self.store, index: self.index }
+        // SAFETY: as in `release`.
+        unsafe { (*self.0.as_ptr()).copies += 1 };
+        Self(self.0)
     }
 }
 
 impl Drop for Handle {
     #[inline]
     fn drop(&mut self) {
-        self.store().0.with(|store| {
-            let entry = &mut store.entries[self.index as usize];
-            entry.copies -= 1;
-            if entry.copies == 0
-                && let Some(object) = store.free(self.index)
-            {
-                store.graveyard.push(object);
-            }
-        });
+        self.release(|store, object| store.graveyard.extend(object), |_| ());
     }
 }

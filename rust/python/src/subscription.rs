@@ -397,6 +397,16 @@ impl Streak {
         count >= READY_IN_A_ROW
     }
 
+    #[inline]
+    fn is_at_end(&self) -> bool {
+        self.0.get() >= READY_IN_A_ROW
+    }
+
+    #[inline]
+    fn count(&self) {
+        self.0.set(self.0.get() + 1);
+    }
+
     pub(crate) fn interrupt(&self) {
         self.0.set(0);
     }
@@ -412,6 +422,21 @@ impl AsyncEventSubscription {
         let weak = weak.into_any().cast_into::<pyo3::types::PyWeakref>()?.unbind();
         sleepers.subscription.with(|kept| *kept = Some(weak));
         Ok(subscription)
+    }
+
+    /// Takes the next event where nothing has to be decided; `None` decides nothing.
+    #[inline]
+    pub(crate) fn take_quickly(&self, py: Python<'_>) -> Option<Handle> {
+        if !self.inner.process.is_current() || self.ready_in_a_row.is_at_end() {
+            return None;
+        }
+        let handle = self.inner.core.take_ready()?;
+        self.ready_in_a_row.count();
+        if self.sleepers.line.with(|line| !line.is_empty()) {
+            self.wake_next(py);
+        }
+        settle(py);
+        Some(handle)
     }
 
     #[inline]
