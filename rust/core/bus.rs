@@ -202,7 +202,7 @@ pub struct Shared<T: Clone, R: Exclusion> {
     backend: Backend,
     config: BusConfig,
     capacity: usize,
-    /// Nothing is decided, and nobody warned, where there is room (`lock_free`, no threshold).
+    /// Publishing where there is room decides nothing: nobody asked to be warned.
     may_skip_decisions: bool,
     token: Mutex<R, PublishState<T, R>>,
     /// The subscriptions, for readers of metrics, who never take the token.
@@ -476,12 +476,20 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         Verdict::Done(self.push_to_each(publication, shared, aftermath))
     }
 
-    /// Publishes if every subscription has room and nobody stands in line, which needs neither
-    /// policy nor patience; gives the event back otherwise.
+    /// Publishes if somebody wants the event and, on channels of their own, every subscription
+    /// has room and nobody stands in line, which needs neither policy nor patience. Gives the
+    /// event back otherwise.
     #[inline]
-    fn push_where_all_have_room(&mut self, topic: u32, event: T) -> Result<usize, T> {
+    fn publish_ready(&mut self, topic: u32, event: T, shared: &Shared<T, R>) -> Result<usize, T> {
         let wanted = self.topics.wanted(topic);
         let Some((&last, others)) = wanted.split_last() else { return Err(event) };
+        #[cfg(feature = "broadcast")]
+        if let Some(sender) = &self.broadcast
+            && !self.closed
+        {
+            send(sender, topic, event, shared)?;
+            return Ok(wanted.len());
+        }
         let has_room = |&index: &u32| {
             let slot = self.slots[index as usize].as_ref();
             slot.is_some_and(|slot| slot.room > 0 && slot.line.is_empty())
@@ -614,11 +622,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
             && let Some(event) = publication.event.take()
             && let Some(sender) = &self.broadcast
         {
-            let entry = Addressed { topic: publication.topic, event };
-            if let Err(unsent) = sender.send(entry) {
-                aftermath.displaced.push(unsent.0.event);
-            }
-            shared.sent.publish(shared.sent.value() + 1);
+            aftermath.displaced.extend(send(sender, publication.topic, event, shared).err());
             if let Some(threshold) = shared.config.backpressure.warn_threshold {
                 for &index in wanted {
                     let Some(slot) = &mut self.slots[index as usize] else { continue };
@@ -689,6 +693,21 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
             slot.serve_line();
         }
     }
+}
+
+/// Sends an event through the shared channel; gives it back if the channel has no reader.
+#[cfg(feature = "broadcast")]
+#[inline]
+fn send<T: Clone, R: Exclusion>(
+    sender: &broadcast::Sender<Addressed<T>>,
+    topic: u32,
+    event: T,
+    shared: &Shared<T, R>,
+) -> Result<(), T> {
+    let sent = sender.send(Addressed { topic, event });
+    sent.map_err(|unsent| unsent.0.event)?;
+    shared.sent.publish(shared.sent.value() + 1);
+    Ok(())
 }
 
 /// An event on its way.
@@ -999,8 +1018,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
             backend,
             config,
             capacity,
-            may_skip_decisions: backend == Backend::LockFree
-                && config.backpressure.warn_threshold.is_none(),
+            may_skip_decisions: config.backpressure.warn_threshold.is_none(),
             token: Mutex::new(PublishState {
                 slots: Vec::new(),
                 topics: TopicTable::new(config.max_topics),
@@ -1091,7 +1109,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         }
         let topic = self.topic_id(topic);
         let mut state = shared.token.lock();
-        let taken = state.push_where_all_have_room(topic, event)?;
+        let taken = state.publish_ready(topic, event, shared)?;
         shared.published.add_exclusive(1);
         if shared.sleepers.any_after_store::<R>() {
             let wake = state.sleepers_on(topic);

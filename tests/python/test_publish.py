@@ -6,6 +6,7 @@ import asyncio
 import copy
 import pickle
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,38 @@ def test_every_subscription_receives_the_same_object(make_bus: MakeBus) -> None:
     bus.publish(event)
     assert first.recv() is event
     assert second.recv() is event
+
+
+def test_publish_takes_its_arguments_by_place_and_by_name(make_bus: MakeBus) -> None:
+    bus = make_bus()
+    everything, trades = bus.subscribe(), bus.subscribe("trades.*")
+    topic = bus.topic("trades.BTC")
+    assert bus.publish(1) == bus.publish(2, None) == bus.publish(event=3) == 1
+    assert bus.publish(4, "trades.BTC") == bus.publish(5, topic) == 2
+    assert bus.publish(6, topic="trades.BTC") == bus.publish(topic=topic, event=7) == 2
+    assert read_all(everything) == [1, 2, 3, 4, 5, 6, 7]
+    assert read_all(trades) == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "said"),
+    [
+        ((), {}, "missing 1 required positional argument: 'event'"),
+        ((1, None, 3), {}, "takes from 1 to 2 positional arguments but 3 were given"),
+        ((1,), {"event": 2}, "multiple values for argument 'event'"),
+        ((1,), {"subject": "a"}, "unexpected keyword argument 'subject'"),
+        ((1, 2), {}, "topic was 2; it must be a str, a Topic or None"),
+    ],
+)
+def test_wrong_arguments_are_named_and_publish_nothing(
+    make_bus: MakeBus, arguments: tuple[Any, ...], keywords: dict[str, Any], said: str
+) -> None:
+    bus = make_bus()
+    subscription = bus.subscribe()
+    with pytest.raises(TypeError, match=said):
+        bus.publish(*arguments, **keywords)
+    assert read_all(subscription) == []
+    assert bus.metrics().total_published == 0
 
 
 @pytest.mark.parametrize("event", [0, "", False, (), [], float("nan"), Ellipsis])

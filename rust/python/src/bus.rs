@@ -317,8 +317,7 @@ impl EventBus {
     /// Ends publishing at once; readers first read what is pending. Again does nothing.
     fn close(&self, py: Python<'_>) {
         self.core.close();
-        settle(py);
-        self.slab.get().bury(py);
+        self.settle_and_bury(py);
     }
 
     fn _metrics(&self) -> (u64, u64, Vec<MetricsRow>) {
@@ -413,7 +412,7 @@ impl EventBus {
         let handle = self.insert(py, event)?;
         match self.core.publish_ready(handle, topic.as_deref()) {
             Ok(taken) => {
-                settle(py);
+                self.settle_and_bury(py);
                 Ok(taken)
             }
             Err(handle) => self.publish_slowly(py, handle, topic.as_deref(), deadline),
@@ -441,7 +440,7 @@ impl EventBus {
         let handle = self.slab.get().insert(event.unbind());
         match self.core.publish_ready(handle, topic) {
             Ok(taken) => {
-                settle(py);
+                self.settle_and_bury(py);
                 Some(taken)
             }
             Err(handle) => {
@@ -494,9 +493,15 @@ impl EventBus {
     #[inline]
     fn finish(&self, py: Python<'_>, result: Result<usize, Failure>) -> PyResult<usize> {
         let result = result.map_err(|failure| failure.into_error(py));
+        self.settle_and_bury(py);
+        result
+    }
+
+    /// Wakes, and drops objects whose last handle is gone: what may run Python code.
+    #[inline]
+    fn settle_and_bury(&self, py: Python<'_>) {
         settle(py);
         self.slab.get().bury(py);
-        result
     }
 
     #[inline]
@@ -761,8 +766,7 @@ impl PublishTask {
     pub(crate) fn abandon(&mut self, py: Python<'_>) {
         self.stop_waiting(py);
         if self.publication.take().is_some() {
-            settle(py);
-            self.bus.get().slab.get().bury(py);
+            self.bus.get().settle_and_bury(py);
         }
     }
 
