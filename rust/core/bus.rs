@@ -1423,6 +1423,9 @@ face!(
 face!(
     /// One shared channel: publishing costs the same for any number of subscriptions, and who is
     /// slow loses the oldest events and is told.
+    ///
+    /// The channel drops an overwritten event while it is locked: a payload whose `Drop` publishes
+    /// to the same bus deadlocks. (The Python module drops objects after publication instead.)
     BroadcastEventBus,
     Broadcast
 );

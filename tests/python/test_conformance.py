@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -45,9 +44,7 @@ def publish(bus: Bus, event: object) -> int:
 
 def publish_on_a_loop(bus: Bus, event: object) -> int:
     async def main() -> int:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return bus.publish(event)
+        return bus.publish(event)
 
     return asyncio.run(main())
 

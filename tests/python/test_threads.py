@@ -252,6 +252,25 @@ def test_blocking_calls_are_refused_on_a_thread_with_a_running_loop(make_bus: Ma
     assert bus.metrics().total_published == 1
 
 
+@pytest.mark.parametrize("backend", ["lock_free"], indirect=True)
+def test_a_publish_without_room_on_a_loop_points_to_publish_async_once(
+    make_bus: MakeBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus = make_bus(1, max_block_duration=3600.0)
+    subscription = bus.subscribe(policy="block")
+
+    async def main() -> list[int]:
+        return [bus.publish(number) for number in range(4)]
+
+    assert run(main) == [1, 0, 0, 0]
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("tickbus", "WARNING")
+    assert f"bus {bus.id} " in record.getMessage()
+    assert "await publish_async() instead" in record.getMessage()
+    assert read_all(subscription) == [0, Hole(3)]
+    assert_sums_closed(bus)
+
+
 _INTERRUPTED = """
 import os, signal, threading
 import tickbus
