@@ -110,8 +110,8 @@ impl Gates {
             if !found {
                 self.parked.wait();
             }
-            self.subscription.disarm();
-            self.bus.disarm();
+            self.subscription.disarm::<R>();
+            self.bus.disarm::<R>();
             if found {
                 return;
             }
@@ -180,7 +180,7 @@ impl Room {
             {
                 let mut line = self.token.lock().unwrap();
                 if line.take().is_some() {
-                    self.blocked.disarm();
+                    self.blocked.disarm::<R>();
                 }
                 if self.queue.len() == 0 {
                     return self.queue.push();
@@ -189,7 +189,7 @@ impl Room {
                 self.blocked.arm::<R>();
                 if self.queue.len() == 0 {
                     *line = None;
-                    self.blocked.disarm();
+                    self.blocked.disarm::<R>();
                     return self.queue.push();
                 }
             }

@@ -14,6 +14,7 @@ import os
 from tickbus import _core, _warnings
 from tickbus._core import (
     AsyncEventSubscription,
+    BusyPoll,
     EventSubscription,
     Shutdown,
     Topic,
@@ -41,6 +42,7 @@ __all__ = [
     "BackpressureConfig",
     "BroadcastEventBus",
     "BusError",
+    "BusyPoll",
     "Closed",
     "ConfigError",
     "EventBus",

@@ -1,8 +1,19 @@
 """Types of the compiled core."""
 
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextvars import Context
 from types import GenericAlias, TracebackType
-from typing import Any, Generic, Literal, Protocol, Self, TypeAlias, TypeVar, final
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    Protocol,
+    Self,
+    TypeAlias,
+    TypeVar,
+    final,
+    type_check_only,
+)
 
 from typing_extensions import disjoint_base
 
@@ -23,6 +34,7 @@ class _Backpressure(Protocol):
 __version__: str
 __all__ = [
     "AsyncEventSubscription",
+    "BusyPoll",
     "EventBus",
     "EventSubscription",
     "Shutdown",
@@ -153,6 +165,8 @@ class AsyncEventSubscription(Generic[_T]):
     def try_recv(self) -> _T | None: ...
     def close(self) -> None: ...
     def aclose(self) -> Coroutine[object, None, None]: ...
+    def _join(self, event_loop: object) -> Wakeup | None: ...
+    def _leave(self, wakeup: Wakeup) -> None: ...
     def __aiter__(self) -> Self: ...
     def __anext__(self) -> Coroutine[object, None, _T]: ...
     def __aenter__(self) -> Coroutine[object, None, Self]: ...
@@ -165,6 +179,34 @@ class AsyncEventSubscription(Generic[_T]):
     ) -> Coroutine[object, None, None]: ...
     @classmethod
     def __class_getitem__(cls, key: Any) -> GenericAlias: ...
+
+@type_check_only
+class Wakeup(Protocol):
+    """What a suspended task waits for: it looks like an `asyncio.Future`."""
+
+    def add_done_callback(
+        self, function: Callable[[Wakeup], object], /, *, context: Context | None = None
+    ) -> None: ...
+
+@final
+class BusyPoll:
+    def __new__(cls, max_spin: float = 0.00005, *, adaptive: bool = True) -> Self: ...
+    @property
+    def max_spin(self) -> float: ...
+    @property
+    def adaptive(self) -> bool: ...
+    @property
+    def spins(self) -> int: ...
+    @property
+    def hits(self) -> int: ...
+    def __aenter__(self) -> Coroutine[object, None, Self]: ...
+    def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> Coroutine[object, None, None]: ...
 
 @final
 class Topic:

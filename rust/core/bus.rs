@@ -359,7 +359,7 @@ impl<T: Clone, R: Exclusion> Slot<T, R> {
             self.refresh_room();
             for publisher in self.line.iter_mut().take(self.room).filter(|other| !other.told) {
                 publisher.told = true;
-                self.inbox.blocked.disarm();
+                self.inbox.blocked.disarm::<R>();
                 publisher.notify.notify_one();
             }
         }
@@ -688,7 +688,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
             if let Some(place) = slot.line.iter().position(|o| o.ticket == publication.ticket)
                 && !slot.line.remove(place).told
             {
-                slot.inbox.blocked.disarm();
+                slot.inbox.blocked.disarm::<R>();
             }
             slot.serve_line();
         }

@@ -512,8 +512,8 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
 
     /// Takes one [`EventSubscription::arm`] back.
     pub fn disarm(&self) {
-        self.inbox.gate.sleepers.disarm();
-        self.shared.sleepers.disarm();
+        self.inbox.gate.sleepers.disarm::<R>();
+        self.shared.sleepers.disarm::<R>();
     }
 }
 
@@ -549,8 +549,8 @@ impl<'a, T: Clone, R: Exclusion> Sleeping<'a, T, R> {
 
 impl<T: Clone, R: Exclusion> Drop for Sleeping<'_, T, R> {
     fn drop(&mut self) {
-        self.inbox.gate.sleepers.disarm();
-        self.shared.sleepers.disarm();
+        self.inbox.gate.sleepers.disarm::<R>();
+        self.shared.sleepers.disarm::<R>();
     }
 }
 

@@ -42,14 +42,22 @@ impl Default for Sleepers {
 
 impl Sleepers {
     /// Step S1: announces a sleeper, who must look again before it parks.
+    #[inline]
     pub fn arm<R: Exclusion>(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        match R::SERIALIZES_SLEEP {
+            true => self.0.store(self.0.load(Ordering::Relaxed) + 1, Ordering::Relaxed),
+            false => _ = self.0.fetch_add(1, Ordering::Relaxed),
+        }
         store_load_fence::<R>();
     }
 
     /// Takes an announcement back.
-    pub fn disarm(&self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+    #[inline]
+    pub fn disarm<R: Exclusion>(&self) {
+        match R::SERIALIZES_SLEEP {
+            true => self.0.store(self.0.load(Ordering::Relaxed) - 1, Ordering::Relaxed),
+            false => _ = self.0.fetch_sub(1, Ordering::Relaxed),
+        }
     }
 
     /// Step W2 after its fence: returns whether somebody must be woken.

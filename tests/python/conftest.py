@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 import tickbus
-from support import BACKENDS, MakeBus, Subscription
+from support import BACKENDS, LOOPS, MakeBus, Subscription
 
 _ROOT = Path(__file__).resolve().parents[2]
 _DATA = Path(os.environ.get("TICKBUS_DATA") or _ROOT.parent / "shared" / "data")
@@ -59,6 +60,16 @@ def make_bus(backend: str) -> Iterator[MakeBus]:
     yield make
     for each in opened:
         each.close()
+
+
+@pytest.fixture(params=LOOPS)
+def any_loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Has `asyncio.run` make one kind of event loop; a test runs once for each."""
+    kind: str = request.param
+    monkeypatch.setattr(asyncio.events, "new_event_loop", LOOPS[kind])
+    if kind == "without_eventfd":
+        monkeypatch.setenv("TICKBUS_EVENTFD", "0")
+    return kind
 
 
 @pytest.fixture

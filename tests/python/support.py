@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import uvloop
+
 import tickbus
 
 BACKENDS = ("lock_free", "broadcast")
@@ -17,6 +19,30 @@ POLICIES = {
     "lock_free": ("block", "reject", "drop_newest", "drop_oldest"),
     "broadcast": ("drop_oldest",),
 }
+
+
+class LoopWithoutReaders(asyncio.SelectorEventLoop):
+    """A loop that cannot wait for descriptors of others, as the proactor loop of Windows."""
+
+    def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:
+        raise NotImplementedError
+
+
+def _debugging_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.SelectorEventLoop()
+    loop.set_debug(True)
+    loop.slow_callback_duration = PATIENCE_WITHOUT_END
+    return loop
+
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.SelectorEventLoop,
+    "uvloop": uvloop.new_event_loop,
+    "debug": _debugging_loop,
+    "without_add_reader": LoopWithoutReaders,
+    "without_eventfd": asyncio.SelectorEventLoop,
+}
+"""What makes each kind of loop; the last one also needs `TICKBUS_EVENTFD=0`."""
 PATIENCE_WITHOUT_END = 3_600.0
 """Seconds; a test that really waits for so long is ended by its timeout."""
 

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!  New ─► ready: Done            the await never suspends
-//!   └───► Waiting (own future) ─► New ...    woken: look again, the event is still queued
+//!   └───► Waiting (wake-up) ─► New ...       woken: look again, the event is still queued
 //!   └───► Yielded ─► New         after 256 ready completions in a row, once
 //! ```
 //!
@@ -14,6 +14,7 @@ use crate::bus::PublishTask;
 use crate::error;
 use crate::gil::GilCell;
 use crate::subscription::AsyncEventSubscription;
+use crate::wakeup::{Wakeup, track};
 use pyo3::exceptions::{PyRuntimeError, PyStopAsyncIteration, PyStopIteration};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -68,15 +69,15 @@ impl Job {
 /// What a job's step gave.
 pub(crate) enum Progress {
     Done(Py<PyAny>),
-    /// Suspend on this future.
-    Wait(Py<PyAny>),
+    /// Suspend until this comes.
+    Wait(Py<Wakeup>),
     /// Let the loop have a turn.
     Yield,
 }
 
 enum State {
     New,
-    Waiting(Py<PyAny>),
+    Waiting(Py<Wakeup>),
     Done,
 }
 
@@ -137,9 +138,9 @@ impl Awaitable {
     fn step(&mut self, py: Python<'_>) -> PyResult<Progress> {
         match std::mem::replace(&mut self.state, State::Done) {
             State::New => {}
-            State::Waiting(future) => {
-                self.leave(py, &future);
-                future.drop_ref(py);
+            State::Waiting(wakeup) => {
+                self.leave(py, &wakeup);
+                wakeup.drop_ref(py);
             }
             State::Done => {
                 let name = self.job.name();
@@ -157,27 +158,43 @@ impl Awaitable {
         }?;
         match &progress {
             Progress::Done(_) => {}
-            Progress::Wait(future) => self.state = State::Waiting(future.clone_ref(py)),
+            Progress::Wait(wakeup) => self.state = State::Waiting(wakeup.clone_ref(py)),
             Progress::Yield => self.state = State::New,
         }
         Ok(progress)
     }
 
-    /// Leaves the line in which the future stood.
-    fn leave(&mut self, py: Python<'_>, future: &Py<PyAny>) {
+    /// Leaves the line in which the wake-up stood.
+    fn leave(&mut self, py: Python<'_>, wakeup: &Py<Wakeup>) {
         match &mut self.job {
             Job::Recv(subscription) | Job::Next(subscription) | Job::RecvMany(subscription, _) => {
-                subscription.get().leave_line(py, future);
+                subscription.get().leave_line(py, wakeup);
             }
             Job::Publish(task) => task.stop_waiting(py),
             Job::Ready(_) => {}
         }
     }
 
+    /// Waits in the running loop if its task has refused, with `error`, to wait for a wake-up of
+    /// another loop. Returns whether it did.
+    fn rebind(&mut self, py: Python<'_>, error: &PyErr) -> PyResult<bool> {
+        let (State::Waiting(wakeup), true) =
+            (&self.state, error.is_instance_of::<PyRuntimeError>(py))
+        else {
+            return Ok(false);
+        };
+        let (Job::Recv(subscription) | Job::Next(subscription) | Job::RecvMany(subscription, _)) =
+            &self.job
+        else {
+            return Ok(false);
+        };
+        Ok(!wakeup.get().has_waiter() && subscription.get().rebind(py)?)
+    }
+
     /// Ends it from outside; whoever stands next in line is woken if there is something for it.
     fn abandon(&mut self, py: Python<'_>) {
-        if let State::Waiting(future) = std::mem::replace(&mut self.state, State::Done) {
-            self.leave(py, &future);
+        if let State::Waiting(wakeup) = std::mem::replace(&mut self.state, State::Done) {
+            self.leave(py, &wakeup);
             match &self.job {
                 Job::Recv(subscription)
                 | Job::Next(subscription)
@@ -222,13 +239,13 @@ unsafe extern "C" fn am_send(
         unsafe { *result = event.into_ptr() };
         return ffi::PySendResult::PYGEN_RETURN;
     }
-    // PyO3 is told that the thread is attached, so that references dropped below end at once.
-    let progress = Python::attach(|py| awaitable.step(py));
+    let progress = awaitable.step(py);
     let (sent, value) = match progress {
         Ok(Progress::Done(value)) => (ffi::PySendResult::PYGEN_RETURN, value.into_ptr()),
-        Ok(Progress::Wait(future)) => {
+        Ok(Progress::Wait(wakeup)) => {
+            // A ready one never lives long enough to be part of a cycle.
             track(object);
-            (ffi::PySendResult::PYGEN_NEXT, future.into_ptr())
+            (ffi::PySendResult::PYGEN_NEXT, wakeup.into_ptr())
         }
         Ok(Progress::Yield) => (ffi::PySendResult::PYGEN_NEXT, py.None().into_ptr()),
         Err(error) => {
@@ -239,16 +256,6 @@ unsafe extern "C" fn am_send(
     // SAFETY: `result` is where the interpreter wants the value.
     unsafe { *result = value };
     sent
-}
-
-/// Shows a suspended awaitable to the garbage collector; a ready one never lives long enough.
-fn track(object: *mut ffi::PyObject) {
-    // SAFETY: the object is alive and of a GC type.
-    unsafe {
-        if ffi::PyObject_GC_IsTracked(object) == 0 {
-            ffi::PyObject_GC_Track(object.cast());
-        }
-    }
 }
 
 unsafe extern "C" fn iternext(object: *mut ffi::PyObject) -> *mut ffi::PyObject {
@@ -288,7 +295,6 @@ unsafe extern "C" fn throw(
     // SAFETY: methods are called attached; `arguments` has `count` borrowed references.
     unsafe {
         let py = Python::assume_attached();
-        this(object).abandon(py);
         let argument = |index: isize| {
             (index < count).then(|| Bound::from_borrowed_ptr(py, *arguments.offset(index)))
         };
@@ -305,6 +311,12 @@ unsafe extern "C" fn throw(
             (Some(value), _) => PyErr::from_value(value),
             (None, _) => pyo3::exceptions::PyTypeError::new_err("throw() needs an exception"),
         };
+        let error = match this(object).rebind(py, &error) {
+            Ok(true) => return iternext(object),
+            Ok(false) => error,
+            Err(error) => error,
+        };
+        this(object).abandon(py);
         error.restore(py);
         ptr::null_mut()
     }
@@ -345,8 +357,8 @@ unsafe extern "C" fn traverse(
         let awaitable = &*object.cast::<Awaitable>();
         let mut seen = [ptr::null_mut(); 4];
         seen[0] = ffi::Py_TYPE(object).cast();
-        if let State::Waiting(future) = &awaitable.state {
-            seen[1] = future.as_ptr();
+        if let State::Waiting(wakeup) = &awaitable.state {
+            seen[1] = wakeup.as_ptr();
         }
         match &awaitable.job {
             Job::Recv(subscription) | Job::Next(subscription) | Job::RecvMany(subscription, _) => {
@@ -382,8 +394,8 @@ unsafe extern "C" fn dealloc(object: *mut ffi::PyObject) {
         }
         let class = ffi::Py_TYPE(object);
         ptr::read(&raw const (*object.cast::<Awaitable>()).job).release(py);
-        if let State::Waiting(future) = ptr::read(&raw const (*object.cast::<Awaitable>()).state) {
-            future.drop_ref(py);
+        if let State::Waiting(wakeup) = ptr::read(&raw const (*object.cast::<Awaitable>()).state) {
+            wakeup.drop_ref(py);
         }
         if !SPARE.with(|spare| spare.push(object)) {
             ffi::PyObject_GC_Del(object.cast());

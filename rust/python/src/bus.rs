@@ -3,10 +3,11 @@
 use crate::awaitable::{Job, Progress, awaitable};
 use crate::error;
 use crate::gil::{Gil, GilCell};
-use crate::loop_bridge::{LoopBridge, Signal, Wakeable, on_a_loop, resolve, running_loop, settle};
+use crate::loop_bridge::{LoopBridge, Wakeable, Woken, on_a_loop, running_loop, settle};
 use crate::process::Process;
 use crate::slab::{Handle, Slab};
 use crate::subscription::{AsyncEventSubscription, EventSubscription, Inner, SIGNAL_SLICE, Streak};
+use crate::wakeup::Wakeup;
 use crate::warnings;
 use pyo3::exceptions::PyTypeError;
 use pyo3::gc::{PyTraverseError, PyVisit};
@@ -696,21 +697,26 @@ struct Sleep {
     timer: Py<PyAny>,
 }
 
-/// Resolves the future of one task that waits for room.
+/// Wakes one task that waits for room.
 struct Waking {
-    future: Py<PyAny>,
-    signal: Arc<Signal>,
+    wakeup: Py<Wakeup>,
+    bridge: Py<LoopBridge>,
 }
 
 impl Wake for Waking {
     fn wake(self: Arc<Self>) {
-        self.signal.clone().schedule(self);
+        // SAFETY: an object bus is used by attached threads only, so its publishers are woken by
+        // them.
+        let py = unsafe { Python::assume_attached() };
+        LoopBridge::schedule(&self.bridge, py, self.clone());
     }
 }
 
 impl Wakeable for Waking {
-    fn resolve(&self, py: Python<'_>) {
-        resolve(py, &self.future);
+    fn collect(&self, py: Python<'_>, woken: &mut Woken) {
+        if self.wakeup.get().wake() {
+            woken.wakeups.push(self.wakeup.clone_ref(py));
+        }
     }
 }
 
@@ -735,17 +741,16 @@ impl PublishTask {
                     let event_loop = running_loop(py)?;
                     let bridge = LoopBridge::of(&event_loop)?;
                     bridge.get().runs_here();
-                    let signal = bridge.get().signal.clone();
                     let patience = bus.core.backpressure().max_block_duration;
                     let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + patience);
-                    let Some(sleep) = Sleep::start(publication, &event_loop, signal, deadline)?
+                    let Some(sleep) = Sleep::start(publication, event_loop, bridge, deadline)?
                     else {
                         continue;
                     };
-                    let future = sleep.waking.future.clone_ref(py);
+                    let wakeup = sleep.waking.wakeup.clone_ref(py);
                     self.sleep = Some(sleep);
                     bus.ready_in_a_row.interrupt();
-                    return Ok(Progress::Wait(future));
+                    return Ok(Progress::Wait(wakeup));
                 }
                 Err(error) => Err(Failure::Publish(error)),
             };
@@ -781,19 +786,18 @@ impl Sleep {
     /// Prepares to sleep until there may be room; `None` if that is already the case.
     fn start(
         publication: &OwnedPublication,
-        event_loop: &Bound<'_, PyAny>,
-        signal: Arc<Signal>,
+        event_loop: Bound<'_, PyAny>,
+        bridge: Py<LoopBridge>,
         deadline: Instant,
     ) -> PyResult<Option<Self>> {
         let py = event_loop.py();
         let Some(notify) = publication.notify() else { return Ok(None) };
-        let future = event_loop.call_method0(intern!(py, "create_future"))?;
-        future.setattr(intern!(py, "_asyncio_future_blocking"), true)?;
+        let wakeup = Wakeup::new(event_loop.clone())?;
         let left = deadline.saturating_duration_since(Instant::now()).as_secs_f64();
-        let ring = pyo3::wrap_pyfunction!(_resolve, py)?;
+        let ring = pyo3::wrap_pyfunction!(_ring, py)?;
         let timer =
-            event_loop.call_method1(intern!(py, "call_later"), (left, ring, &future))?.unbind();
-        let waking = Arc::new(Waking { future: future.unbind(), signal });
+            event_loop.call_method1(intern!(py, "call_later"), (left, ring, &wakeup))?.unbind();
+        let waking = Arc::new(Waking { wakeup, bridge });
         let mut notified = Box::pin(notify.clone().notified_owned());
         let waker = Waker::from(waking.clone());
         match notified.as_mut().poll(&mut Context::from_waker(&waker)) {
@@ -806,8 +810,8 @@ impl Sleep {
     }
 }
 
-/// Resolves a future unless it is done: the timer of a task that waits for room.
+/// Wakes a task that waits for room, because its patience has ended.
 #[pyfunction]
-fn _resolve(py: Python<'_>, future: Py<PyAny>) {
-    resolve(py, &future);
+fn _ring(wakeup: &Bound<'_, Wakeup>) -> PyResult<()> {
+    if wakeup.get().wake() { Wakeup::step(wakeup) } else { Ok(()) }
 }

@@ -1,4 +1,5 @@
-//! `publish` and `recv` against the C interface, for the calls in which nothing has to be decided.
+//! `publish`, `recv` and what tasks call of a wake-up, against the C interface, for the calls in
+//! which nothing has to be decided.
 //! What PyO3 does around a call (counting attachments, taking arguments apart, catching panics)
 //! costs as much as these calls do themselves.
 //!
@@ -8,6 +9,7 @@
 use crate::awaitable::{Job, awaitable};
 use crate::bus::EventBus;
 use crate::subscription::AsyncEventSubscription;
+use crate::wakeup::Wakeup;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -16,15 +18,25 @@ use smallvec::SmallVec;
 use std::ptr;
 
 static PUBLISH: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+static ADD_DONE_CALLBACK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+static RESULT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
 /// Puts the quick methods in front of those of the classes.
 pub(crate) fn install(py: Python<'_>) -> PyResult<()> {
     let publish = ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: publish };
     let behind = put_in_front(&py.get_type::<EventBus>(), "publish", publish)?;
-    // A second import of the module finds the quick method already there.
+    // The module is initialized once in a process.
     let _ = PUBLISH.set(py, behind);
     let recv = ffi::PyMethodDefPointer { PyCFunction: recv };
     put_in_front(&py.get_type::<AsyncEventSubscription>(), "recv", recv)?;
+
+    let wakeup = py.get_type::<Wakeup>();
+    let get_loop = ffi::PyMethodDefPointer { PyCFunction: get_loop };
+    put_in_front(&wakeup, "get_loop", get_loop)?;
+    let result = ffi::PyMethodDefPointer { PyCFunction: result };
+    let _ = RESULT.set(py, put_in_front(&wakeup, "result", result)?);
+    let add = ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: add_done_callback };
+    let _ = ADD_DONE_CALLBACK.set(py, put_in_front(&wakeup, "add_done_callback", add)?);
     Ok(())
 }
 
@@ -68,17 +80,90 @@ unsafe extern "C" fn publish(
                 return ffi::PyLong_FromSize_t(taken);
             }
         }
+        call_behind(py, &PUBLISH, bus, arguments, count, keywords)
+    }
+}
+
+/// Calls the method that a quick one stands in front of.
+///
+/// # Safety
+///
+/// The arguments are those of the quick one.
+#[cold]
+unsafe fn call_behind(
+    py: Python<'_>,
+    method: &PyOnceLock<Py<PyAny>>,
+    this: *mut ffi::PyObject,
+    arguments: *const *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+    keywords: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    let Some(behind) = method.get(py) else {
+        unreachable!("the module is initialized before its methods are called")
+    };
+    // SAFETY: the caller's promise: `count` references, and behind them those of the keywords.
+    unsafe {
         let named = if keywords.is_null() { 0 } else { ffi::PyTuple_GET_SIZE(keywords) };
         let mut all: SmallVec<[*mut ffi::PyObject; 4]> = SmallVec::new();
-        all.push(bus);
+        all.push(this);
         all.extend((0..count + named).map(|index| *arguments.offset(index)));
-        match PUBLISH.get(py) {
-            Some(behind) => {
-                let positional = 1 + count as usize;
-                ffi::PyObject_Vectorcall(behind.as_ptr(), all.as_ptr(), positional, keywords)
-            }
-            None => unreachable!("the module is initialized before its methods are called"),
+        ffi::PyObject_Vectorcall(behind.as_ptr(), all.as_ptr(), 1 + count as usize, keywords)
+    }
+}
+
+/// `Wakeup.get_loop()`.
+unsafe extern "C" fn get_loop(
+    wakeup: *mut ffi::PyObject,
+    _nothing: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    // SAFETY: methods are called attached, on an object of the class that has them.
+    unsafe {
+        let py = Python::assume_attached();
+        let wakeup = Bound::from_borrowed_ptr(py, wakeup).cast_into_unchecked::<Wakeup>();
+        wakeup.get().get_loop(py).into_ptr()
+    }
+}
+
+/// `Wakeup.result()`.
+unsafe extern "C" fn result(
+    wakeup: *mut ffi::PyObject,
+    _nothing: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    // SAFETY: as above.
+    unsafe {
+        let py = Python::assume_attached();
+        let this = Bound::from_borrowed_ptr(py, wakeup).cast_into_unchecked::<Wakeup>();
+        match this.get().is_woken() {
+            true => py.None().into_ptr(),
+            false => call_behind(py, &RESULT, wakeup, ptr::null(), 0, ptr::null_mut()),
         }
+    }
+}
+
+/// `Wakeup.add_done_callback(function, *, context=None)`, as tasks call it.
+unsafe extern "C" fn add_done_callback(
+    wakeup: *mut ffi::PyObject,
+    arguments: *const *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+    keywords: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    // SAFETY: as above, with `count` borrowed references and those of the keywords behind them.
+    unsafe {
+        let py = Python::assume_attached();
+        let this = Bound::from_borrowed_ptr(py, wakeup).cast_into_unchecked::<Wakeup>();
+        if count == 1 && !keywords.is_null() && ffi::PyTuple_GET_SIZE(keywords) == 1 {
+            let name = ffi::PyTuple_GET_ITEM(keywords, 0);
+            let context = *arguments.add(1);
+            let is_context = ffi::PyUnicode_CompareWithASCIIString(name, c"context".as_ptr()) == 0;
+            if is_context && context != ffi::Py_None() {
+                let function = Bound::from_borrowed_ptr(py, *arguments).unbind();
+                let context = Bound::from_borrowed_ptr(py, context).unbind();
+                if this.get().wait(function, context) {
+                    return py.None().into_ptr();
+                }
+            }
+        }
+        call_behind(py, &ADD_DONE_CALLBACK, wakeup, arguments, count, keywords)
     }
 }
 

@@ -4,7 +4,7 @@
 //! core runs no Python code between `lock` and `unlock`, so nothing can switch threads there.
 
 use lock_api::{GuardNoSend, RawMutex};
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -73,6 +73,32 @@ impl<T> GilCell<T> {
         // SAFETY: the thread is attached and `f` runs no Python code, so neither another thread
         // nor this one can get here before `f` returns.
         f(unsafe { &mut *self.0.get() })
+    }
+}
+
+/// A switch that only attached threads touch.
+#[derive(Debug, Default)]
+pub(crate) struct GilFlag(Cell<bool>);
+
+// SAFETY: access is serialized by the global interpreter lock.
+unsafe impl Sync for GilFlag {}
+
+impl GilFlag {
+    /// Switches on and returns whether it was off.
+    #[inline]
+    pub(crate) fn set(&self) -> bool {
+        !self.0.replace(true)
+    }
+
+    #[inline]
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.get()
+    }
+
+    /// Switches off and returns whether it was on.
+    #[inline]
+    pub(crate) fn clear(&self) -> bool {
+        self.0.replace(false)
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod awaitable;
 mod bus;
+mod busy_poll;
 mod direct;
 mod error;
 mod gil;
@@ -14,6 +15,7 @@ mod process;
 mod select;
 mod slab;
 mod subscription;
+mod wakeup;
 mod warnings;
 
 use pyo3::prelude::*;
@@ -34,6 +36,8 @@ mod _core {
     use super::_backends;
     #[pymodule_export]
     use super::bus::{_close_all, EventBus, Topic};
+    #[pymodule_export]
+    use super::busy_poll::BusyPoll;
     #[pymodule_export]
     use super::process::_after_fork;
     #[pymodule_export]

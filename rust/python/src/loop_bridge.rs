@@ -1,162 +1,86 @@
 //! Waking asyncio: one bridge per event loop, signalled through one eventfd.
 //!
 //! ```text
-//!  publisher ─► wake ─► bridge.pending ─┬─ other thread: write(eventfd) once ─► loop: drain
-//!                                       └─ the loop's own thread: drain after the call
+//!  publisher ─► wake ─► bridge.pending ─┬─ another thread: write(eventfd), once ─► reader callback
+//!                                       └─ a task of the loop: call_soon, once per iteration
+//!  drain (called by the loop, no task runs): 1 mark who is woken   2 step their tasks
 //! ```
 //!
 //! A wake-up carries no event. Loops without `add_reader` are woken by `call_soon_threadsafe`.
 //! The core wakes in places where Python code must not run; what needs Python is put on the list of
 //! [`DUE`] bridges and done by [`settle`] once the core has returned.
 
-use crate::gil::GilCell;
-use parking_lot::Mutex;
+use crate::busy_poll::BusyPoll;
+use crate::gil::{GilCell, GilFlag};
+use crate::wakeup::Wakeup;
 use pyo3::exceptions::{PyNotImplementedError, PyRuntimeError};
+use pyo3::ffi;
 use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyWeakref, PyWeakrefMethods, PyWeakrefReference};
+use pyo3::types::{PyDict, PyString, PyTuple, PyWeakref, PyWeakrefMethods, PyWeakrefReference};
+use smallvec::SmallVec;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::time::{Duration, Instant};
 
-/// Something that a loop's thread does when it is woken.
+/// Something that has tasks to be woken.
 pub(crate) trait Wakeable: Send + Sync {
-    /// Resolves the futures that are due. Runs on the loop's thread, attached.
-    fn resolve(&self, py: Python<'_>);
+    /// Marks the wake-ups that are due as woken and hands them over. Runs on the loop's thread,
+    /// attached, and runs no Python code.
+    fn collect(&self, py: Python<'_>, woken: &mut Woken);
 }
 
-/// The part of a bridge that any thread may touch.
+/// Wake-ups to be stepped, and objects to be let go after that.
 #[derive(Default)]
-pub(crate) struct Signal {
-    pending: Mutex<Vec<Arc<dyn Wakeable>>>,
-    signalled: AtomicBool,
-    /// The thread that ran the loop when somebody last went to sleep there.
-    thread: AtomicUsize,
-    #[cfg(target_os = "linux")]
-    eventfd: Option<std::os::fd::OwnedFd>,
+pub(crate) struct Woken {
+    pub(crate) wakeups: SmallVec<[Py<Wakeup>; 16]>,
+    pub(crate) kept: SmallVec<[Py<PyAny>; 4]>,
 }
 
-impl std::fmt::Debug for Signal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Signal").field("signalled", &self.signalled).finish_non_exhaustive()
-    }
-}
+type Pending = SmallVec<[Arc<dyn Wakeable>; 4]>;
 
-impl Signal {
-    /// Has the loop resolve `wakeable` soon. Runs no Python code.
-    pub(crate) fn schedule(self: &Arc<Self>, wakeable: Arc<dyn Wakeable>) {
-        self.pending.lock().push(wakeable);
-        if self.thread.load(Ordering::Relaxed) == thread_mark() || !self.has_eventfd() {
-            DUE.with(|due| due.push(self.clone()));
-        } else if !self.signalled.swap(true, Ordering::AcqRel) {
-            self.write();
-        }
-    }
+/// The most tasks that are stepped in one go: what else is ready in the loop comes after them.
+const DIRECT_STEPS: usize = 64;
 
-    /// Resolves everything pending, in the order in which it was scheduled.
-    fn drain(&self, py: Python<'_>) {
-        let pending = std::mem::take(&mut *self.pending.lock());
-        for wakeable in pending {
-            wakeable.resolve(py);
-        }
-    }
-
-    #[cfg(target_os = "linux")]
-    fn has_eventfd(&self) -> bool {
-        self.eventfd.is_some()
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn has_eventfd(&self) -> bool {
-        false
-    }
-
-    #[cfg(target_os = "linux")]
-    fn write(&self) {
-        use std::os::fd::AsRawFd;
-        if let Some(eventfd) = &self.eventfd {
-            let one = 1_u64;
-            // SAFETY: the descriptor is open and `one` has the eight bytes that are written. The
-            // only failure left, a full counter, means that the loop is signalled already.
-            unsafe { libc::write(eventfd.as_raw_fd(), (&raw const one).cast(), 8) };
-        }
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn write(&self) {}
-
-    #[cfg(target_os = "linux")]
-    fn read(&self) {
-        use std::os::fd::AsRawFd;
-        if let Some(eventfd) = &self.eventfd {
-            let mut count = 0_u64;
-            // SAFETY: the descriptor is open, non-blocking, and `count` has room for the eight
-            // bytes that are read.
-            unsafe { libc::read(eventfd.as_raw_fd(), (&raw mut count).cast(), 8) };
-        }
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn read(&self) {}
-}
-
-/// Bridges whose pending work is done when the core has returned.
-static DUE: GilCell<Vec<Arc<Signal>>> = GilCell::new(Vec::new());
-
-/// Does what had to wait for the core to return.
-#[inline]
-pub(crate) fn settle(_py: Python<'_>) {
-    if DUE.with(|due| !due.is_empty()) {
-        settle_due();
-    }
-}
-
-#[cold]
-fn settle_due() {
-    // PyO3 is told that the thread is attached, so that references dropped below end at once.
-    Python::attach(|py| {
-        while let Some(signal) = DUE.with(|due| due.pop()) {
-            if signal.thread.load(Ordering::Relaxed) == thread_mark() {
-                signal.drain(py);
-            } else if !signal.signalled.swap(true, Ordering::AcqRel) {
-                call_soon_threadsafe(py, &signal);
-            }
-        }
-    });
-}
-
-fn call_soon_threadsafe(py: Python<'_>, signal: &Arc<Signal>) {
-    let table = BRIDGES.with(|bridges| bridges.iter().map(|bridge| bridge.clone_ref(py)).collect());
-    let table: Vec<Py<LoopBridge>> = table;
-    let Some(bridge) = table.into_iter().find(|b| Arc::ptr_eq(&b.get().signal, signal)) else {
-        return;
-    };
-    let Some(event_loop) = bridge.get().event_loop(py) else { return };
-    if let Err(error) = event_loop.call_method1("call_soon_threadsafe", (&bridge,))
-        && !error.is_instance_of::<PyRuntimeError>(py)
-    {
-        error.write_unraisable(py, Some(&event_loop));
-    }
-}
-
-/// Every bridge whose loop is alive.
-static BRIDGES: GilCell<Vec<Py<LoopBridge>>> = GilCell::new(Vec::new());
-
-/// Wakes the sleepers of one event loop. The loop's reader callback.
+/// Wakes the sleepers of one event loop. It is the loop's reader callback.
 #[pyclass(frozen, module = "tickbus._core", name = "_LoopBridge")]
-#[derive(Debug)]
 pub(crate) struct LoopBridge {
     event_loop: Py<PyWeakref>,
-    pub(crate) signal: Arc<Signal>,
+    pending: GilCell<Pending>,
+    /// Another thread has seen to it that the loop will drain.
+    signalled: AtomicBool,
+    /// The loop's own thread has.
+    soon: GilFlag,
+    /// The thread that ran the loop when somebody last went to sleep or was woken there.
+    thread: AtomicUsize,
+    /// The loop's thread looks for signals itself: see `spin`.
+    spinning: AtomicBool,
+    turns: GilCell<SmallVec<[Py<Turn>; TURNS]>>,
+    poller: GilCell<Option<Py<BusyPoll>>>,
+    /// The loop wants to see each step as a callback of its own.
+    debug: bool,
+    eventfd: Option<EventFd>,
+}
+
+impl std::fmt::Debug for LoopBridge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoopBridge").field("signalled", &self.signalled).finish_non_exhaustive()
+    }
 }
 
 #[pymethods]
 impl LoopBridge {
-    fn __call__(&self, py: Python<'_>) {
-        self.signal.read();
-        // Cleared before draining: what is scheduled from here on signals again.
-        self.signal.signalled.store(false, Ordering::Release);
-        self.signal.drain(py);
+    fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+        if let Some(eventfd) = &self.eventfd {
+            eventfd.read();
+        }
+        let poller = self.poller.with(|poller| poller.as_ref().map(|poller| poller.clone_ref(py)));
+        if let (Some(poller), Some(event_loop)) = (poller, self.event_loop(py)) {
+            BusyPoll::woken(poller.bind(py), &event_loop)?;
+        }
+        self.drain(py)
     }
 
     fn __repr__(&self) -> &'static str {
@@ -164,29 +88,172 @@ impl LoopBridge {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.event_loop)
+        visit.call(&self.event_loop)?;
+        self.turns.with(|turns| turns.iter().try_for_each(|turn| visit.call(turn)))?;
+        self.poller.with(|poller| visit.call(&*poller))
+    }
+
+    fn __clear__(&self) {
+        drop(self.turns.with(std::mem::take));
     }
 }
 
 impl LoopBridge {
+    /// Has the loop serve `wakeable` soon. Called attached; runs no Python code.
+    pub(crate) fn schedule(slf: &Py<Self>, py: Python<'_>, wakeable: Arc<dyn Wakeable>) {
+        let this = slf.get();
+        this.pending.with(|pending| pending.push(wakeable));
+        match &this.eventfd {
+            Some(eventfd) if !this.is_here() => this.signal(eventfd),
+            _ => {
+                let bridge = slf.clone_ref(py);
+                DUE.with(|due| due.push(bridge));
+            }
+        }
+    }
+
+    /// Wakes the loop from any thread, once until it drains.
+    fn signal(&self, eventfd: &EventFd) {
+        if self.signalled.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        // ORDERING: pairs with the fence in `spin`: either the spinning loop sees the signal, or
+        // this sees that it has stopped.
+        fence(Ordering::SeqCst);
+        if !self.spinning.load(Ordering::Relaxed) {
+            eventfd.write();
+        }
+    }
+
+    /// Looks for a signal for a while instead of sleeping, and returns whether there is one. Called
+    /// by the loop, detached.
+    pub(crate) fn spin(&self, longest: Duration) -> bool {
+        self.spinning.store(true, Ordering::Relaxed);
+        let start = Instant::now();
+        while !self.signalled.load(Ordering::Relaxed) && start.elapsed() < longest {
+            std::hint::spin_loop();
+        }
+        self.spinning.store(false, Ordering::Relaxed);
+        // ORDERING: pairs with the fence in `signal`.
+        fence(Ordering::SeqCst);
+        self.signalled.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn can_spin(&self) -> bool {
+        self.eventfd.is_some()
+    }
+
+    /// Has `poller` told of every wake-up from sleep; false if there is one already.
+    pub(crate) fn set_poller(&self, poller: &Bound<'_, BusyPoll>) -> bool {
+        let poller = poller.clone().unbind();
+        let refused = self.poller.with(|kept| match kept {
+            None => kept.replace(poller),
+            Some(_) => Some(poller),
+        });
+        refused.is_none()
+    }
+
+    pub(crate) fn clear_poller(&self) {
+        drop(self.poller.with(Option::take));
+    }
+
+    /// Steps every task that is due, in the order in which they began to wait. Called by the loop.
+    pub(crate) fn drain(&self, py: Python<'_>) -> PyResult<()> {
+        self.runs_here();
+        // Cleared before looking: what is scheduled from here on signals again.
+        self.signalled.store(false, Ordering::Release);
+        self.soon.clear();
+        let pending = self.pending.with(std::mem::take);
+        let mut woken = Woken::default();
+        for wakeable in &pending {
+            wakeable.collect(py, &mut woken);
+        }
+        let direct = if self.debug { 0 } else { DIRECT_STEPS };
+        let mut wakeups = woken.wakeups.iter().map(|wakeup| wakeup.bind(py));
+        let mut result = Ok(());
+        for wakeup in wakeups.by_ref().take(direct) {
+            result = Wakeup::step(wakeup);
+            if result.is_err() {
+                break;
+            }
+        }
+        for wakeup in wakeups {
+            let stepped = Wakeup::step_soon(wakeup);
+            result = result.and(stepped);
+        }
+        result
+    }
+
+    /// Has the loop drain in its next iteration. Called on the loop's own thread, or on any if the
+    /// loop has no eventfd.
+    fn drain_soon(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let this = slf.get();
+        let Some(event_loop) = this.event_loop(py) else { return Ok(()) };
+        let call_soon = match &this.eventfd {
+            Some(eventfd) => {
+                // Without a running task this may be a signal handler that interrupts the
+                // selector, which `call_soon` would not wake.
+                if !runs_a_task(&event_loop)? {
+                    this.signal(eventfd);
+                    return Ok(());
+                }
+                intern!(py, "call_soon")
+            }
+            None => intern!(py, "call_soon_threadsafe"),
+        };
+        if this.soon.set() {
+            match Self::free_turn(slf)? {
+                Some(turn) => Turn::take(&turn, &event_loop, call_soon)?,
+                None => event_loop.call_method1(call_soon, (slf,)).map(drop)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns a turn that is not under way; `None` if all are.
+    fn free_turn<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, Turn>>> {
+        let py = slf.py();
+        let (known, free) = slf.get().turns.with(|turns| {
+            let free = turns.iter().find(|turn| !turn.get().under_way.is_set());
+            (turns.len(), free.map(|turn| turn.clone_ref(py)))
+        });
+        if free.is_some() || known == TURNS {
+            return Ok(free.map(|turn| turn.into_bound(py)));
+        }
+        let turn = Turn::new(slf)?;
+        let kept = turn.clone().unbind();
+        slf.get().turns.with(|turns| turns.push(kept));
+        Ok(Some(turn))
+    }
+
+    fn is_here(&self) -> bool {
+        self.thread.load(Ordering::Relaxed) == thread_mark()
+    }
+
+    /// Remembers that the calling thread runs the loop.
+    pub(crate) fn runs_here(&self) {
+        self.thread.store(thread_mark(), Ordering::Relaxed);
+    }
+
     /// Returns the loop, unless it is gone.
     pub(crate) fn event_loop<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
         self.event_loop.bind(py).upgrade()
+    }
+
+    /// Returns the loop if the calling thread ran it last.
+    pub(crate) fn event_loop_here<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        if self.is_here() { self.event_loop(py) } else { None }
     }
 
     /// Returns whether the loop is gone or closed.
     pub(crate) fn is_over(&self, py: Python<'_>) -> bool {
         self.event_loop(py).is_none_or(|event_loop| {
             event_loop
-                .call_method0("is_closed")
+                .call_method0(intern!(py, "is_closed"))
                 .and_then(|closed| closed.is_truthy())
                 .unwrap_or(true)
         })
-    }
-
-    /// Remembers that the calling thread runs the loop.
-    pub(crate) fn runs_here(&self) {
-        self.signal.thread.store(thread_mark(), Ordering::Relaxed);
     }
 
     /// Returns the loop's bridge, made on first use.
@@ -213,71 +280,230 @@ impl LoopBridge {
     fn new(event_loop: &Bound<'_, PyAny>) -> PyResult<Py<Self>> {
         let py = event_loop.py();
         let weak = PyWeakrefReference::new(event_loop)?.into_any().cast_into::<PyWeakref>()?;
-        #[cfg(target_os = "linux")]
-        if let Some(eventfd) = open_eventfd() {
-            use std::os::fd::AsRawFd;
-            let descriptor = eventfd.as_raw_fd();
-            let signal = Signal { eventfd: Some(eventfd), ..Signal::default() };
-            let event_loop_ref = weak.clone().unbind();
-            let bridge =
-                Py::new(py, Self { event_loop: event_loop_ref, signal: Arc::new(signal) })?;
-            match event_loop.call_method1("add_reader", (descriptor, &bridge)) {
+        let debug = event_loop.call_method0(intern!(py, "get_debug"))?.is_truthy()?;
+        let bridge = |eventfd: Option<EventFd>| {
+            let event_loop = weak.clone().unbind();
+            let [signalled, spinning] = [const { AtomicBool::new(false) }; 2];
+            let (pending, soon, thread, turns, poller) = Default::default();
+            let bridge = Self {
+                event_loop,
+                pending,
+                signalled,
+                soon,
+                spinning,
+                thread,
+                turns,
+                poller,
+                debug,
+                eventfd,
+            };
+            Py::new(py, bridge)
+        };
+        if let Some(eventfd) = EventFd::open() {
+            let descriptor = eventfd.descriptor();
+            let bridge = bridge(Some(eventfd))?;
+            match event_loop.call_method1(intern!(py, "add_reader"), (descriptor, &bridge)) {
                 Ok(_) => return Ok(bridge),
                 Err(error) if error.is_instance_of::<PyNotImplementedError>(py) => {}
                 Err(error) => return Err(error),
             }
         }
-        Py::new(py, Self { event_loop: weak.unbind(), signal: Arc::default() })
+        bridge(None)
     }
 }
+
+/// Turns of one bridge that can be under way at once: more than one where a task that is stepped
+/// runs the loop itself, as nest_asyncio does.
+const TURNS: usize = 3;
+
+/// A drain that the loop was asked for by `call_soon`, in an empty context of its own: draining
+/// needs no context variables, so the loop is spared a copy of the publisher's. A context is
+/// entered only once at a time.
+#[pyclass(frozen, module = "tickbus._core", name = "_Turn")]
+#[derive(Debug)]
+struct Turn {
+    bridge: Py<LoopBridge>,
+    context: Py<PyAny>,
+    under_way: GilFlag,
+}
+
+#[pymethods]
+impl Turn {
+    fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+        let result = self.bridge.get().drain(py);
+        self.under_way.clear();
+        result
+    }
+
+    fn __repr__(&self) -> &'static str {
+        "<tickbus wake-up of an event loop>"
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.bridge)?;
+        visit.call(&self.context)
+    }
+}
+
+impl Turn {
+    fn new<'py>(bridge: &Bound<'py, LoopBridge>) -> PyResult<Bound<'py, Self>> {
+        let py = bridge.py();
+        // SAFETY: attached; the result is an owned reference or null with an exception set.
+        let context = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_New())? };
+        let (bridge, context) = (bridge.clone().unbind(), context.unbind());
+        Bound::new(py, Self { bridge, context, under_way: GilFlag::default() })
+    }
+
+    /// Calls `loop.call_soon(turn, context=...)`.
+    fn take(
+        slf: &Bound<'_, Self>,
+        event_loop: &Bound<'_, PyAny>,
+        call_soon: &Bound<'_, PyString>,
+    ) -> PyResult<()> {
+        static KEYWORDS: PyOnceLock<Py<PyTuple>> = PyOnceLock::new();
+        let py = slf.py();
+        let names = KEYWORDS.get_or_try_init(py, || {
+            PyTuple::new(py, [intern!(py, "context")]).map(Bound::unbind)
+        })?;
+        let arguments = [event_loop.as_ptr(), slf.as_ptr(), slf.get().context.as_ptr()];
+        // SAFETY: attached; two positional arguments, the first of which is the object, and one by
+        // name; the result is an owned reference or null with an exception set.
+        unsafe {
+            let (call_soon, names) = (call_soon.as_ptr(), names.as_ptr());
+            let handle = ffi::PyObject_VectorcallMethod(call_soon, arguments.as_ptr(), 2, names);
+            Bound::from_owned_ptr_or_err(py, handle)?;
+        }
+        slf.get().under_way.set();
+        Ok(())
+    }
+}
+
+/// Every bridge whose loop is alive.
+static BRIDGES: GilCell<Vec<Py<LoopBridge>>> = GilCell::new(Vec::new());
+
+/// Bridges whose pending work is done when the core has returned.
+static DUE: GilCell<Vec<Py<LoopBridge>>> = GilCell::new(Vec::new());
+
+/// Does what had to wait for the core to return.
+#[inline]
+pub(crate) fn settle(py: Python<'_>) {
+    if DUE.with(|due| !due.is_empty()) {
+        settle_due(py);
+    }
+}
+
+#[cold]
+fn settle_due(py: Python<'_>) {
+    while let Some(bridge) = DUE.with(|due| due.pop()) {
+        let bridge = bridge.into_bound(py);
+        if let Err(error) = LoopBridge::drain_soon(&bridge)
+            // The loop is closed: nobody is left to be woken.
+            && !error.is_instance_of::<PyRuntimeError>(py)
+        {
+            error.write_unraisable(py, Some(bridge.as_any()));
+        }
+    }
+}
+
+/// An eventfd of Linux; elsewhere there is none.
+#[cfg(target_os = "linux")]
+struct EventFd(std::os::fd::OwnedFd);
 
 #[cfg(target_os = "linux")]
-fn open_eventfd() -> Option<std::os::fd::OwnedFd> {
-    use std::os::fd::FromRawFd;
-    // SAFETY: the call takes no pointers; a descriptor that it returns is open and nobody's yet.
-    unsafe {
-        let descriptor = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
-        (descriptor >= 0).then(|| std::os::fd::OwnedFd::from_raw_fd(descriptor))
+impl EventFd {
+    /// Returns a new one, unless `TICKBUS_EVENTFD=0` asks for the portable way.
+    fn open() -> Option<Self> {
+        use std::os::fd::FromRawFd;
+        if std::env::var_os("TICKBUS_EVENTFD").is_some_and(|value| value == "0") {
+            return None;
+        }
+        // SAFETY: the call takes no pointers; a descriptor that it returns is open and nobody's
+        // yet.
+        unsafe {
+            let descriptor = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
+            (descriptor >= 0).then(|| Self(std::os::fd::OwnedFd::from_raw_fd(descriptor)))
+        }
+    }
+
+    fn descriptor(&self) -> i32 {
+        use std::os::fd::AsRawFd;
+        self.0.as_raw_fd()
+    }
+
+    fn write(&self) {
+        let one = 1_u64;
+        // SAFETY: the descriptor is open and `one` has the eight bytes that are written. The only
+        // failure left, a full counter, means that the loop is signalled already.
+        unsafe { libc::write(self.descriptor(), (&raw const one).cast(), 8) };
+    }
+
+    fn read(&self) {
+        let mut count = 0_u64;
+        // SAFETY: the descriptor is open, non-blocking, and `count` has room for the eight bytes
+        // that are read.
+        unsafe { libc::read(self.descriptor(), (&raw mut count).cast(), 8) };
     }
 }
 
-/// Returns a number that tells living threads apart.
-fn thread_mark() -> usize {
-    thread_local!(static MARK: u8 = const { 0 });
-    MARK.with(|mark| std::ptr::from_ref(mark) as usize)
+#[cfg(not(target_os = "linux"))]
+enum EventFd {}
+
+#[cfg(not(target_os = "linux"))]
+impl EventFd {
+    fn open() -> Option<Self> {
+        None
+    }
+
+    fn descriptor(&self) -> i32 {
+        match *self {}
+    }
+
+    fn write(&self) {
+        match *self {}
+    }
+
+    fn read(&self) {
+        match *self {}
+    }
 }
 
-fn asyncio_function<'py>(
-    py: Python<'py>,
-    cell: &'static PyOnceLock<Py<PyAny>>,
-    name: &str,
-) -> PyResult<&'py Bound<'py, PyAny>> {
-    cell.get_or_try_init(py, || Ok(py.import("asyncio")?.getattr(name)?.unbind()))
-        .map(|function| function.bind(py))
+/// Returns a number that tells living threads apart. Called attached.
+fn thread_mark() -> usize {
+    // SAFETY: the calling thread is attached, so it has a state; only its address is used.
+    unsafe { ffi::PyThreadState_Get() as usize }
 }
 
 /// Returns the running loop.
 pub(crate) fn running_loop(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     static FUNCTION: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    asyncio_function(py, &FUNCTION, "get_running_loop")?.call0()
+    FUNCTION.import(py, "asyncio", "get_running_loop")?.call0()
 }
 
 /// Returns whether the calling thread runs an event loop.
 pub(crate) fn on_a_loop(py: Python<'_>) -> PyResult<bool> {
     static FUNCTION: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    Ok(!asyncio_function(py, &FUNCTION, "_get_running_loop")?.call0()?.is_none())
+    Ok(!FUNCTION.import(py, "asyncio", "_get_running_loop")?.call0()?.is_none())
 }
 
-/// Resolves a future unless it is done, and returns whether it was resolved.
-pub(crate) fn resolve(py: Python<'_>, future: &Py<PyAny>) -> bool {
-    let future = future.bind(py);
-    let resolved = future.call_method0("done").and_then(|done| {
-        let pending = !done.is_truthy()?;
-        if pending {
-            future.call_method1("set_result", (py.None(),))?;
+/// Returns whether the loop is inside a step of a task.
+fn runs_a_task(event_loop: &Bound<'_, PyAny>) -> PyResult<bool> {
+    static TASKS: PyOnceLock<Option<Py<PyDict>>> = PyOnceLock::new();
+    static FUNCTION: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = event_loop.py();
+    // Until 3.13 the table behind `current_task`, which is Python code on 3.11; afterwards each
+    // thread has its own and the function is quick.
+    let tasks = TASKS.get_or_try_init(py, || {
+        if py.version_info() >= (3, 14) {
+            return Ok::<_, PyErr>(None);
         }
-        Ok(pending)
-    });
-    // The loop may be closed already: nobody is left to be woken.
-    resolved.unwrap_or(false)
+        let tasks = py.import("asyncio.tasks")?.getattr("_current_tasks")?;
+        Ok(tasks.cast_into::<PyDict>().ok().map(Bound::unbind))
+    })?;
+    match tasks {
+        Some(tasks) => Ok(tasks.bind(py).get_item(event_loop)?.is_some()),
+        None => {
+            let task = FUNCTION.import(py, "asyncio", "current_task")?.call1((event_loop,))?;
+            Ok(!task.is_none())
+        }
+    }
 }

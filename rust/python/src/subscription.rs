@@ -2,20 +2,18 @@
 
 use crate::awaitable::{Job, Progress, READY_IN_A_ROW, awaitable};
 use crate::error;
-use crate::gil::{Gil, GilCell};
-use crate::loop_bridge::{LoopBridge, Wakeable, on_a_loop, resolve, running_loop, settle};
+use crate::gil::{Gil, GilCell, GilFlag};
+use crate::loop_bridge::{LoopBridge, Wakeable, Woken, on_a_loop, running_loop, settle};
 use crate::process::Process;
 use crate::slab::{Handle, Slab};
+use crate::wakeup::Wakeup;
 use pyo3::exceptions::PyResourceWarning;
 use pyo3::gc::{PyTraverseError, PyVisit};
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyList;
-use smallvec::SmallVec;
+use pyo3::types::{PyList, PyWeakref, PyWeakrefMethods, PyWeakrefReference};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
 use tickbus::{EventSubscription as CoreSubscription, OnLag, TryRecvError};
@@ -313,12 +311,12 @@ common!(
 /// The sleepers of one subscription, as its publishers see them.
 #[derive(Debug, Default)]
 pub(crate) struct Sleepers {
-    /// Futures of suspended readers, first come first.
-    line: GilCell<VecDeque<Py<PyAny>>>,
+    /// What suspended readers wait for, first come first.
+    line: GilCell<VecDeque<Py<Wakeup>>>,
     bridge: GilCell<Option<Py<LoopBridge>>>,
-    scheduled: AtomicBool,
-    /// How many may be woken, as far as the subscription knows; see `resolve`.
-    subscription: GilCell<Option<Py<pyo3::types::PyWeakref>>>,
+    scheduled: GilFlag,
+    /// Knows how many may be woken.
+    subscription: GilCell<Option<Py<PyWeakref>>>,
 }
 
 impl Wake for Sleepers {
@@ -327,37 +325,39 @@ impl Wake for Sleepers {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if self.scheduled.swap(true, Ordering::AcqRel) {
+        if !self.scheduled.set() {
             return;
         }
-        let signal = self.bridge.with(|bridge| bridge.as_ref().map(|b| b.get().signal.clone()));
-        match signal {
-            Some(signal) => signal.schedule(self.clone()),
-            None => self.scheduled.store(false, Ordering::Release),
+        // SAFETY: an object bus is used by attached threads only, so its readers are woken by them.
+        let py = unsafe { Python::assume_attached() };
+        match self.bridge.with(|bridge| bridge.as_ref().map(|bridge| bridge.clone_ref(py))) {
+            Some(bridge) => {
+                LoopBridge::schedule(&bridge, py, self.clone());
+                // Not the last reference: the sleepers have one.
+                bridge.drop_ref(py);
+            }
+            None => _ = self.scheduled.clear(),
         }
     }
 }
 
 impl Wakeable for Sleepers {
-    fn resolve(&self, py: Python<'_>) {
-        use pyo3::types::PyWeakrefMethods;
+    fn collect(&self, py: Python<'_>, woken: &mut Woken) {
         // Cleared before looking: what comes from here on schedules again.
-        self.scheduled.store(false, Ordering::Release);
+        self.scheduled.clear();
         let weak = self.subscription.with(|weak| weak.as_ref().map(|weak| weak.clone_ref(py)));
-        let subscription = weak.and_then(|weak| weak.bind(py).upgrade());
-        let Some(subscription) = subscription else { return };
-        let Ok(subscription) = subscription.cast_into::<AsyncEventSubscription>() else { return };
-        let core = &subscription.get().inner.core;
-        if !core.is_ready() {
-            return;
+        let Some(subscription) = weak.and_then(|weak| weak.bind(py).upgrade()) else { return };
+        if let Ok(subscription) = subscription.cast::<AsyncEventSubscription>() {
+            let core = &subscription.get().inner.core;
+            if core.is_ready() {
+                let due = if core.is_closed() { usize::MAX } else { core.pending().max(1) };
+                self.line.with(|line| {
+                    let waking = line.iter().filter(|wakeup| wakeup.get().wake()).take(due);
+                    woken.wakeups.extend(waking.map(|wakeup| wakeup.clone_ref(py)));
+                });
+            }
         }
-        let waking = match core.is_closed() {
-            true => usize::MAX,
-            false => core.pending().max(1),
-        };
-        let line: SmallVec<[Py<PyAny>; 8]> =
-            self.line.with(|line| line.iter().map(|future| future.clone_ref(py)).collect());
-        line.iter().filter(|future| resolve(py, future)).take(waking).for_each(drop);
+        woken.kept.push(subscription.unbind());
     }
 }
 
@@ -418,8 +418,8 @@ impl AsyncEventSubscription {
         inner.core.set_waker(Waker::from(sleepers.clone()));
         let this = Self { inner, sleepers: sleepers.clone(), ready_in_a_row: Streak::default() };
         let subscription = Py::new(py, this)?;
-        let weak = pyo3::types::PyWeakrefReference::new(subscription.bind(py))?;
-        let weak = weak.into_any().cast_into::<pyo3::types::PyWeakref>()?.unbind();
+        let weak = PyWeakrefReference::new(subscription.bind(py))?;
+        let weak = weak.into_any().cast_into::<PyWeakref>()?.unbind();
         sleepers.subscription.with(|kept| *kept = Some(weak));
         Ok(subscription)
     }
@@ -467,28 +467,53 @@ impl AsyncEventSubscription {
                 }
                 return Ok(Progress::Done(taken));
             }
-            if let Some(future) = self.join_line(py)? {
+            if let Some(wakeup) = self.join_line(py)? {
                 self.ready_in_a_row.interrupt();
-                return Ok(Progress::Wait(future));
+                return Ok(Progress::Wait(wakeup));
             }
         }
     }
 
-    /// Puts a new future in line; `None` if something has come meanwhile.
-    fn join_line(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        let event_loop = running_loop(py)?;
-        self.bind(&event_loop)?;
-        let future = event_loop.call_method0(intern!(py, "create_future"))?;
-        future.setattr(intern!(py, "_asyncio_future_blocking"), true)?;
-        let future = future.unbind();
-        let kept = future.clone_ref(py);
+    /// Puts a new wake-up in line; `None` if something has come meanwhile.
+    fn join_line(&self, py: Python<'_>) -> PyResult<Option<Py<Wakeup>>> {
+        // Looking up the running loop is dear, and a task refuses the wake-up of another loop than
+        // its own: see `rebind`.
+        let bound = self.sleepers.bridge.with(|b| b.as_ref().map(|b| b.clone_ref(py)));
+        let bound = bound.map(|bound| bound.into_bound(py));
+        let event_loop = match bound.as_ref().and_then(|b| b.get().event_loop_here(py)) {
+            Some(event_loop) => event_loop,
+            None => {
+                let event_loop = running_loop(py)?;
+                self.bind(&event_loop)?;
+                event_loop
+            }
+        };
+        self.stand_in_line(event_loop)
+    }
+
+    /// As `join_line`, in a loop to which the subscription is bound.
+    fn stand_in_line(&self, event_loop: Bound<'_, PyAny>) -> PyResult<Option<Py<Wakeup>>> {
+        let py = event_loop.py();
+        let wakeup = Wakeup::new(event_loop)?;
+        let kept = wakeup.clone_ref(py);
         self.sleepers.line.with(|line| line.push_back(kept));
         self.inner.core.arm();
         if self.inner.core.is_ready() {
-            self.leave_line(py, &future);
+            self.leave_line(py, &wakeup);
             return Ok(None);
         }
-        Ok(Some(future))
+        Ok(Some(wakeup))
+    }
+
+    /// Binds the subscription to the running loop, whose task has refused a wake-up of the loop
+    /// that it was bound to. Returns false if that is the running one.
+    pub(crate) fn rebind(&self, py: Python<'_>) -> PyResult<bool> {
+        let event_loop = running_loop(py)?;
+        let bound = self.sleepers.bridge.with(|b| b.as_ref().map(|b| b.clone_ref(py)));
+        if bound.is_some_and(|b| b.get().event_loop(py).is_some_and(|b| b.is(&event_loop))) {
+            return Ok(false);
+        }
+        self.bind(&event_loop).map(|()| true)
     }
 
     /// Binds the subscription to the loop, unless a live loop has it.
@@ -511,19 +536,22 @@ impl AsyncEventSubscription {
         let bridge = LoopBridge::of(event_loop)?;
         bridge.get().runs_here();
         let old = self.sleepers.bridge.with(|bound| bound.replace(bridge));
-        self.sleepers.scheduled.store(false, Ordering::Release);
-        drop(old);
+        self.sleepers.scheduled.clear();
+        // Who still stands in line waited in a loop that has ended, and will not look again.
+        let gone = self.sleepers.line.with(std::mem::take);
+        gone.iter().for_each(|_| self.inner.core.disarm());
+        drop((old, gone));
         Ok(())
     }
 
-    pub(crate) fn leave_line(&self, py: Python<'_>, future: &Py<PyAny>) {
-        let _ = py;
+    pub(crate) fn leave_line(&self, py: Python<'_>, wakeup: &Py<Wakeup>) {
         let left = self.sleepers.line.with(|line| {
-            let place = line.iter().position(|other| other.is(future))?;
+            let place = line.iter().position(|other| other.is(wakeup))?;
             line.remove(place)
         });
-        if left.is_some() {
+        if let Some(left) = left {
             self.inner.core.disarm();
+            left.drop_ref(py);
         }
     }
 
@@ -563,6 +591,17 @@ common!(
     fn close(&self, py: Python<'_>) {
         self.inner.close(py);
     },
+    /// For other loops than those of asyncio: returns a wake-up to wait for, which the loop's
+    /// `call_soon_threadsafe` brings, or `None` if something has come. Leave it afterwards.
+    fn _join(&self, event_loop: &Bound<'_, PyAny>) -> PyResult<Option<Py<Wakeup>>> {
+        self.bind(event_loop)?;
+        self.stand_in_line(event_loop.clone())
+    },
+    /// Leaves the line; whoever stands next is woken if there is something for it.
+    fn _leave(&self, py: Python<'_>, wakeup: Py<Wakeup>) {
+        self.leave_line(py, &wakeup);
+        self.wake_next(py);
+    },
     /// Closes, for `async` code.
     fn aclose(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         self.inner.close(py);
@@ -592,6 +631,6 @@ common!(
     },
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.inner.slab)?;
-        self.sleepers.line.with(|line| line.iter().try_for_each(|future| visit.call(future)))
+        self.sleepers.line.with(|line| line.iter().try_for_each(|wakeup| visit.call(wakeup)))
     }
 );

@@ -1,0 +1,196 @@
+"""A subscription as an anyio stream, on asyncio and on trio."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import Any
+
+import anyio
+import pytest
+
+import tickbus
+from support import MakeBus, assert_sums_closed
+from tickbus.anyio import EventReceiveStream
+
+pytestmark = pytest.mark.parametrize("library", ["asyncio", "trio"])
+
+
+async def _settle() -> None:
+    for _ in range(10):
+        await anyio.lowlevel.checkpoint()
+
+
+def test_events_come_in_order_and_end_with_the_bus(make_bus: MakeBus, library: str) -> None:
+    bus = make_bus()
+
+    async def main() -> list[Any]:
+        async with EventReceiveStream(bus.subscribe_async()) as stream:
+            for event in range(5):
+                bus.publish(event)
+            bus.close()
+            received = [event async for event in stream]
+            with pytest.raises(anyio.EndOfStream):
+                await stream.receive()
+            return received
+
+    assert anyio.run(main, backend=library) == [0, 1, 2, 3, 4]
+    assert_sums_closed(bus)
+
+
+def test_a_publish_from_a_thread_wakes_a_sleeping_stream(make_bus: MakeBus, library: str) -> None:
+    bus = make_bus()
+    number = 200
+
+    async def main() -> list[Any]:
+        turn = threading.Semaphore(0)
+
+        def produce() -> None:
+            for event in range(number):
+                turn.acquire()
+                bus.publish(event)
+
+        thread = threading.Thread(target=produce)
+        thread.start()
+        received = []
+        async with EventReceiveStream(bus.subscribe_async()) as stream:
+            for _ in range(number):
+                turn.release()
+                received.append(await stream.receive())
+        thread.join()
+        return received
+
+    assert anyio.run(main, backend=library) == list(range(number))
+
+
+def test_closing_the_stream_closes_its_subscription(make_bus: MakeBus, library: str) -> None:
+    bus = make_bus()
+
+    async def main() -> None:
+        stream = EventReceiveStream(bus.subscribe_async())
+        assert not stream.subscription.closed
+        bus.publish("pending")
+        await stream.aclose()
+        await stream.aclose()
+        assert stream.subscription.closed
+        with pytest.raises(anyio.ClosedResourceError):
+            await stream.receive()
+
+    anyio.run(main, backend=library)
+    assert bus.metrics().total_dropped == 1
+
+
+def test_closing_the_stream_ends_who_waits_in_it(make_bus: MakeBus, library: str) -> None:
+    bus = make_bus()
+
+    async def main() -> None:
+        stream = EventReceiveStream(bus.subscribe_async())
+
+        async def read() -> None:
+            with pytest.raises(anyio.ClosedResourceError):
+                await stream.receive()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await _settle()
+            await stream.aclose()
+
+    anyio.run(main, backend=library)
+
+
+def test_a_hole_is_told_in_the_stream(make_bus: MakeBus, library: str) -> None:
+    bus = make_bus(4)
+
+    async def main() -> list[Any]:
+        async with EventReceiveStream(bus.subscribe_async(policy="drop_oldest")) as stream:
+            for event in range(6):
+                bus.publish(event)
+            with pytest.raises(tickbus.Lagged) as told:
+                await stream.receive()
+            assert told.value.missed == 2
+            return [await stream.receive() for _ in range(4)]
+
+    assert anyio.run(main, backend=library) == [2, 3, 4, 5]
+
+
+def test_cancelling_a_receive_loses_nothing(make_bus: MakeBus, library: str) -> None:
+    bus = make_bus(1_024)
+    number = 300
+
+    async def main() -> list[Any]:
+        received: list[Any] = []
+
+        async def read(stream: EventReceiveStream[Any], patience: int) -> None:
+            while len(received) < number:
+                with anyio.CancelScope() as scope:
+                    async with anyio.create_task_group() as group:
+
+                        async def receive() -> None:
+                            received.append(await stream.receive())
+                            group.cancel_scope.cancel()
+
+                        group.start_soon(receive)
+                        for _ in range(patience):
+                            await anyio.lowlevel.checkpoint()
+                        scope.cancel()
+
+        async with (
+            EventReceiveStream(bus.subscribe_async()) as stream,
+            anyio.create_task_group() as group,
+        ):
+            for patience in range(1, 6):
+                group.start_soon(read, stream, patience)
+            for event in range(number):
+                bus.publish(event)
+                if event % 3 == 0:
+                    await anyio.lowlevel.checkpoint()
+        return received
+
+    assert sorted(anyio.run(main, backend=library)) == list(range(number))
+    assert_sums_closed(bus)
+
+
+def test_a_stream_is_read_in_one_run_after_the_other(make_bus: MakeBus, library: str) -> None:
+    bus = make_bus()
+    stream = EventReceiveStream(bus.subscribe_async())
+
+    async def main() -> Any:
+        async with anyio.create_task_group() as group:
+
+            async def publish() -> None:
+                await _settle()
+                bus.publish("event")
+
+            group.start_soon(publish)
+            return await stream.receive()
+
+    for _ in range(3):
+        assert anyio.run(main, backend=library) == "event"
+        gc.collect()
+
+
+def test_a_busy_stream_lets_other_tasks_run(make_bus: MakeBus, library: str) -> None:
+    bus = make_bus(4_096)
+    turns = 0
+
+    async def main() -> None:
+        nonlocal turns
+        async with EventReceiveStream(bus.subscribe_async()) as stream:
+            for event in range(4_096):
+                bus.publish(event)
+
+            async def count() -> None:
+                nonlocal turns
+                while True:
+                    turns += 1
+                    await anyio.lowlevel.checkpoint()
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(count)
+                for _ in range(4_096):
+                    await stream.receive()
+                group.cancel_scope.cancel()
+
+    anyio.run(main, backend=library)
+    # Once in 256 events, and trio may take some turns to begin.
+    assert turns >= 4_096 // 512
