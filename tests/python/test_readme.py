@@ -1,4 +1,4 @@
-"""What the README shows is true: its Python runs as printed, and its commands exist."""
+"""What README and guide show is true: their Python runs as printed, and the commands exist."""
 
 from __future__ import annotations
 
@@ -16,18 +16,24 @@ _README = (_ROOT / "README.md").read_text(encoding="utf-8")
 _EXAMPLE = re.compile(
     r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE
 )
+_DOCUMENTS = ("README.md", "docs/guide.md")
 _EXAMPLES = [
-    pytest.param(match[1], match[2] or "", id=f"line {_README[: match.start()].count(chr(10)) + 1}")
-    for match in _EXAMPLE.finditer(_README)
+    pytest.param(match[1], match[2] or "", id=f"{name}:{text[: match.start()].count(chr(10)) + 1}")
+    for name in _DOCUMENTS
+    for text in [(_ROOT / name).read_text(encoding="utf-8")]
+    for match in _EXAMPLE.finditer(text)
 ]
 
 
-def test_the_readme_has_python_examples_with_their_output() -> None:
-    assert [output for _, output in (example.values for example in _EXAMPLES) if output]
+@pytest.mark.parametrize("document", _DOCUMENTS)
+def test_a_document_has_python_examples_with_their_output(document: str) -> None:
+    assert [
+        each.values for each in _EXAMPLES if str(each.id).startswith(document) and each.values[1]
+    ]
 
 
 @pytest.mark.parametrize(("code", "output"), _EXAMPLES)
-def test_an_example_of_the_readme_prints_what_stands_below_it(code: str, output: str) -> None:
+def test_an_example_prints_what_stands_below_it(code: str, output: str) -> None:
     command = [sys.executable, "-W", "error", "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (result.stdout, result.stderr, result.returncode) == (output, "", 0)
