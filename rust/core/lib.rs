@@ -39,3 +39,8 @@ pub use select::{Selected, Selector, Shutdown, select};
 pub use subscription::{AsyncEventSubscription, EventSubscription, Parking};
 pub use sync::{Exclusion, ThreadExclusion};
 pub use topic::{MAX_TOPIC_BYTES, Pattern, Topic};
+
+/// The names that were asked for, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/names.md")]
+struct Names;
