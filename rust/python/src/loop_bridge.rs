@@ -12,14 +12,14 @@
 
 use crate::busy_poll::BusyPoll;
 use crate::gil::{GilCell, GilFlag};
-use crate::wakeup::Wakeup;
+use crate::wakeup::{Wakeup, call_in_context};
 use pyo3::exceptions::{PyNotImplementedError, PyRuntimeError};
 use pyo3::ffi;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyString, PyTuple, PyWeakref, PyWeakrefMethods, PyWeakrefReference};
+use pyo3::types::{PyDict, PyString, PyWeakref, PyWeakrefMethods, PyWeakrefReference};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
@@ -360,19 +360,7 @@ impl Turn {
         event_loop: &Bound<'_, PyAny>,
         call_soon: &Bound<'_, PyString>,
     ) -> PyResult<()> {
-        static KEYWORDS: PyOnceLock<Py<PyTuple>> = PyOnceLock::new();
-        let py = slf.py();
-        let names = KEYWORDS.get_or_try_init(py, || {
-            PyTuple::new(py, [intern!(py, "context")]).map(Bound::unbind)
-        })?;
-        let arguments = [event_loop.as_ptr(), slf.as_ptr(), slf.get().context.as_ptr()];
-        // SAFETY: attached; two positional arguments, the first of which is the object, and one by
-        // name; the result is an owned reference or null with an exception set.
-        unsafe {
-            let (call_soon, names) = (call_soon.as_ptr(), names.as_ptr());
-            let handle = ffi::PyObject_VectorcallMethod(call_soon, arguments.as_ptr(), 2, names);
-            Bound::from_owned_ptr_or_err(py, handle)?;
-        }
+        call_in_context(call_soon, [event_loop, slf.as_any()], &slf.get().context)?;
         slf.get().under_way.set();
         Ok(())
     }
