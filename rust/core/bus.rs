@@ -795,6 +795,24 @@ where
         }
     }
 
+    /// Returns the subscriptions that want the event, have no room for it, and refuse to lose
+    /// others for it: those that it may have to wait for.
+    pub fn without_room(&self) -> SmallVec<[u64; 4]> {
+        let mut state = self.shared.token.lock();
+        let PublishState { slots, topics, .. } = &mut *state;
+        let wanted = topics.wanted(self.pending.topic).iter();
+        wanted
+            .filter_map(|&index| {
+                let slot = slots[index as usize].as_mut()?;
+                if !matches!(slot.policy, Policy::Block | Policy::Reject) {
+                    return None;
+                }
+                slot.refresh_room();
+                (slot.room == 0).then_some(slot.inbox.id)
+            })
+            .collect()
+    }
+
     /// Parks the thread until room was freed or the deadline has passed; false if it passed.
     pub fn park(&self, deadline: Option<Instant>) -> bool {
         let Some(notify) = &self.pending.notify else { return true };

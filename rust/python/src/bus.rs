@@ -4,7 +4,7 @@ use crate::awaitable::{Job, Progress, awaitable};
 use crate::error;
 use crate::gil::{Gil, GilCell};
 use crate::loop_bridge::{LoopBridge, Wakeable, Woken, on_a_loop, running_loop, settle};
-use crate::process::Process;
+use crate::process::{Own, Process, no_pickle};
 use crate::slab::{Handle, Slab};
 use crate::subscription::{AsyncEventSubscription, EventSubscription, Inner, SIGNAL_SLICE, Streak};
 use crate::wakeup::Wakeup;
@@ -13,8 +13,10 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyString, PyWeakref, PyWeakrefMethods, PyWeakrefReference};
+use smallvec::SmallVec;
 use std::future::Future;
+use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,6 +46,10 @@ impl Topic {
     fn __repr__(&self) -> String {
         format!("Topic({:?})", self.0.name())
     }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(no_pickle("Topic", "send its name, and make it with topic() of the bus there"))
+    }
 }
 
 /// Names seen lately, by their hash: a direct-mapped cache in front of the bus's table.
@@ -69,16 +75,22 @@ pub(crate) fn _close_all(py: Python<'_>) {
     }
 }
 
+/// Leaves every bus to the parent, in a child by `fork`.
+pub(crate) fn forget_all() {
+    std::mem::forget(BUSES.with(std::mem::take));
+}
+
 /// Carries Python objects by reference. `tickbus.EventBus` is its public face.
 #[pyclass(frozen, subclass, weakref, module = "tickbus._core")]
 #[derive(Debug)]
 pub(crate) struct EventBus {
     /// Declared first: its handles end before the slab may.
-    core: Core,
+    core: Own<Core>,
     slab: Py<Slab>,
     topics: GilCell<TopicCache>,
     ready_in_a_row: Streak,
-    process: Process,
+    /// Those that tasks read, by id.
+    on_loops: GilCell<Vec<(u64, Py<PyWeakref>)>>,
     /// Whether a publish on a loop's thread that had no room was already reported.
     warned_on_loop: AtomicBool,
 }
@@ -118,11 +130,11 @@ impl EventBus {
             buses.push(weak);
         });
         Ok(Self {
-            core,
+            core: Own::new(core),
             slab: Py::new(py, Slab::new())?,
             topics: GilCell::default(),
             ready_in_a_row: Streak::default(),
-            process: Process::current(),
+            on_loops: GilCell::default(),
             warned_on_loop: AtomicBool::new(false),
         })
     }
@@ -167,7 +179,7 @@ impl EventBus {
     ///     ConfigError: The topic is not a topic's name, or one too many.
     ///     TypeError: The event is `None`.
     #[pyo3(signature = (event, topic = None))]
-    fn publish(
+    pub(crate) fn publish(
         &self,
         py: Python<'_>,
         event: Py<PyAny>,
@@ -197,9 +209,9 @@ impl EventBus {
         }
         let topic = self.resolve(py, topic)?;
         let handle = self.insert(py, event)?;
-        let mut publication = self.core.publication(handle, topic.as_deref(), true);
+        let mut publication = Own::new(self.core.publication(handle, topic.as_deref(), true));
         let deadline = Instant::now() + timeout;
-        let result = wait_for_room(py, &mut publication, deadline);
+        let result = self.wait_for_room(py, &mut publication, deadline);
         drop(publication);
         self.finish(py, result)
     }
@@ -259,7 +271,7 @@ impl EventBus {
         let handle = bus.insert(py, event)?;
         let publication = bus.core.owned_publication(handle, topic.as_deref(), true);
         let task = PublishTask {
-            publication: Some(publication),
+            publication: Some(Own::new(publication)),
             bus: slf.clone().unbind(),
             deadline: None,
             sleep: None,
@@ -272,6 +284,7 @@ impl EventBus {
     /// Raises:
     ///     ConfigError: The name is no topic's, or the bus knows `max_topics` already.
     fn topic(&self, name: &str) -> PyResult<Topic> {
+        self.process().check()?;
         self.core.topic(name).map(Topic).map_err(|error| error::config(&error))
     }
 
@@ -312,16 +325,22 @@ impl EventBus {
         policy: Option<&str>,
         on_lag: &str,
     ) -> PyResult<Py<AsyncEventSubscription>> {
-        AsyncEventSubscription::create(py, self.join(py, pattern, capacity, policy, on_lag)?)
+        let inner = self.join(py, pattern, capacity, policy, on_lag)?;
+        let subscription = AsyncEventSubscription::create(py, inner)?;
+        self.watch(subscription.bind(py))?;
+        Ok(subscription)
     }
 
     /// Ends publishing at once; readers first read what is pending. Again does nothing.
-    fn close(&self, py: Python<'_>) {
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.process().check()?;
         self.core.close();
         self.settle_and_bury(py);
+        Ok(())
     }
 
-    fn _metrics(&self) -> (u64, u64, Vec<MetricsRow>) {
+    fn _metrics(&self) -> PyResult<(u64, u64, Vec<MetricsRow>)> {
+        self.process().check()?;
         let metrics = self.core.metrics();
         let rows = metrics.subscriptions.into_iter().map(|row| {
             let tickbus::Dropped { overwritten, refused, block_expired, conflated, closed } =
@@ -338,7 +357,7 @@ impl EventBus {
                 row.exact,
             )
         });
-        (metrics.total_published, metrics.total_dropped, rows.collect())
+        Ok((metrics.total_published, metrics.total_dropped, rows.collect()))
     }
 
     fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
@@ -353,8 +372,14 @@ impl EventBus {
         ))
     }
 
-    fn __enter__(slf: Py<Self>) -> Py<Self> {
-        slf
+    fn __reduce__(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let class = slf.get_type().name()?;
+        Err(no_pickle(&class.to_string_lossy(), "make a bus in each, and send it what to publish"))
+    }
+
+    fn __enter__(slf: Py<Self>) -> PyResult<Py<Self>> {
+        slf.get().process().check()?;
+        Ok(slf)
     }
 
     #[pyo3(signature = (exc_type, exc_value, traceback, /))]
@@ -366,10 +391,11 @@ impl EventBus {
         traceback: &Bound<'_, PyAny>,
     ) {
         let _ = (exc_type, exc_value, traceback);
-        self.close(py);
+        self.leave_block(py);
     }
 
     fn __aenter__(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        slf.get().process().check()?;
         awaitable(py, Job::Ready(slf.into_any()))
     }
 
@@ -382,7 +408,7 @@ impl EventBus {
         traceback: &Bound<'_, PyAny>,
     ) -> PyResult<Py<PyAny>> {
         let _ = (exc_type, exc_value, traceback);
-        self.close(py);
+        self.leave_block(py);
         awaitable(py, Job::Ready(py.None()))
     }
 
@@ -393,8 +419,19 @@ impl EventBus {
 
 impl EventBus {
     #[inline]
+    fn process(&self) -> Process {
+        self.core.process()
+    }
+
+    /// Closes at the end of a `with`. A forked child leaves the bus to its parent, so that the
+    /// exception that ends the child passes.
+    fn leave_block(&self, py: Python<'_>) {
+        let _ = self.close(py);
+    }
+
+    #[inline]
     fn insert(&self, py: Python<'_>, event: Py<PyAny>) -> PyResult<Handle> {
-        self.process.check()?;
+        self.process().check()?;
         if event.is_none(py) {
             return Err(none_is_no_event());
         }
@@ -428,7 +465,7 @@ impl EventBus {
         event: Bound<'_, PyAny>,
         topic: Option<&Bound<'_, PyAny>>,
     ) -> Option<usize> {
-        if event.is_none() || !self.process.is_current() {
+        if event.is_none() || !self.process().is_current() {
             return None;
         }
         let topic = match topic {
@@ -460,7 +497,8 @@ impl EventBus {
         topic: Option<&CoreTopic>,
         deadline: &mut Option<Instant>,
     ) -> PyResult<usize> {
-        let mut publication = self.core.publication(handle, topic, false);
+        let mut publication = Own::new(self.core.publication(handle, topic, false));
+        self.close_abandoned(py, &publication);
         let result = match publication.poll(Patience::Left) {
             Ok(Some(taken)) => Ok(taken),
             Ok(None) => self.wait_as_configured(py, &mut publication, deadline),
@@ -475,7 +513,7 @@ impl EventBus {
     fn wait_as_configured(
         &self,
         py: Python<'_>,
-        publication: &mut Publication<&Shared<Handle, Gil>, Handle, Gil>,
+        publication: &mut Own<BorrowedPublication<'_>>,
         deadline: &mut Option<Instant>,
     ) -> Result<usize, Failure> {
         if on_a_loop(py).map_err(Failure::Interrupted)? {
@@ -487,7 +525,78 @@ impl EventBus {
         }
         let patience = self.core.backpressure().max_block_duration;
         let deadline = *deadline.get_or_insert_with(|| Instant::now() + patience);
-        wait_for_room(py, publication, deadline)
+        self.wait_for_room(py, publication, deadline)
+    }
+
+    /// Publishes, parking the thread without the global interpreter lock while there is no room.
+    #[cold]
+    fn wait_for_room(
+        &self,
+        py: Python<'_>,
+        publication: &mut Own<BorrowedPublication<'_>>,
+        deadline: Instant,
+    ) -> Result<usize, Failure> {
+        loop {
+            self.close_abandoned(py, publication);
+            let now = Instant::now();
+            let patience = if now >= deadline { Patience::Spent } else { Patience::Left };
+            if let Some(taken) = publication.poll(patience)? {
+                return Ok(taken);
+            }
+            settle(py);
+            let until = deadline.min(now + SIGNAL_SLICE);
+            let parked = &**publication;
+            py.detach(|| parked.park(Some(until)));
+            // A signal handler may have forked.
+            let checked = py.check_signals().and_then(|()| self.process().check());
+            checked.map_err(Failure::Interrupted)?;
+        }
+    }
+
+    /// Closes the subscriptions without room for an event whose event loop has ended: nobody is
+    /// left to read them, and nothing shall wait for them.
+    #[inline]
+    fn close_abandoned<S: Deref<Target = Shared<Handle, Gil>>>(
+        &self,
+        py: Python<'_>,
+        publication: &Publication<S, Handle, Gil>,
+    ) {
+        if self.on_loops.with(|known| !known.is_empty()) {
+            self.close_those_abandoned(py, &publication.without_room());
+        }
+    }
+
+    #[inline(never)]
+    fn close_those_abandoned(&self, py: Python<'_>, ids: &[u64]) {
+        if ids.is_empty() {
+            return;
+        }
+        let full: SmallVec<[Py<PyWeakref>; 2]> = self.on_loops.with(|known| {
+            let full = known.iter().filter(|(id, _)| ids.contains(id));
+            full.map(|(_, weak)| weak.clone_ref(py)).collect()
+        });
+        for weak in full {
+            if let Some(subscription) = weak.bind(py).upgrade()
+                && let Ok(subscription) = subscription.cast_into::<AsyncEventSubscription>()
+            {
+                subscription.get().close_if_loop_is_over(py);
+            }
+        }
+    }
+
+    /// Keeps a subscription in sight without keeping it alive, and forgets those that are gone.
+    fn watch(&self, subscription: &Bound<'_, AsyncEventSubscription>) -> PyResult<()> {
+        let py = subscription.py();
+        let weak = PyWeakrefReference::new(subscription)?.into_any().cast_into::<PyWeakref>()?;
+        let mut known = self.on_loops.with(std::mem::take);
+        known.retain(|(_, weak)| weak.bind(py).upgrade().is_some());
+        known.push((subscription.get().inner.core.id(), weak.unbind()));
+        // Looking runs no Python code, dropping may: another thread may have added some.
+        self.on_loops.with(|others| {
+            known.append(others);
+            *others = known;
+        });
+        Ok(())
     }
 
     /// What is done after every publication, with the core out of the way.
@@ -564,7 +673,7 @@ impl EventBus {
         policy: Option<&str>,
         on_lag: &str,
     ) -> PyResult<Inner> {
-        self.process.check()?;
+        self.process().check()?;
         let config = |error| error::config(&error);
         let on_lag = match on_lag {
             "raise" => OnLag::Raise,
@@ -582,7 +691,7 @@ impl EventBus {
             on_lag,
         };
         let core = self.core.subscribe_with(options).map_err(|error| error::subscribe(&error))?;
-        Ok(Inner { core, slab: self.slab.clone_ref(py), on_lag, process: self.process })
+        Ok(Inner { core: Own::new(core), slab: self.slab.clone_ref(py), on_lag })
     }
 }
 
@@ -625,27 +734,6 @@ impl Failure {
     }
 }
 
-/// Publishes, parking the thread without the global interpreter lock while there is no room.
-#[cold]
-fn wait_for_room(
-    py: Python<'_>,
-    publication: &mut Publication<&Shared<Handle, Gil>, Handle, Gil>,
-    deadline: Instant,
-) -> Result<usize, Failure> {
-    loop {
-        let now = Instant::now();
-        let patience = if now >= deadline { Patience::Spent } else { Patience::Left };
-        if let Some(taken) = publication.poll(patience)? {
-            return Ok(taken);
-        }
-        settle(py);
-        let until = deadline.min(now + SIGNAL_SLICE);
-        let parked = &*publication;
-        py.detach(|| parked.park(Some(until)));
-        py.check_signals().map_err(Failure::Interrupted)?;
-    }
-}
-
 #[cold]
 fn warn_on_loop(py: Python<'_>, bus: u64) {
     let logged = py.import("logging").and_then(|logging| {
@@ -678,12 +766,13 @@ fn backpressure_config(config: &Bound<'_, PyAny>) -> PyResult<BackpressureConfig
     })
 }
 
+type BorrowedPublication<'a> = Publication<&'a Shared<Handle, Gil>, Handle, Gil>;
 type OwnedPublication = Publication<Arc<Shared<Handle, Gil>>, Handle, Gil>;
 
 /// An event being published by a task.
 pub(crate) struct PublishTask {
     /// Declared first: its handle ends before the bus, which holds the slab, may.
-    publication: Option<OwnedPublication>,
+    publication: Option<Own<OwnedPublication>>,
     bus: Py<EventBus>,
     deadline: Option<Instant>,
     sleep: Option<Sleep>,
@@ -692,7 +781,7 @@ pub(crate) struct PublishTask {
 /// A task waiting for room.
 struct Sleep {
     /// The place in line; it holds the waker as long as it is kept.
-    _notified: Pin<Box<OwnedNotified>>,
+    _notified: Own<Pin<Box<OwnedNotified>>>,
     waking: Arc<Waking>,
     timer: Py<PyAny>,
 }
@@ -723,6 +812,7 @@ impl Wakeable for Waking {
 impl PublishTask {
     pub(crate) fn poll(&mut self, py: Python<'_>) -> PyResult<Progress> {
         let bus = self.bus.get();
+        bus.process().check()?;
         if self.deadline.is_none() && bus.ready_in_a_row.is_over() {
             return Ok(Progress::Yield);
         }
@@ -734,6 +824,7 @@ impl PublishTask {
         loop {
             let expired = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
             let patience = if expired { Patience::Spent } else { Patience::Left };
+            bus.close_abandoned(py, publication);
             let result = match publication.poll(patience) {
                 Ok(Some(taken)) => Ok(taken),
                 Ok(None) => {
@@ -805,7 +896,7 @@ impl Sleep {
                 timer.call_method0(py, intern!(py, "cancel"))?;
                 Ok(None)
             }
-            Poll::Pending => Ok(Some(Self { _notified: notified, waking, timer })),
+            Poll::Pending => Ok(Some(Self { _notified: Own::new(notified), waking, timer })),
         }
     }
 }

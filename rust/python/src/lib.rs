@@ -11,6 +11,8 @@ mod direct;
 mod error;
 mod gil;
 mod loop_bridge;
+#[cfg(feature = "native-producer")]
+mod native_producer;
 mod process;
 mod select;
 mod slab;
@@ -28,31 +30,25 @@ fn _backends(py: Python<'_>) -> PyResult<Bound<'_, pyo3::types::PyTuple>> {
 
 /// The compiled core of tickbus.
 // The bus relies on the global interpreter lock: a free-threaded interpreter switches it on.
+// A function, not a module with exports: those would be made before the interpreter is looked at.
 #[pymodule(gil_used = true)]
-mod _core {
-    use pyo3::prelude::*;
-
-    #[pymodule_export]
-    use super::_backends;
-    #[pymodule_export]
-    use super::bus::{_close_all, EventBus, Topic};
-    #[pymodule_export]
-    use super::busy_poll::BusyPoll;
-    #[pymodule_export]
-    use super::process::_after_fork;
-    #[pymodule_export]
-    use super::select::{Shutdown, select};
-    #[pymodule_export]
-    use super::subscription::{AsyncEventSubscription, EventSubscription};
-    #[pymodule_export]
-    use super::warnings::{_recv_warning, _stop_warnings};
-
-    #[pymodule_init]
-    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        super::direct::install(module.py())
-    }
-
-    #[pymodule_export]
-    #[expect(non_upper_case_globals, reason = "the name is Python's")]
-    const __version__: &str = env!("CARGO_PKG_VERSION");
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    process::refuse_subinterpreters()?;
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_class::<bus::EventBus>()?;
+    module.add_class::<bus::Topic>()?;
+    module.add_class::<busy_poll::BusyPoll>()?;
+    module.add_class::<select::Shutdown>()?;
+    module.add_class::<subscription::AsyncEventSubscription>()?;
+    module.add_class::<subscription::EventSubscription>()?;
+    module.add_function(wrap_pyfunction!(_backends, module)?)?;
+    module.add_function(wrap_pyfunction!(bus::_close_all, module)?)?;
+    module.add_function(wrap_pyfunction!(process::_after_fork, module)?)?;
+    module.add_function(wrap_pyfunction!(select::select, module)?)?;
+    module.add_function(wrap_pyfunction!(warnings::_recv_warning, module)?)?;
+    module.add_function(wrap_pyfunction!(warnings::_stop_warnings, module)?)?;
+    // Not through `add_class`, which would make it a part of the module's interface.
+    #[cfg(feature = "native-producer")]
+    module.setattr("_NativeProducer", module.py().get_type::<native_producer::NativeProducer>())?;
+    direct::install(module.py())
 }

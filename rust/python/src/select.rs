@@ -2,6 +2,7 @@
 
 use crate::error;
 use crate::loop_bridge::on_a_loop;
+use crate::process::{Own, Process, no_pickle};
 use crate::subscription::{EventSubscription, SIGNAL_SLICE};
 use pyo3::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,23 +12,31 @@ use tickbus::{Selected, Selector};
 /// A signal that is given once and seen by everybody, for ending loops.
 #[pyclass(frozen, module = "tickbus._core")]
 #[derive(Debug)]
-pub(crate) struct Shutdown(tickbus::Shutdown);
+pub(crate) struct Shutdown {
+    core: Own<tickbus::Shutdown>,
+}
 
 #[pymethods]
 impl Shutdown {
     #[new]
     fn new() -> Self {
-        Self(tickbus::Shutdown::new())
+        Self { core: Own::new(tickbus::Shutdown::new()) }
     }
 
     /// Gives the signal; again does nothing.
-    fn set(&self) {
-        self.0.set();
+    fn set(&self) -> PyResult<()> {
+        self.core.process().check()?;
+        self.core.set();
+        Ok(())
     }
 
     /// Returns whether the signal was given.
     fn is_set(&self) -> bool {
-        self.0.is_set()
+        self.core.is_set()
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(no_pickle("Shutdown", "use a multiprocessing.Event between processes"))
     }
 }
 
@@ -62,11 +71,19 @@ pub(crate) fn select(
             "subscriptions was empty; select() needs at least one",
         ));
     }
+    for each in &subscriptions {
+        each.get().inner.process().check()?;
+    }
+    if let Some(shutdown) = &shutdown {
+        shutdown.get().core.process().check()?;
+    }
+    let process = Process::current();
     let timeout = timeout.map(|timeout| error::duration("timeout", timeout)).transpose()?;
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
-    let cores: Vec<_> = subscriptions.iter().map(|each| &each.get().inner.core).collect();
-    let shutdown = shutdown.as_ref().map(|shutdown| &shutdown.get().0);
-    let mut selector = Selector::new(&cores, shutdown, TURN.fetch_add(1, Ordering::Relaxed));
+    let cores: Vec<_> = subscriptions.iter().map(|each| &*each.get().inner.core).collect();
+    let shutdown = shutdown.as_ref().map(|shutdown| &*shutdown.get().core);
+    let turn = TURN.fetch_add(1, Ordering::Relaxed);
+    let mut selector = Own::new(Selector::new(&cores, shutdown, turn));
     loop {
         match selector.ready() {
             Some(Selected::Ready(place)) => return Ok(Some(subscriptions[place].clone_ref(py))),
@@ -79,7 +96,9 @@ pub(crate) fn select(
         }
         let slice = now + SIGNAL_SLICE;
         let until = deadline.map_or(slice, |deadline| deadline.min(slice));
-        py.detach(|| selector.park(Some(until)));
-        py.check_signals()?;
+        let parked = &mut *selector;
+        py.detach(|| parked.park(Some(until)));
+        // A signal handler may have forked.
+        py.check_signals().and_then(|()| process.check())?;
     }
 }

@@ -4,7 +4,7 @@ use crate::awaitable::{Job, Progress, READY_IN_A_ROW, awaitable};
 use crate::error;
 use crate::gil::{Gil, GilCell, GilFlag};
 use crate::loop_bridge::{LoopBridge, Wakeable, Woken, on_a_loop, running_loop, settle};
-use crate::process::Process;
+use crate::process::{Own, Process, no_pickle};
 use crate::slab::{Handle, Slab};
 use crate::wakeup::Wakeup;
 use pyo3::exceptions::PyResourceWarning;
@@ -27,17 +27,21 @@ type Core = CoreSubscription<Handle, Gil>;
 /// slab may.
 #[derive(Debug)]
 pub(crate) struct Inner {
-    pub(crate) core: Core,
+    pub(crate) core: Own<Core>,
     pub(crate) slab: Py<Slab>,
     pub(crate) on_lag: OnLag,
-    pub(crate) process: Process,
 }
 
 impl Inner {
+    #[inline]
+    pub(crate) fn process(&self) -> Process {
+        self.core.process()
+    }
+
     /// Takes the next event; `None` if there is none yet.
     #[inline]
     fn take(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        self.process.check()?;
+        self.process().check()?;
         let result = self.core.try_recv();
         settle(py);
         match result {
@@ -53,7 +57,7 @@ impl Inner {
 
     /// Takes up to `limit` events; `None` if there is none yet.
     fn take_many(&self, py: Python<'_>, limit: usize) -> PyResult<Option<Py<PyAny>>> {
-        self.process.check()?;
+        self.process().check()?;
         let mut batch = Vec::with_capacity(limit.min(self.core.pending()));
         let result = self.core.try_recv_batch(&mut batch, limit);
         settle(py);
@@ -69,15 +73,23 @@ impl Inner {
         }
     }
 
-    fn close(&self, py: Python<'_>) {
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.process().check()?;
         self.core.close();
         settle(py);
         self.slab.get().bury(py);
+        Ok(())
+    }
+
+    /// Closes at the end of a `with`. A forked child leaves the subscription to its parent, so
+    /// that the exception that ends the child passes.
+    fn leave_block(&self, py: Python<'_>) {
+        let _ = self.close(py);
     }
 
     /// Warns about a subscription that goes without having been closed, as files do.
     fn warn_if_open(&self, class: &str) {
-        if self.core.is_closed() || self.process.check().is_err() {
+        if !self.process().is_current() || self.core.is_closed() {
             return;
         }
         Python::attach(|py| {
@@ -174,6 +186,10 @@ macro_rules! common {
                 self.inner.describe(stringify!($name))
             }
 
+            fn __reduce__(&self) -> PyResult<()> {
+                Err(no_pickle(stringify!($name), "make a bus in each and subscribe there"))
+            }
+
             $($extra)*
         }
     };
@@ -221,7 +237,12 @@ impl EventSubscription {
             self.inner.core.sleep_unless_ready(|parking| {
                 py.detach(|| parking.park(until));
             });
-            py.check_signals().inspect_err(|_| self.inner.core.pass_on())?;
+            py.check_signals().inspect_err(|_| {
+                // A signal handler may have forked.
+                if self.inner.process().is_current() {
+                    self.inner.core.pass_on();
+                }
+            })?;
         }
     }
 
@@ -276,8 +297,8 @@ common!(
         taken.ok_or_else(error::closed)
     },
     /// Leaves the bus; pending events are counted as `closed`. Again does nothing.
-    fn close(&self, py: Python<'_>) {
-        self.inner.close(py);
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.inner.close(py)
     },
     fn __iter__(slf: Py<Self>) -> Py<Self> {
         slf
@@ -289,8 +310,9 @@ common!(
             Err(error) => Err(error),
         }
     },
-    fn __enter__(slf: Py<Self>) -> Py<Self> {
-        slf
+    fn __enter__(slf: Py<Self>) -> PyResult<Py<Self>> {
+        slf.get().inner.process().check()?;
+        Ok(slf)
     },
     #[pyo3(signature = (exc_type, exc_value, traceback, /))]
     fn __exit__(
@@ -301,7 +323,7 @@ common!(
         traceback: &Bound<'_, PyAny>,
     ) {
         let _ = (exc_type, exc_value, traceback);
-        self.inner.close(py);
+        self.inner.leave_block(py);
     },
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.inner.slab)
@@ -370,7 +392,7 @@ impl Wakeable for Sleepers {
 #[pyclass(frozen, weakref, generic, module = "tickbus._core")]
 #[derive(Debug)]
 pub(crate) struct AsyncEventSubscription {
-    inner: Inner,
+    pub(crate) inner: Inner,
     sleepers: Arc<Sleepers>,
     ready_in_a_row: Streak,
 }
@@ -427,7 +449,7 @@ impl AsyncEventSubscription {
     /// Takes the next event where nothing has to be decided; `None` decides nothing.
     #[inline]
     pub(crate) fn take_quickly(&self, py: Python<'_>) -> Option<Handle> {
-        if !self.inner.process.is_current() || self.ready_in_a_row.is_at_end() {
+        if !self.inner.process().is_current() || self.ready_in_a_row.is_at_end() {
             return None;
         }
         let handle = self.inner.core.take_ready()?;
@@ -544,6 +566,15 @@ impl AsyncEventSubscription {
         Ok(())
     }
 
+    /// Closes the subscription if it was read on an event loop that has ended.
+    pub(crate) fn close_if_loop_is_over(&self, py: Python<'_>) {
+        let bridge = self.sleepers.bridge.with(|b| b.as_ref().map(|b| b.clone_ref(py)));
+        if bridge.is_some_and(|bridge| bridge.get().is_over(py)) {
+            // Publishers have checked the process.
+            let _ = self.inner.close(py);
+        }
+    }
+
     pub(crate) fn leave_line(&self, py: Python<'_>, wakeup: &Py<Wakeup>) {
         let left = self.sleepers.line.with(|line| {
             let place = line.iter().position(|other| other.is(wakeup))?;
@@ -557,6 +588,10 @@ impl AsyncEventSubscription {
 
     /// Passes the baton: what is still there is for the next in line.
     pub(crate) fn wake_next(&self, py: Python<'_>) {
+        // In a forked child it would wake the parent's loop.
+        if !self.inner.process().is_current() {
+            return;
+        }
         if self.inner.core.is_ready() && self.sleepers.line.with(|line| !line.is_empty()) {
             self.sleepers.wake_by_ref();
             settle(py);
@@ -588,8 +623,8 @@ common!(
         awaitable(py, Job::RecvMany(slf, limit))
     },
     /// Leaves the bus; pending events are counted as `closed`. Again does nothing.
-    fn close(&self, py: Python<'_>) {
-        self.inner.close(py);
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.inner.close(py)
     },
     /// For other loops than those of asyncio: returns a wake-up to wait for, which the loop's
     /// `call_soon_threadsafe` brings, or `None` if something has come. Leave it afterwards.
@@ -604,7 +639,7 @@ common!(
     },
     /// Closes, for `async` code.
     fn aclose(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self.inner.close(py);
+        self.inner.close(py)?;
         awaitable(py, Job::Ready(py.None()))
     },
     fn __aiter__(slf: Py<Self>) -> Py<Self> {
@@ -615,6 +650,7 @@ common!(
         awaitable(py, Job::Next(slf))
     },
     fn __aenter__(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        slf.get().inner.process().check()?;
         awaitable(py, Job::Ready(slf.into_any()))
     },
     #[pyo3(signature = (exc_type, exc_value, traceback, /))]
@@ -626,7 +662,7 @@ common!(
         traceback: &Bound<'_, PyAny>,
     ) -> PyResult<Py<PyAny>> {
         let _ = (exc_type, exc_value, traceback);
-        self.inner.close(py);
+        self.inner.leave_block(py);
         awaitable(py, Job::Ready(py.None()))
     },
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
