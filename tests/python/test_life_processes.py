@@ -158,7 +158,7 @@ def test_forking_beside_blocked_threads_and_a_sleeping_loop_harms_neither_side()
                 if name != "sleep":
                     started.wait()
                 results[name] = call()
-            thread = threading.Thread(target=target)
+            thread = threading.Thread(target=target, daemon=True)
             thread.start()
             return thread
 
