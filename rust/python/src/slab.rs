@@ -12,8 +12,11 @@ use pyo3::prelude::*;
 use std::cell::UnsafeCell;
 use std::ptr::NonNull;
 
-/// Entries allocated at once; they never move, so that handles can point to them.
-const CHUNK: usize = 1_024;
+/// Entries allocated at once: few at first, since a small bus must be small and the garbage
+/// collector looks at each, then as many as there are. They never move, so that handles can point
+/// to them.
+const FIRST_CHUNK: usize = 32;
+const LARGEST_CHUNK: usize = 1_024;
 
 #[derive(Debug)]
 struct Entry {
@@ -118,7 +121,9 @@ impl Entries {
     #[cold]
     fn grow(&mut self, store: NonNull<Store>) -> NonNull<Entry> {
         let empty = || Entry { object: None, copies: 0, next_free: None, store };
-        let chunk: Box<[_]> = (0..CHUNK).map(|_| UnsafeCell::new(empty())).collect();
+        let before = self.entries().count();
+        let added = before.clamp(FIRST_CHUNK, LARGEST_CHUNK);
+        let chunk: Box<[_]> = (0..added).map(|_| UnsafeCell::new(empty())).collect();
         let mut first = None;
         for entry in chunk.iter().rev() {
             // SAFETY: the chunk is still this function's alone.
@@ -126,8 +131,7 @@ impl Entries {
             first = NonNull::new(entry.get());
         }
         self.chunks.push(chunk);
-        let entries = self.chunks.len() * CHUNK;
-        self.graveyard.reserve(entries - self.graveyard.len());
+        self.graveyard.reserve(before + added - self.graveyard.len());
         self.free = first;
         match first {
             Some(first) => first,
