@@ -12,7 +12,7 @@ EXTRAS := cli,events,numpy,anyio,prometheus
 export PYO3_PYTHON := $(CURDIR)/.venv/bin/python
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
-.PHONY: help demo test check bench loom clean
+.PHONY: help demo test check bench loom soak sanitize clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
@@ -51,6 +51,20 @@ bench: .venv/dev.stamp ## measure the targets of benches/README.md; exit 1 on a 
 loom: ## model-check parking, waking, joining and leaving
 	$(LOOM)
 
+SOAK_MINUTES := 10
+soak: .venv/core.stamp ## use everything at once for SOAK_MINUTES=10, end 1,000 interpreters, pass 10^8 events
+	$(PY) tests/soak.py $(SOAK_MINUTES) $(SEED)
+
+# The standard library is built along, so that the sanitizers see into it and nothing has to be
+# suppressed. tests/alloc.rs is left out: it replaces the allocator that AddressSanitizer watches.
+SANITIZED := $(filter-out alloc examples loom,$(basename $(notdir $(wildcard tests/*.rs))))
+NIGHTLY := cargo +nightly test -Zbuild-std --target $(shell rustc -vV | sed -n 's/host: //p') \
+	--lib $(SANITIZED:%=--test %)
+sanitize: ## run the Rust tests under AddressSanitizer and ThreadSanitizer (nightly with rust-src)
+	RUSTFLAGS="-Zsanitizer=address" PROPTEST_CASES=64 $(NIGHTLY) --target-dir target/address
+	RUSTFLAGS="-Zsanitizer=thread --cfg tickbus_tsan" PROPTEST_CASES=64 \
+		$(NIGHTLY) --target-dir target/thread
+
 clean: ## remove everything that the targets made
 	rm -rf .venv target dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -f python/tickbus/_core*.so
@@ -60,5 +74,5 @@ clean: ## remove everything that the targets made
 	touch $@
 
 .venv/core.stamp: .venv/dev.stamp $(CORE)
-	.venv/bin/maturin develop --release --extras $(EXTRAS)
+	.venv/bin/maturin develop --release --features native-producer --extras $(EXTRAS)
 	touch $@

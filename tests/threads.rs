@@ -253,6 +253,26 @@ fn losing_a_subscription_frees_a_publisher_that_waits() {
 }
 
 #[test]
+fn a_publication_names_the_subscriptions_that_it_may_have_to_wait_for() {
+    let bus = bus(Backend::LockFree, 1);
+    let block = subscribe(&bus, 1, Policy::Block);
+    let reject = subscribe(&bus, 1, Policy::Reject);
+    let _roomy = subscribe(&bus, 2, Policy::Block);
+    let _lossy = [Policy::DropNewest, Policy::DropOldest].map(|policy| subscribe(&bus, 1, policy));
+    assert!(bus.bus().publication(0, None, false).without_room().is_empty());
+    bus.publish(0).unwrap();
+    let mut waiting = bus.bus().publication(1, None, true);
+    assert_eq!(*waiting.without_room(), [block.id(), reject.id()]);
+    assert_eq!(waiting.poll(Patience::Left), Ok(None));
+    assert_eq!(*waiting.without_room(), [block.id(), reject.id()], "in line it still says so");
+    assert_eq!(read(&block), Some(Read::Event(0)));
+    assert_eq!(*waiting.without_room(), [reject.id()]);
+    reject.close();
+    assert!(waiting.without_room().is_empty());
+    assert_eq!(waiting.poll(Patience::Left), Ok(Some(3)));
+}
+
+#[test]
 fn freed_room_goes_to_the_publisher_that_waits_longest() {
     for policy in [Policy::Block, Policy::Reject] {
         let bus = bus(Backend::LockFree, 2);

@@ -148,12 +148,12 @@ def run(awaitable: Callable[[], Awaitable[Any]]) -> Any:
     return asyncio.run(main())
 
 
-def run_child(script: str) -> subprocess.CompletedProcess[str]:
-    """Runs a script in a new interpreter with warnings as errors."""
+def run_child(script: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """Runs a script in a new interpreter with warnings as errors, for at most `timeout` seconds."""
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(script)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout,
         check=False,
     )
