@@ -13,9 +13,10 @@
 use crate::bus::PublishTask;
 use crate::error;
 use crate::gil::GilCell;
+use crate::stop;
 use crate::subscription::AsyncEventSubscription;
 use crate::wakeup::{Wakeup, track};
-use pyo3::exceptions::{PyRuntimeError, PyStopAsyncIteration, PyStopIteration};
+use pyo3::exceptions::{PyRuntimeError, PyStopAsyncIteration};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -266,12 +267,7 @@ unsafe extern "C" fn iternext(object: *mut ffi::PyObject) -> *mut ffi::PyObject 
             // SAFETY: slots are called attached, and `am_send` returned an owned reference.
             unsafe {
                 let py = Python::assume_attached();
-                let value = Bound::from_owned_ptr(py, value);
-                // An instance is made first: a bare tuple would be taken for its arguments.
-                match py.get_type::<PyStopIteration>().call1((value,)) {
-                    Ok(stop) => PyErr::from_value(stop).restore(py),
-                    Err(error) => error.restore(py),
-                }
+                stop::raise(py, Bound::from_owned_ptr(py, value).unbind());
             }
             ptr::null_mut()
         }
@@ -392,6 +388,7 @@ unsafe extern "C" fn dealloc(object: *mut ffi::PyObject) {
                 pending.restore(py);
             }
         }
+        stop::forget(py);
         let class = ffi::Py_TYPE(object);
         ptr::read(&raw const (*object.cast::<Awaitable>()).job).release(py);
         if let State::Waiting(wakeup) = ptr::read(&raw const (*object.cast::<Awaitable>()).state) {

@@ -16,6 +16,7 @@ mod native_producer;
 mod process;
 mod select;
 mod slab;
+mod stop;
 mod subscription;
 mod wakeup;
 mod warnings;
