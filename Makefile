@@ -12,10 +12,10 @@ EXTRAS := cli,events,numpy,anyio,prometheus
 export PYO3_PYTHON := $(CURDIR)/.venv/bin/python
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
-.PHONY: help demo test check bench loom soak sanitize clean
+.PHONY: help demo test check wheel test-pythons bench bench-pythons bench-decision loom soak sanitize clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 15
 
 demo: .venv/core.stamp ## replay a synthetic market, or INPUT=file, to asyncio subscribers
 	$(PY) -m tickbus replay $(if $(INPUT),'$(INPUT)') $(ARGS)
@@ -30,16 +30,35 @@ endif
 	$(LOOM)
 	$(PY) -m pytest
 
-check: .venv/core.stamp ## check formats, lints, types, docs and the order of modules
+check: .venv/core.stamp ## check formats, lints, types, docs, the crate and the order of modules
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --no-default-features --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps
+	cargo package --quiet --allow-dirty -p tickbus
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 	$(PY) -m mypy.stubtest tickbus --mypy-config-file pyproject.toml
 	$(PY) tools/check_module_order.py
+
+wheel: .venv/dev.stamp ## build the sdist, and from it a manylinux2014 wheel, and test it
+	$(PY) -m pip install --quiet --group wheel
+	rm -rf dist target/sdist
+	.venv/bin/maturin sdist --out dist
+	mkdir -p target/sdist
+	tar -xzmf dist/*.tar.gz -C target/sdist --strip-components 1
+	cd target/sdist && PATH="$(CURDIR)/.venv/bin:$$PATH" maturin build --quiet --profile wheel \
+		--zig --compatibility manylinux2014 --interpreter $(PYO3_PYTHON) \
+		--target-dir $(CURDIR)/target/wheel --out $(CURDIR)/dist
+	TICKBUS_WHEEL="$$(echo $(CURDIR)/dist/*.whl)" $(PY) -m pytest tests/python/test_wheel.py
+	ls -l dist
+
+test-pythons: .venv/dev.stamp ## run the Python tests on CPython 3.11 to 3.15, or on PYTHONS="3.12 3.14"
+	$(PY) tools/pythons.py test $(PYTHONS) $(if $(ARGS),-- $(ARGS))
+
+bench-pythons: .venv/dev.stamp ## measure ready reading on CPython 3.11 to 3.15, or on PYTHONS
+	$(PY) tools/pythons.py bench $(PYTHONS) $(if $(ARGS),-- $(ARGS))
 
 bench: .venv/dev.stamp ## measure the targets of benches/README.md; exit 1 on a miss
 	$(PY) -m pip install --quiet --group bench

@@ -17,7 +17,7 @@ _EXAMPLE = re.compile(
     r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE
 )
 _DOCUMENTS = ("README.md", "docs/guide.md")
-_EXAMPLES = [
+EXAMPLES = [
     pytest.param(match[1], match[2] or "", id=f"{name}:{text[: match.start()].count(chr(10)) + 1}")
     for name in _DOCUMENTS
     for text in [(_ROOT / name).read_text(encoding="utf-8")]
@@ -28,11 +28,11 @@ _EXAMPLES = [
 @pytest.mark.parametrize("document", _DOCUMENTS)
 def test_a_document_has_python_examples_with_their_output(document: str) -> None:
     assert [
-        each.values for each in _EXAMPLES if str(each.id).startswith(document) and each.values[1]
+        each.values for each in EXAMPLES if str(each.id).startswith(document) and each.values[1]
     ]
 
 
-@pytest.mark.parametrize(("code", "output"), _EXAMPLES)
+@pytest.mark.parametrize(("code", "output"), EXAMPLES)
 def test_an_example_prints_what_stands_below_it(code: str, output: str) -> None:
     command = [sys.executable, "-W", "error", "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
