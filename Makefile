@@ -8,14 +8,17 @@ CORE := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml $(wildcar
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 LOOM := RUSTFLAGS="--cfg tickbus_loom" CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
 	CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true cargo test --target-dir target/loom --release --test loom
+# pyo3-asyncio knows CPython up to 3.12.
+FUTURES = pyo3-async-runtimes $(shell $(PY) -c 'import sys; print("pyo3-asyncio" * (sys.version_info < (3, 13)))')
 EXTRAS := cli,events,numpy,anyio,prometheus
 export PYO3_PYTHON := $(CURDIR)/.venv/bin/python
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
-.PHONY: help demo test check wheel test-pythons bench bench-pythons bench-decision loom soak sanitize clean
+.PHONY: help demo test check wheel test-pythons bench bench-pythons bench-decision bench-setup loom soak \
+	sanitize clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 15
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 demo: .venv/core.stamp ## replay a synthetic market, or INPUT=file, to asyncio subscribers
 	$(PY) -m tickbus replay $(if $(INPUT),'$(INPUT)') $(ARGS)
@@ -60,12 +63,20 @@ test-pythons: .venv/dev.stamp ## run the Python tests on CPython 3.11 to 3.15, o
 bench-pythons: .venv/dev.stamp ## measure ready reading on CPython 3.11 to 3.15, or on PYTHONS
 	$(PY) tools/pythons.py bench $(PYTHONS) $(if $(ARGS),-- $(ARGS))
 
-bench: .venv/dev.stamp ## measure the targets of benches/README.md; exit 1 on a miss
+bench: bench-setup ## measure the targets of benches/README.md; exit 1 on a miss
+	cargo bench --bench '*'
+	$(PY) benches/run.py
+
+bench-decision: bench-setup ## compare future_into_py with the awaitable of tickbus: losses, costs
+	for way in $(FUTURES); do cargo build --release --target-dir target/future_into_py/$$way \
+		--manifest-path benches/future_into_py/$$way/Cargo.toml || exit; done
+	$(PY) -m pytest -rP benches/future_into_py
+	$(PY) benches/future_into_py/measure.py
+
+bench-setup: .venv/dev.stamp
 	$(PY) -m pip install --quiet --group bench
 	rm -f .venv/core.stamp
 	.venv/bin/maturin develop --quiet --profile wheel --extras $(EXTRAS)
-	cargo bench --bench '*'
-	$(PY) benches/run.py
 
 loom: ## model-check parking, waking, joining and leaving
 	$(LOOM)
