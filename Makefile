@@ -64,7 +64,9 @@ bench-pythons: .venv/dev.stamp ## measure ready reading on CPython 3.11 to 3.15,
 	$(PY) tools/pythons.py bench $(PYTHONS) $(if $(ARGS),-- $(ARGS))
 
 bench: bench-setup ## measure the targets of benches/README.md; exit 1 on a miss
+	rm -rf target/criterion
 	cargo bench --bench '*'
+	$(PY) benches/rust_table.py
 	$(PY) benches/run.py
 
 bench-decision: bench-setup ## compare future_into_py with the awaitable of tickbus: losses, costs

@@ -1,7 +1,7 @@
 """What is measured: each case times one thing and checks count and content of what was received.
 
 A case returns seconds per event and raises `AssertionError` when an event was lost, doubled or
-out of place. The peers do the same work in the same loops.
+out of place. The peers of `fanouts.py` do the same work in the same loops.
 """
 
 from __future__ import annotations
@@ -9,89 +9,26 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from itertools import repeat
+from queue import SimpleQueue
 from statistics import median
 from time import perf_counter, perf_counter_ns, sleep
 from typing import Any
 
-import aiologic
+import blinker
+import pyee
+import uvloop
+from fanouts import Fanout, Get, Queue, fanout_of, tickbus_fanout
 
 import tickbus
 
 BATCH = 64
 #: Events published before they are read, where reading is not timed or timed alone.
 FILL = 1_024
+#: The same for many subscribers: 64 queues of so many events take 256 KiB.
+SMALL_FILL = 256
 IDLE_GAP_SECONDS = 0.0003
 _TOPIC = "trades.BTCUSDT"
-
-Get = Callable[[], Awaitable[Any]]
-
-
-@dataclass(frozen=True)
-class Fanout:
-    """One way from a publisher to `k` readers.
-
-    Attributes:
-        publish: Gives one event to every reader, from the thread that the way is made for.
-        readers: One call for each reader that gives an awaitable for its next event.
-        batches: As `readers`, for lists of events; empty where there is no such call.
-        close: Ends the way once everything was read.
-    """
-
-    publish: Callable[[Any], object]
-    readers: list[Get]
-    batches: list[Callable[[int], Awaitable[list[Any]]]]
-    close: Callable[[], None] = lambda: None
-
-
-def tickbus_fanout(subscribers: int, capacity: int = 16_384) -> Fanout:
-    """Returns a way over a `lock_free` bus whose subscriptions lose nothing."""
-    patience = tickbus.BackpressureConfig(max_block_duration=60.0)
-    bus: tickbus.EventBus[Any] = tickbus.LockFreeEventBus(capacity, patience)
-    subscriptions = [bus.subscribe_async() for _ in range(subscribers)]
-
-    def close() -> None:
-        for subscription in subscriptions:
-            subscription.close()
-
-    return Fanout(
-        bus.publish,
-        [subscription.recv for subscription in subscriptions],
-        [subscription.recv_many for subscription in subscriptions],
-        close,
-    )
-
-
-def queue_fanout(subscribers: int) -> Fanout:
-    """Returns a way over an `asyncio.Queue` for each reader, used on the loop's own thread."""
-    queues: list[asyncio.Queue[Any]] = [asyncio.Queue() for _ in range(subscribers)]
-    return Fanout(_to_each([q.put_nowait for q in queues]), [q.get for q in queues], [])
-
-
-def threaded_queue_fanout(subscribers: int) -> Fanout:
-    """Returns the same, used from another thread: one `call_soon_threadsafe` for each event."""
-    call_soon = asyncio.get_running_loop().call_soon_threadsafe
-    local = queue_fanout(subscribers)
-    put = local.publish
-    return Fanout(lambda event: call_soon(put, event), local.readers, [])
-
-
-def aiologic_fanout(subscribers: int) -> Fanout:
-    """Returns a way over an aiologic `SimpleQueue` for each reader."""
-    queues: list[aiologic.SimpleQueue[Any]] = [aiologic.SimpleQueue() for _ in range(subscribers)]
-    return Fanout(_to_each([q.put for q in queues]), [q.async_get for q in queues], [])
-
-
-def _to_each(puts: list[Callable[[Any], object]]) -> Callable[[Any], object]:
-    if len(puts) == 1:
-        return puts[0]
-
-    def publish(event: Any) -> None:
-        for put in puts:
-            put(event)
-
-    return publish
 
 
 def make_events(count: int) -> list[tuple[str, int]]:
@@ -108,9 +45,11 @@ def empty_loop(count: int) -> float:
     return (perf_counter() - start) / count
 
 
-def publish_tickbus(subscribers: int, count: int, topic: str | None = None) -> float:
+def publish_tickbus(
+    subscribers: int, count: int, topic: str | None = None, fill: int = FILL
+) -> float:
     """Times `publish` when nobody waits; with `topic` on a `Topic`, wanted by every pattern."""
-    bus: tickbus.EventBus[Any] = tickbus.LockFreeEventBus(FILL)
+    bus: tickbus.EventBus[Any] = tickbus.LockFreeEventBus(fill)
     pattern = None if topic is None else "trades.*"
     subscriptions = [bus.subscribe(pattern) for _ in range(subscribers)]
     publish = bus.publish
@@ -125,12 +64,12 @@ def publish_tickbus(subscribers: int, count: int, topic: str | None = None) -> f
             publish(event, known)
 
     seconds = _timed_fills(
-        plain if topic is None else on_topic, [s.try_recv for s in subscriptions], count
+        plain if topic is None else on_topic, [s.try_recv for s in subscriptions], count, fill
     )
     assert all(subscription.try_recv() is None for subscription in subscriptions)
     metrics = bus.metrics()
     assert metrics.total_dropped == 0
-    assert metrics.total_published == count + FILL
+    assert metrics.total_published == count + fill
     for subscription in subscriptions:
         subscription.close()
     return seconds
@@ -141,10 +80,34 @@ def publish_tickbus_topic(subscribers: int, count: int) -> float:
     return publish_tickbus(subscribers, count, _TOPIC)
 
 
-def publish_queues(subscribers: int, count: int) -> float:
-    """Times `put_nowait` to a queue for each subscriber, without an inner loop for one."""
-    queues: list[asyncio.Queue[Any]] = [asyncio.Queue() for _ in range(subscribers)]
-    puts = [queue.put_nowait for queue in queues]
+def publish_tickbus_each(subscribers: int, count: int) -> float:
+    """Times `publish`, for each subscriber, while all queues fit into the cache of a core."""
+    return publish_tickbus(subscribers, count, fill=SMALL_FILL) / subscribers
+
+
+def publish_patterns(patterns: int, count: int) -> float:
+    """Times `publish` on a `Topic` that the last of so many different patterns wants."""
+    bus: tickbus.EventBus[Any] = tickbus.LockFreeEventBus(FILL)
+    *others, wanting = [bus.subscribe(f"trades.S{number}.*") for number in range(patterns)]
+    publish = bus.publish
+    topic = bus.topic(f"trades.S{patterns - 1}.binance")
+
+    def publish_all(events: list[Any]) -> None:
+        for event in events:
+            publish(event, topic)
+
+    seconds = _timed_fills(publish_all, [wanting.try_recv], count)
+    assert wanting.try_recv() is None
+    assert all(other.try_recv() is None for other in others)
+    for subscription in (*others, wanting):
+        subscription.close()
+    return seconds
+
+
+def publish_queues(make: Callable[[], Queue], subscribers: int, count: int) -> float:
+    """Times putting to a queue for each subscriber, without an inner loop for one."""
+    queues = [make() for _ in range(subscribers)]
+    puts = [queue.put for queue in queues]
     first = puts[0]
 
     def to_one(events: list[Any]) -> None:
@@ -157,19 +120,113 @@ def publish_queues(subscribers: int, count: int) -> float:
                 put(event)
 
     seconds = _timed_fills(
-        to_one if subscribers == 1 else to_each, [q.get_nowait for q in queues], count
+        to_one if subscribers == 1 else to_each, [queue.take for queue in queues], count
     )
-    assert all(queue.empty() for queue in queues)
+    for queue in queues:
+        assert queue.pending() == 0
+        queue.close()
     return seconds
 
 
-def _timed_fills(
-    publish_all: Callable[[list[Any]], None], readers: list[Callable[[], Any]], count: int
+Handler = Callable[[Any], object]
+
+
+def handle_tickbus(handlers: int, count: int) -> float:
+    """Times `publish`, and for each handler `try_recv` and the call, in one thread."""
+    bus: tickbus.EventBus[Any] = tickbus.LockFreeEventBus(FILL)
+    subscriptions = [bus.subscribe() for _ in range(handlers)]
+    publish = bus.publish
+
+    def prepare(functions: list[Handler]) -> Callable[[list[Any]], None]:
+        pairs = [(s.try_recv, call) for s, call in zip(subscriptions, functions, strict=True)]
+
+        def handle_all(events: list[Any]) -> None:
+            for event in events:
+                publish(event)
+                for take, call in pairs:
+                    call(take())
+
+        return handle_all
+
+    seconds = _timed_handlers(prepare, handlers, count)
+    for subscription in subscriptions:
+        subscription.close()
+    return seconds
+
+
+def handle_pyee(handlers: int, count: int) -> float:
+    """Times `EventEmitter.emit`, which calls the handlers."""
+    emitter = pyee.EventEmitter()
+
+    def prepare(functions: list[Handler]) -> Callable[[list[Any]], None]:
+        for function in functions:
+            emitter.on("trade", function)
+        emit = emitter.emit
+
+        def handle_all(events: list[Any]) -> None:
+            for event in events:
+                emit("trade", event)
+
+        return handle_all
+
+    return _timed_handlers(prepare, handlers, count)
+
+
+def handle_blinker(handlers: int, count: int) -> float:
+    """Times `Signal.send`, which calls the handlers; strong references and no keywords."""
+    signal = blinker.Signal()
+
+    def prepare(functions: list[Handler]) -> Callable[[list[Any]], None]:
+        for function in functions:
+            signal.connect(function, weak=False)
+        send = signal.send
+
+        def handle_all(events: list[Any]) -> None:
+            for event in events:
+                send(event)
+
+        return handle_all
+
+    return _timed_handlers(prepare, handlers, count)
+
+
+def _timed_handlers(
+    prepare: Callable[[list[Handler]], Callable[[list[Any]], None]], handlers: int, count: int
 ) -> float:
-    """Publishes `FILL` events at a time, and reads and compares them outside of the time."""
+    """Times handlers that append to a list each, which is compared outside of the time."""
+    lists: list[list[Any]] = [[] for _ in range(handlers)]
+
+    def handler_for(received: list[Any]) -> Handler:
+        def handler(event: Any) -> None:
+            received.append(event)
+
+        return handler
+
+    handle_all = prepare([handler_for(received) for received in lists])
+
     seconds = 0.0
     for number in range(count // FILL + 1):
         events = make_events(FILL)
+        start = perf_counter()
+        handle_all(events)
+        spent = perf_counter() - start
+        seconds += spent if number > 0 else 0.0
+        for received in lists:
+            assert received == events
+            received.clear()
+    return seconds / count
+
+
+def _timed_fills(
+    publish_all: Callable[[list[Any]], None],
+    readers: list[Callable[[], Any]],
+    count: int,
+    fill: int = FILL,
+) -> float:
+    """Publishes `fill` events at a time, and reads and compares them outside of the time."""
+    seconds = 0.0
+    for number in range(count // fill + 1):
+        events = make_events(fill)
         start = perf_counter()
         publish_all(events)
         spent = perf_counter() - start
@@ -190,11 +247,11 @@ def ready_recv_many(count: int) -> float:
     return asyncio.run(_ready_many(tickbus_fanout(1, FILL), count))
 
 
-def ready_queue_get(count: int) -> float:
-    """Times `await asyncio.Queue.get()` of events that are there."""
+def ready_queue(make: Callable[[], Queue], count: int) -> float:
+    """Times a peer's awaiting of events that are there."""
 
     async def case() -> float:
-        return await _ready(queue_fanout(1), count)
+        return await _ready(fanout_of(make, 1), count)
 
     return asyncio.run(case())
 
@@ -285,7 +342,11 @@ def thread_to_asyncio(
     return asyncio.run(case())
 
 
-def idle_latency(make: Callable[[int], Fanout], count: int) -> float:
+def idle_latency(
+    make: Callable[[int], Fanout],
+    count: int,
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+) -> float:
     """Returns the median time from a thread's `publish` to a task that slept, in seconds."""
 
     async def case() -> float:
@@ -312,5 +373,123 @@ def idle_latency(make: Callable[[int], Fanout], count: int) -> float:
         assert received == sent
         fanout.close()
         return median(latencies) / 1e9
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(case())
+
+
+def uvloop_latency(make: Callable[[int], Fanout], count: int) -> float:
+    """Returns the same on uvloop."""
+    return idle_latency(make, count, uvloop.new_event_loop)
+
+
+def hop(make: Callable[[int], Fanout], count: int) -> float:
+    """Times handing an event to a task that sleeps, on one loop: publish, suspend, wake, read.
+
+    Two tasks play ping-pong over two ways, so that each reads only after it slept.
+    """
+
+    async def case() -> float:
+        there, back = make(1), make(1)
+        ((recv_there,), (recv_back,)) = there.readers, back.readers
+        events = make_events(count)
+
+        async def echo() -> None:
+            for _ in range(count):
+                back.publish(await recv_there())
+
+        received = []
+        task = asyncio.create_task(echo())
+        await asyncio.sleep(0)
+        start = perf_counter()
+        for event in events:
+            there.publish(event)
+            received.append(await recv_back())
+        seconds = perf_counter() - start
+        await task
+        assert received == events
+        there.close()
+        back.close()
+        return seconds / (2 * count)
+
+    return asyncio.run(case())
+
+
+def fanout_to_sleepers(make: Callable[[int], Fanout], subscribers: int, count: int) -> float:
+    """Times one publish until every one of the tasks that slept has the event, on one loop."""
+
+    async def case() -> float:
+        fanout = make(subscribers)
+        events = make_events(count)
+        served = 0
+
+        async def read(recv: Get) -> list[Any]:
+            nonlocal served
+            received = []
+            for _ in range(count):
+                received.append(await recv())
+                served += 1
+            return received
+
+        tasks = [asyncio.create_task(read(recv)) for recv in fanout.readers]
+        await asyncio.sleep(0)
+        wanted = 0
+        start = perf_counter()
+        for event in events:
+            wanted += subscribers
+            fanout.publish(event)
+            while served < wanted:  # noqa: ASYNC110 - an Event would need one more step
+                await asyncio.sleep(0)
+        seconds = perf_counter() - start
+        results = await asyncio.gather(*tasks)
+        assert all(received == events for received in results)
+        fanout.close()
+        return seconds / count
+
+    return asyncio.run(case())
+
+
+def wake(make: Callable[[int], Fanout], count: int) -> float:
+    """Times what it costs to wake a task from another thread, without the threads' own switches.
+
+    A callback of the loop has the thread publish and waits for it, so that the task sleeps and the
+    loop's next look at its descriptors finds the signal. What publishing took and what the loop
+    took from there to the task are added.
+    """
+
+    async def case() -> float:
+        fanout = make(1)
+        (recv,) = fanout.readers
+        events = make_events(count)
+        turns: SimpleQueue[None] = SimpleQueue()
+        published: SimpleQueue[float] = SimpleQueue()
+        call_soon = asyncio.get_running_loop().call_soon
+        publishing = waking = begun = 0.0
+
+        def produce() -> None:
+            for event in events:
+                turns.get()
+                start = perf_counter()
+                fanout.publish(event)
+                published.put(perf_counter() - start)
+
+        def take_turn() -> None:
+            nonlocal publishing, begun
+            turns.put(None)
+            publishing += published.get()
+            begun = perf_counter()
+
+        thread = threading.Thread(target=produce)
+        thread.start()
+        received = []
+        for _ in range(count):
+            call_soon(take_turn)
+            event = await recv()
+            waking += perf_counter() - begun
+            received.append(event)
+        thread.join()
+        assert received == events
+        fanout.close()
+        return (publishing + waking) / count
 
     return asyncio.run(case())

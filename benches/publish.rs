@@ -1,5 +1,9 @@
-//! What publishing a 32-byte event costs with 1, 4 and 16 subscriptions: an empty base case, both
-//! backends, and tokio's broadcast channel as it is.
+//! What publishing a 32-byte event costs with 1, 4, 16 and 64 subscriptions: an empty base case,
+//! both backends, and other channels as they are; and what it costs on a topic that one of 1 and
+//! one of 256 patterns wants.
+//!
+//! Channels that hand each event to one receiver (flume, kanal) get one channel for each. All are
+//! bounded by the batch, and are used through the call that does not wait.
 //!
 //! Only publishing is timed. After each batch every subscription is read and its count and content
 //! are compared with what was published; a difference ends the run.
@@ -12,12 +16,16 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 #[cfg(feature = "broadcast")]
 use tickbus::BroadcastEventBus;
-use tickbus::{EventBus, EventSubscription, LockFreeEventBus, TryRecvError};
+use tickbus::{
+    EventBus, EventSubscription, LockFreeEventBus, Pattern, SubscribeOptions, TryRecvError,
+};
 use tokio::sync::broadcast;
 
-const SUBSCRIPTIONS: [usize; 3] = [1, 4, 16];
+const SUBSCRIPTIONS: [usize; 4] = [1, 4, 16, 64];
+const PATTERNS: [usize; 2] = [1, 256];
 /// Events published before they are read.
 const BATCH: u64 = 1_024;
+const CAPACITY: usize = BATCH as usize;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Trade {
@@ -39,7 +47,7 @@ impl Trade {
 /// Times `publish` for `count` events and has `check` read each batch outside of the time.
 fn timed(count: u64, mut publish: impl FnMut(Trade), mut check: impl FnMut(&[Trade])) -> Duration {
     let mut spent = Duration::ZERO;
-    let mut batch = Vec::with_capacity(BATCH as usize);
+    let mut batch = Vec::with_capacity(CAPACITY);
     let mut next = 0;
     while next < count {
         let end = count.min(next + BATCH);
@@ -66,68 +74,145 @@ fn assert_all_arrived<T>(published: &[Trade], mut read: impl FnMut() -> Result<T
     assert_eq!(count, published.len(), "events are missing");
 }
 
-fn bench_bus<B: EventBus<Trade>>(
-    group: &mut BenchmarkGroup<'_, WallTime>,
+type Group<'a> = BenchmarkGroup<'a, WallTime>;
+
+/// Benches one way to publish under `name` with so many subscriptions or patterns.
+fn bench(
+    group: &mut Group<'_>,
     name: &str,
-    subscribers: usize,
-    bus: &B,
+    parameter: usize,
+    mut publish: impl FnMut(Trade),
+    mut check: impl FnMut(&[Trade]),
 ) {
-    let subscriptions: Vec<EventSubscription<Trade>> = (0..subscribers)
-        .map(|_| bus.subscribe(BATCH as usize).expect("the capacity is good"))
+    group.bench_function(BenchmarkId::new(name, parameter), |bencher| {
+        bencher.iter_custom(|count| timed(count, &mut publish, &mut check));
+    });
+}
+
+fn bench_bus<B: EventBus<Trade>>(group: &mut Group<'_>, name: &str, subscribers: usize, bus: &B) {
+    let subscriptions: Vec<EventSubscription<Trade>> =
+        (0..subscribers).map(|_| bus.subscribe(CAPACITY).expect("the capacity is good")).collect();
+    let publish = |trade| assert!(bus.publish(trade).is_ok_and(|taken| taken == subscribers));
+    bench(group, name, subscribers, publish, |batch| {
+        for subscription in &subscriptions {
+            assert_all_arrived(batch, || subscription.try_recv());
+            assert!(matches!(subscription.try_recv(), Err(TryRecvError::Empty)));
+        }
+    });
+}
+
+fn bench_patterns(group: &mut Group<'_>, patterns: usize) {
+    let bus = LockFreeEventBus::new(CAPACITY).expect("the capacity is good");
+    let subscriptions: Vec<EventSubscription<Trade>> = (0..patterns)
+        .map(|number| {
+            let pattern = Some(Pattern::new(&format!("trades.S{number}.*")).expect("it is one"));
+            bus.subscribe_with(SubscribeOptions { pattern, ..Default::default() })
+                .expect("the options are good")
+        })
         .collect();
-    group.bench_function(BenchmarkId::new(name, subscribers), |bencher| {
-        bencher.iter_custom(|count| {
-            let publish = |trade| {
-                assert!(bus.publish(trade).is_ok_and(|taken| taken == subscribers));
-            };
-            timed(count, publish, |batch| {
-                for subscription in &subscriptions {
-                    assert_all_arrived(batch, || subscription.try_recv());
-                    assert!(matches!(subscription.try_recv(), Err(TryRecvError::Empty)));
-                }
-            })
-        });
+    let (wanting, others) = subscriptions.split_first().expect("there is a subscription");
+    let topic = bus.topic("trades.S0.binance").expect("there is room for a topic");
+    let publish = |trade| assert!(bus.publish_to(&topic, trade).is_ok_and(|taken| taken == 1));
+    bench(group, "lock_free", patterns, publish, |batch| {
+        assert_all_arrived(batch, || wanting.try_recv());
+        assert!(others.iter().all(|other| other.pending() == 0));
     });
 }
 
-fn bench_tokio(group: &mut BenchmarkGroup<'_, WallTime>, subscribers: usize) {
-    let (sender, _) = broadcast::channel(BATCH as usize);
+fn bench_tokio(group: &mut Group<'_>, subscribers: usize) {
+    let (sender, _) = broadcast::channel(CAPACITY);
     let mut receivers: Vec<_> = (0..subscribers).map(|_| sender.subscribe()).collect();
-    group.bench_function(BenchmarkId::new("tokio_broadcast", subscribers), |bencher| {
-        bencher.iter_custom(|count| {
-            let publish = |trade| assert!(sender.send(trade).is_ok_and(|n| n == subscribers));
-            timed(count, publish, |batch| {
-                for receiver in &mut receivers {
-                    assert_all_arrived(batch, || receiver.try_recv());
-                }
-            })
-        });
+    let publish = |trade| assert!(sender.send(trade).is_ok_and(|taken| taken == subscribers));
+    bench(group, "tokio_broadcast", subscribers, publish, |batch| {
+        for receiver in &mut receivers {
+            assert_all_arrived(batch, || receiver.try_recv());
+        }
     });
 }
 
-fn publish(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("publish");
+fn bench_async_broadcast(group: &mut Group<'_>, subscribers: usize) {
+    let (sender, first) = async_broadcast::broadcast(CAPACITY);
+    let mut receivers = vec![first; subscribers];
+    let publish = |trade| assert!(matches!(sender.try_broadcast(trade), Ok(None)));
+    bench(group, "async_broadcast", subscribers, publish, |batch| {
+        for receiver in &mut receivers {
+            assert_all_arrived(batch, || receiver.try_recv());
+        }
+    });
+}
+
+fn bench_bus_crate(group: &mut Group<'_>, subscribers: usize) {
+    let mut bus = bus::Bus::new(CAPACITY);
+    let mut readers: Vec<_> = (0..subscribers).map(|_| bus.add_rx()).collect();
+    let publish = |trade| assert!(bus.try_broadcast(trade).is_ok());
+    bench(group, "bus", subscribers, publish, |batch| {
+        for reader in &mut readers {
+            assert_all_arrived(batch, || reader.try_recv());
+        }
+    });
+}
+
+fn bench_flume(group: &mut Group<'_>, subscribers: usize) {
+    let (senders, receivers): (Vec<_>, Vec<_>) =
+        (0..subscribers).map(|_| flume::bounded(CAPACITY)).unzip();
+    let publish = |trade| assert!(senders.iter().all(|sender| sender.try_send(trade).is_ok()));
+    bench(group, "flume", subscribers, publish, |batch| {
+        for receiver in &receivers {
+            assert_all_arrived(batch, || receiver.try_recv());
+        }
+    });
+}
+
+fn bench_kanal(group: &mut Group<'_>, subscribers: usize) {
+    let (senders, receivers): (Vec<_>, Vec<_>) =
+        (0..subscribers).map(|_| kanal::bounded(CAPACITY)).unzip();
+    let publish = |trade| assert!(senders.iter().all(|s| matches!(s.try_send(trade), Ok(true))));
+    bench(group, "kanal", subscribers, publish, |batch| {
+        for receiver in &receivers {
+            assert_all_arrived(batch, || receiver.try_recv().ok().flatten().ok_or(()));
+        }
+    });
+}
+
+fn group<'a>(criterion: &'a mut Criterion, name: &str) -> Group<'a> {
+    let mut group = criterion.benchmark_group(name);
     group
         .throughput(Throughput::Elements(1))
         .sample_size(30)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1));
+    group
+}
+
+fn publish(criterion: &mut Criterion) {
+    let mut group = group(criterion, "publish");
     group.bench_function("empty", |bencher| {
         bencher.iter_custom(|count| timed(count, |trade| _ = black_box(trade), |_| ()));
     });
     for subscribers in SUBSCRIPTIONS {
-        let capacity = BATCH as usize;
-        let bus = LockFreeEventBus::new(capacity).expect("the capacity is good");
+        let bus = LockFreeEventBus::new(CAPACITY).expect("the capacity is good");
         bench_bus(&mut group, "lock_free", subscribers, &bus);
         #[cfg(feature = "broadcast")]
         {
-            let bus = BroadcastEventBus::new(capacity).expect("the capacity is good");
+            let bus = BroadcastEventBus::new(CAPACITY).expect("the capacity is good");
             bench_bus(&mut group, "broadcast", subscribers, &bus);
         }
         bench_tokio(&mut group, subscribers);
+        bench_async_broadcast(&mut group, subscribers);
+        bench_bus_crate(&mut group, subscribers);
+        bench_flume(&mut group, subscribers);
+        bench_kanal(&mut group, subscribers);
     }
     group.finish();
 }
 
-criterion_group!(benches, publish);
+fn patterns(criterion: &mut Criterion) {
+    let mut group = group(criterion, "patterns");
+    for patterns in PATTERNS {
+        bench_patterns(&mut group, patterns);
+    }
+    group.finish();
+}
+
+criterion_group!(benches, publish, patterns);
 criterion_main!(benches);

@@ -1,8 +1,8 @@
 """Measures the Python targets and prints for each the target, the ratio and pass or fail.
 
-Each target compares tickbus with its peers in alternating rounds of one run; the figures are
-medians over the rounds, and the ratio is the best peer's median over tickbus's. The exit status is
-1 when a target is missed or an event was not received as it was published.
+What is compared takes turns in rounds of one run; the figures are medians over the rounds, and the
+ratio is the median of the best peer, or of the one that the target names, over tickbus's. The exit
+status is 1 when a target is missed or an event was not received as it was published.
 """
 
 from __future__ import annotations
@@ -11,154 +11,253 @@ import argparse
 import gc
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from statistics import median
 
 import cases
+import fanouts
 
 import tickbus
 
 _LEAST_ROUNDS = 5
-_SUBSCRIBERS = (1, 4, 16)
+_PEERS = ("aiologic", "anyio", "blinker", "culsans", "janus", "pyee", "uvloop")
+_PATTERNS = 256
+_SLEEPERS = 16
 #: Events for each measurement: multiples of `cases.FILL` and `cases.BATCH`.
 _LOCAL_EVENTS = 16 * cases.FILL
-_THREADED_EVENTS = {1: 128 * cases.FILL, 16: 16 * cases.FILL}
+_THREADED_EVENTS = {1: 128 * cases.FILL, 16: 8 * cases.FILL}
+_SLEEPING_EVENTS = 2 * cases.FILL
 _IDLE_EVENTS = 1_000
-_PUBLISH_TARGETS = {1: 3.0, 4: 7.0, 16: 10.0}
-#: CPython 3.12 and 3.13 let an awaitable finish by an exception only.
+#: By subscribers.
+_PUBLISH_TARGETS = {1: 3.0, 4: 7.0, 16: 10.0, 64: 10.0}
+#: What the interpreter itself does for an await differs between its versions.
 _READY_TARGET = 2.5 if (3, 12) <= sys.version_info < (3, 14) else 3.5
+_HOP_TARGET = 1.3 if sys.version_info < (3, 12) else 1.15
+#: A cost that does not grow: at most 1.25 times that of the smaller case.
+_FLAT_TARGET = 0.8
 
 Case = Callable[[], float]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One target: `ours` costs so many times less than the cheapest of `peers`."""
+class Row:
+    """One line of the table: `ours` costs so many times less than the cheapest of its peers.
+
+    Attributes:
+        name: What is measured.
+        target: The least ratio; `None` where none is promised.
+        ours: The case of tickbus.
+        peers: What the target names; `None` takes all that are not of tickbus.
+    """
 
     name: str
     target: float | None
-    ours: Case
-    peers: dict[str, Case]
+    ours: str = "tickbus"
+    peers: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
-class Result:
-    """Medians of one comparison, in seconds per event."""
+class Comparison:
+    """Cases that take turns, by name, and the rows that they make."""
 
-    comparison: Comparison
-    ours: float
-    peer: str
-    theirs: float
-
-    @property
-    def ratio(self) -> float:
-        return self.theirs / self.ours
-
-    @property
-    def verdict(self) -> str:
-        target = self.comparison.target
-        if target is None:
-            return ""
-        return "pass" if self.ratio >= target else "FAIL"
+    cases: dict[str, Case]
+    rows: list[Row]
 
 
-def comparisons() -> list[Comparison]:
-    """Returns everything that is measured, in the order of the table."""
-    found = []
-    for k in _SUBSCRIBERS:
-        peers: dict[str, Case] = {
-            "asyncio.Queue": partial(cases.publish_queues, k, _LOCAL_EVENTS // k)
-        }
-        ours = partial(cases.publish_tickbus, k, _LOCAL_EVENTS // k)
-        found.append(Comparison(f"publish, {k} subscribers", _PUBLISH_TARGETS[k], ours, peers))
-        ours = partial(cases.publish_tickbus_topic, k, _LOCAL_EVENTS // k)
-        found.append(Comparison(f"publish on a Topic, {k} subscribers", None, ours, peers))
-    recv = partial(cases.ready_recv, _LOCAL_EVENTS)
-    found.append(
-        Comparison(
-            "ready recv",
-            _READY_TARGET,
-            recv,
-            {"asyncio.Queue.get": partial(cases.ready_queue_get, _LOCAL_EVENTS)},
-        )
-    )
-    recv_many = partial(cases.ready_recv_many, _LOCAL_EVENTS)
-    found.append(Comparison("ready recv_many(64)", 3.0, recv_many, {"tickbus recv": recv}))
-    for k, count in _THREADED_EVENTS.items():
-        threaded = partial(cases.thread_to_asyncio, subscribers=k, count=count)
-        peers = {
-            "aiologic": partial(threaded, cases.aiologic_fanout),
-            "call_soon_threadsafe": partial(threaded, cases.threaded_queue_fanout),
-        }
-        one = partial(threaded, cases.tickbus_fanout)
-        many = partial(threaded, cases.tickbus_fanout, batch=cases.BATCH)
-        found.append(Comparison(f"thread to asyncio, recv, {k} subscribers", 5.0, one, peers))
-        found.append(Comparison(f"thread to asyncio, recv_many, {k} subscribers", 8.0, many, peers))
-    found.append(
-        Comparison(
-            "idle one-way p50",
-            1.0,
-            partial(cases.idle_latency, cases.tickbus_fanout, _IDLE_EVENTS),
+def comparisons() -> Iterator[Comparison]:
+    """Yields everything that is measured, in the order of the table."""
+    yield from _publishing()
+    yield from _handling()
+    yield from _reading()
+    yield from _from_threads()
+    yield from _sleeping()
+
+
+def _publishing() -> Iterator[Comparison]:
+    for k, target in _PUBLISH_TARGETS.items():
+        count = max(_LOCAL_EVENTS // k, 2 * cases.FILL)
+        yield Comparison(
             {
-                "aiologic": partial(cases.idle_latency, cases.aiologic_fanout, _IDLE_EVENTS),
-                "call_soon_threadsafe": partial(
-                    cases.idle_latency, cases.threaded_queue_fanout, _IDLE_EVENTS
-                ),
+                "tickbus": partial(cases.publish_tickbus, k, count),
+                "tickbus, Topic": partial(cases.publish_tickbus_topic, k, count),
+                **{
+                    name: partial(cases.publish_queues, queue, k, count)
+                    for name, queue in fanouts.QUEUES.items()
+                },
             },
+            [
+                Row(f"publish, {k} subscribers", target),
+                Row(f"publish on a Topic, {k} subscribers", None, "tickbus, Topic"),
+            ],
         )
+    yield Comparison(
+        {
+            f"tickbus, {k} subscribers": partial(cases.publish_tickbus_each, k, 4 * cases.FILL)
+            for k in (16, 64)
+        },
+        [
+            Row(
+                "publish, for each of 64 subscribers",
+                _FLAT_TARGET,
+                "tickbus, 64 subscribers",
+                ("tickbus, 16 subscribers",),
+            )
+        ],
     )
-    return found
+    yield Comparison(
+        {
+            f"tickbus, 1 of {patterns}": partial(cases.publish_patterns, patterns, _LOCAL_EVENTS)
+            for patterns in (1, _PATTERNS)
+        },
+        [
+            Row(
+                f"publish, wanted by 1 of {_PATTERNS} patterns",
+                _FLAT_TARGET,
+                f"tickbus, 1 of {_PATTERNS}",
+                ("tickbus, 1 of 1",),
+            )
+        ],
+    )
 
 
-def measure(comparison: Comparison, rounds: int) -> Result:
-    """Runs the sides of a comparison in turn, `rounds` times."""
-    ours = []
-    theirs: dict[str, list[float]] = {name: [] for name in comparison.peers}
+def _handling() -> Iterator[Comparison]:
+    for k in (1, 4, 16):
+        count = _LOCAL_EVENTS // k
+        yield Comparison(
+            {
+                "tickbus": partial(cases.handle_tickbus, k, count),
+                "pyee": partial(cases.handle_pyee, k, count),
+                "blinker": partial(cases.handle_blinker, k, count),
+            },
+            [Row(f"publish, then try_recv and call, {k} handlers", None)],
+        )
+
+
+def _reading() -> Iterator[Comparison]:
+    yield Comparison(
+        {
+            "tickbus recv": partial(cases.ready_recv, _LOCAL_EVENTS),
+            "tickbus recv_many": partial(cases.ready_recv_many, _LOCAL_EVENTS),
+            **{
+                name: partial(cases.ready_queue, queue, _LOCAL_EVENTS)
+                for name, queue in fanouts.QUEUES.items()
+            },
+        },
+        [
+            Row("ready recv", _READY_TARGET, "tickbus recv"),
+            Row("ready recv_many(64)", 3.0, "tickbus recv_many", ("tickbus recv",)),
+        ],
+    )
+
+
+def _from_threads() -> Iterator[Comparison]:
+    for k, count in _THREADED_EVENTS.items():
+        case = partial(cases.thread_to_asyncio, subscribers=k, count=count)
+        in_batches = partial(case, fanouts.tickbus_fanout, batch=cases.BATCH)
+        yield Comparison(
+            {
+                **{name: partial(case, way) for name, way in fanouts.THREADED_WAYS.items()},
+                "tickbus, recv_many": in_batches,
+            },
+            [
+                Row(f"thread to asyncio, recv, {k} subscribers", 5.0),
+                Row(f"thread to asyncio, recv_many, {k} subscribers", 8.0, "tickbus, recv_many"),
+            ],
+        )
+    for loop, latency in {"": cases.idle_latency, " on uvloop": cases.uvloop_latency}.items():
+        yield Comparison(
+            {
+                name: partial(latency, way, _IDLE_EVENTS)
+                for name, way in fanouts.THREADED_WAYS.items()
+            },
+            [Row(f"idle one-way p50{loop}", 1.0)],
+        )
+    yield Comparison(
+        {
+            name: partial(cases.wake, way, _SLEEPING_EVENTS)
+            for name, way in fanouts.WAKING_WAYS.items()
+        },
+        [Row("wake of one task from a thread", 1.5)],
+    )
+
+
+def _sleeping() -> Iterator[Comparison]:
+    yield Comparison(
+        {
+            name: partial(cases.hop, way, _SLEEPING_EVENTS)
+            for name, way in fanouts.LOCAL_WAYS.items()
+        },
+        [Row("hop to a sleeping task of the loop", _HOP_TARGET, peers=("asyncio.Queue",))],
+    )
+    yield Comparison(
+        {
+            name: partial(cases.fanout_to_sleepers, way, _SLEEPERS, _SLEEPING_EVENTS)
+            for name, way in fanouts.LOCAL_WAYS.items()
+        },
+        [Row(f"publish to {_SLEEPERS} sleeping tasks of the loop", 2.2, peers=("asyncio.Queue",))],
+    )
+
+
+def measure(comparison: Comparison, rounds: int) -> dict[str, float]:
+    """Runs the cases in turn, `rounds` times, and returns medians in seconds per event."""
+    found: dict[str, list[float]] = {name: [] for name in comparison.cases}
     for _ in range(rounds):
-        gc.collect()
-        ours.append(comparison.ours())
-        for name, peer in comparison.peers.items():
+        for name, case in comparison.cases.items():
             gc.collect()
-            theirs[name].append(peer())
-    best = min(theirs, key=lambda name: median(theirs[name]))
-    return Result(comparison, median(ours), best, median(theirs[best]))
+            found[name].append(case())
+    return {name: median(seconds) for name, seconds in found.items()}
 
 
 def main() -> int:
     """Measures, prints the table and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="at least 5 (default: 7)")
-    parser.add_argument("--only", default="", help="measure the names that contain this")
+    parser.add_argument("--only", default="", help="measure the rows whose names contain this")
     arguments = parser.parse_args()
     if arguments.rounds < _LEAST_ROUNDS:
         parser.error(f"--rounds was {arguments.rounds}; it must be at least {_LEAST_ROUNDS}")
 
     print(
         f"tickbus {tickbus.__version__}, {platform.python_implementation()} "
-        f"{platform.python_version()}, aiologic {version('aiologic')}, {platform.system()} "
-        f"{platform.machine()}; medians of {arguments.rounds} alternating rounds, per event"
+        f"{platform.python_version()}, {platform.system()} {platform.machine()}; "
+        f"{', '.join(f'{peer} {version(peer)}' for peer in _PEERS)}; "
+        f"medians of {arguments.rounds} alternating rounds, per event"
     )
     empty = median(cases.empty_loop(_LOCAL_EVENTS) for _ in range(arguments.rounds))
     print(f"the empty loop of the publishing cases takes {empty * 1e9:.1f} ns and is included\n")
-    print("| measured | tickbus | best peer | target | ratio | verdict |")
-    print("|---|---:|---|---:|---:|---|")
+    print("| measured | tickbus | compared with | target | ratio | verdict | other peers |")
+    print("|---|---:|---|---:|---:|---|---|")
     missed = 0
     for comparison in comparisons():
-        if arguments.only not in comparison.name:
-            continue
-        result = measure(comparison, arguments.rounds)
-        target = "" if comparison.target is None else f"{comparison.target:.1f}x"
-        print(
-            f"| {comparison.name} | {_duration(result.ours)} | {result.peer} "
-            f"{_duration(result.theirs)} | {target} | {result.ratio:.2f}x | {result.verdict} |",
-            flush=True,
-        )
-        missed += result.verdict == "FAIL"
+        rows = [row for row in comparison.rows if arguments.only in row.name]
+        medians = measure(comparison, arguments.rounds) if rows else {}
+        for row in rows:
+            missed += _print(row, medians)
     print(f"\n{missed} missed" if missed else "\nall targets met")
     return 1 if missed else 0
+
+
+def _print(row: Row, medians: dict[str, float]) -> bool:
+    """Prints a line of the table and returns whether its target was missed."""
+    all_peers = [name for name in medians if not name.startswith("tickbus")]
+    best = min(row.peers or all_peers, key=medians.__getitem__)
+    others = sorted(set(all_peers) - {best}, key=medians.__getitem__) if best in all_peers else []
+    ratio = medians[best] / medians[row.ours]
+    missed = row.target is not None and ratio < row.target
+    columns = (
+        row.name,
+        _duration(medians[row.ours]),
+        f"{best} {_duration(medians[best])}",
+        "" if row.target is None else f"{row.target:.4g}x",
+        f"{ratio:.2f}x",
+        "" if row.target is None else "FAIL" if missed else "pass",
+        ", ".join(f"{name} {_duration(medians[name])}" for name in others),
+    )
+    print(f"| {' | '.join(columns)} |", flush=True)
+    return missed
 
 
 def _duration(seconds: float) -> str:
