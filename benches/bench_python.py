@@ -119,6 +119,11 @@ def test_idle_latency(
     _run(benchmark, lambda: latency(make, 200))
 
 
+def test_idle_latency_busy_polling(benchmark: BenchmarkFixture) -> None:
+    benchmark.group = "idle one-way p50, busy_latency"
+    _run(benchmark, lambda: cases.busy_latency(fanouts.tickbus_fanout, 200))
+
+
 @_each("make", fanouts.WAKING_WAYS)
 def test_wake(benchmark: BenchmarkFixture, make: Callable[[int], fanouts.Fanout]) -> None:
     benchmark.group = "wake from a thread"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from itertools import repeat
 from queue import SimpleQueue
 from statistics import median
@@ -346,6 +348,7 @@ def idle_latency(
     make: Callable[[int], Fanout],
     count: int,
     new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+    around: Callable[[], AbstractAsyncContextManager[object]] = nullcontext,
 ) -> float:
     """Returns the median time from a thread's `publish` to a task that slept, in seconds."""
 
@@ -365,10 +368,11 @@ def idle_latency(
         thread.start()
         received = []
         latencies = []
-        for _ in range(count):
-            stamp = await recv()
-            latencies.append(perf_counter_ns() - stamp)
-            received.append(stamp)
+        async with around():
+            for _ in range(count):
+                stamp = await recv()
+                latencies.append(perf_counter_ns() - stamp)
+                received.append(stamp)
         thread.join()
         assert received == sent
         fanout.close()
@@ -381,6 +385,12 @@ def idle_latency(
 def uvloop_latency(make: Callable[[int], Fanout], count: int) -> float:
     """Returns the same on uvloop."""
     return idle_latency(make, count, uvloop.new_event_loop)
+
+
+def busy_latency(make: Callable[[int], Fanout], count: int) -> float:
+    """Returns the same on asyncio, busy-polling for longer than the gap between two events."""
+    busy = partial(tickbus.BusyPoll, max_spin=10 * IDLE_GAP_SECONDS, adaptive=False)
+    return idle_latency(make, count, around=busy)
 
 
 def hop(make: Callable[[int], Fanout], count: int) -> float:

@@ -73,6 +73,7 @@ def comparisons() -> Iterator[Comparison]:
     yield from _handling()
     yield from _reading()
     yield from _from_threads()
+    yield from _busy_polling()
     yield from _sleeping()
 
 
@@ -181,6 +182,17 @@ def _from_threads() -> Iterator[Comparison]:
             for name, way in fanouts.WAKING_WAYS.items()
         },
         [Row("wake of one task from a thread", 1.5)],
+    )
+
+
+def _busy_polling() -> Iterator[Comparison]:
+    asleep, busy = "tickbus, asleep", "tickbus, BusyPoll"
+    yield Comparison(
+        {
+            asleep: partial(cases.idle_latency, fanouts.tickbus_fanout, _IDLE_EVENTS),
+            busy: partial(cases.busy_latency, fanouts.tickbus_fanout, _IDLE_EVENTS),
+        },
+        [Row("idle one-way p50, busy-polling", 10.0, busy, (asleep,))],
     )
 
 
