@@ -111,6 +111,22 @@ SCENARIOS = {
         for subscription in subscriptions:
             start(run, read_with(3, subscription))
     """,
+    "a_step_of_a_task_that_was_woken": """
+        bus = tickbus.EventBus({backend!r}, 8, tickbus.BackpressureConfig(drop_oldest=True))
+        subscription = bus.subscribe_async(on_lag="count")
+        stepped = threading.Event()
+        started.append(stepped)
+
+        async def compute():
+            while True:
+                await subscription.recv()
+                stepped.set()
+                for _ in range(1_000_000):
+                    pass
+
+        start(flat_out, bus)
+        start(run, compute())
+    """,
     "a_loop_abandoned_with_waiters": """
         import warnings
 

@@ -1,6 +1,7 @@
 //! `EventBus`: publishing Python objects, and making subscriptions.
 
 use crate::awaitable::{Job, Progress, awaitable};
+use crate::calls;
 use crate::error;
 use crate::gil::{Gil, GilCell};
 use crate::loop_bridge::{LoopBridge, Wakeable, Woken, on_a_loop, running_loop, settle};
@@ -885,9 +886,10 @@ impl Sleep {
         let Some(notify) = publication.notify() else { return Ok(None) };
         let wakeup = Wakeup::new(event_loop.clone())?;
         let left = deadline.saturating_duration_since(Instant::now()).as_secs_f64();
-        let ring = pyo3::wrap_pyfunction!(_ring, py)?;
-        let timer =
-            event_loop.call_method1(intern!(py, "call_later"), (left, ring, &wakeup))?.unbind();
+        let left = left.into_pyobject(py)?.into_any();
+        let ring = pyo3::wrap_pyfunction!(_ring, py)?.into_any();
+        let arguments = [&event_loop, &left, &ring, wakeup.bind(py).as_any()];
+        let timer = calls::call_method(intern!(py, "call_later"), arguments, None)?.unbind();
         let waking = Arc::new(Waking { wakeup, bridge });
         let mut notified = Box::pin(notify.clone().notified_owned());
         let waker = Waker::from(waking.clone());

@@ -7,6 +7,7 @@
 //! ```
 
 use crate::awaitable::{Job, awaitable};
+use crate::calls;
 use crate::error;
 use crate::gil::GilCell;
 use crate::loop_bridge::{LoopBridge, running_loop};
@@ -173,7 +174,7 @@ impl BusyPoll {
     fn spin_soon(slf: &Bound<'_, Self>, event_loop: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = slf.py();
         let spin = slf.getattr(intern!(py, "_spin"))?;
-        event_loop.call_method1(intern!(py, "call_soon"), (spin,)).map(drop)
+        calls::call_method(intern!(py, "call_soon"), [event_loop, &spin], None).map(drop)
     }
 
     /// Takes note that the loop was woken from its sleep, and spins again if that was worth it.

@@ -7,6 +7,7 @@
 mod awaitable;
 mod bus;
 mod busy_poll;
+mod calls;
 mod direct;
 mod error;
 mod gil;

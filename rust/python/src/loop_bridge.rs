@@ -11,8 +11,9 @@
 //! [`DUE`] bridges and done by [`settle`] once the core has returned.
 
 use crate::busy_poll::BusyPoll;
+use crate::calls;
 use crate::gil::{GilCell, GilFlag};
-use crate::wakeup::{Wakeup, call_in_context};
+use crate::wakeup::Wakeup;
 use pyo3::exceptions::{PyNotImplementedError, PyRuntimeError};
 use pyo3::ffi;
 use pyo3::gc::{PyTraverseError, PyVisit};
@@ -205,7 +206,7 @@ impl LoopBridge {
         if this.soon.set() {
             match Self::free_turn(slf)? {
                 Some(turn) => Turn::take(&turn, &event_loop, call_soon)?,
-                None => event_loop.call_method1(call_soon, (slf,)).map(drop)?,
+                None => _ = calls::call_method(call_soon, [&event_loop, slf.as_any()], None)?,
             }
         }
         Ok(())
@@ -360,7 +361,8 @@ impl Turn {
         event_loop: &Bound<'_, PyAny>,
         call_soon: &Bound<'_, PyString>,
     ) -> PyResult<()> {
-        call_in_context(call_soon, [event_loop, slf.as_any()], &slf.get().context)?;
+        let context = &slf.get().context;
+        calls::call_method(call_soon, [event_loop, slf.as_any()], Some(context))?;
         slf.get().under_way.set();
         Ok(())
     }

@@ -2,6 +2,7 @@
 //! use. A future of our own may step its task directly in the loop's reader callback, one loop
 //! iteration earlier, and needs no look-up of the running loop.
 
+use crate::calls;
 use crate::gil::GilCell;
 use pyo3::exceptions::PyBaseException;
 use pyo3::ffi;
@@ -9,8 +10,7 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyString, PyTuple, PyType};
-use smallvec::SmallVec;
+use pyo3::types::PyType;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -261,40 +261,19 @@ impl Callback {
             let _entered_already = PyErr::take(py);
             return self.call_soon(wakeup);
         }
-        let result = self.function.bind(py).call1((wakeup,));
+        let result = calls::call(&self.function, wakeup);
         // SAFETY: it was entered above, and what was called has left every context it entered.
         if unsafe { ffi::PyContext_Exit(self.context.as_ptr()) } != 0 {
             return Err(PyErr::fetch(py));
         }
-        result.map(drop)
+        result
     }
 
     fn call_soon(&self, wakeup: &Bound<'_, Wakeup>) -> PyResult<()> {
         let py = wakeup.py();
         let event_loop = wakeup.get().event_loop.bind(py);
         let arguments = [event_loop, self.function.bind(py), wakeup.as_any()];
-        call_in_context(intern!(py, "call_soon"), arguments, &self.context)
-    }
-}
-
-/// Calls a method of the first argument with the others, and with `context=` by name.
-pub(crate) fn call_in_context<const N: usize>(
-    method: &Bound<'_, PyString>,
-    arguments: [&Bound<'_, PyAny>; N],
-    context: &Py<PyAny>,
-) -> PyResult<()> {
-    static KEYWORDS: PyOnceLock<Py<PyTuple>> = PyOnceLock::new();
-    let py = method.py();
-    let names = KEYWORDS
-        .get_or_try_init(py, || PyTuple::new(py, [intern!(py, "context")]).map(Bound::unbind))?;
-    let mut all: SmallVec<[_; 4]> = arguments.iter().map(|argument| argument.as_ptr()).collect();
-    all.push(context.as_ptr());
-    // SAFETY: attached; N positional arguments, the first of which is the object, and one by name;
-    // the result is an owned reference or null with an exception set.
-    unsafe {
-        let (method, names) = (method.as_ptr(), names.as_ptr());
-        let result = ffi::PyObject_VectorcallMethod(method, all.as_ptr(), N, names);
-        Bound::from_owned_ptr_or_err(py, result).map(drop)
+        calls::call_method(intern!(py, "call_soon"), arguments, Some(&self.context)).map(drop)
     }
 }
 
