@@ -7,10 +7,10 @@ mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use support::{FOREVER, assert_sums_close, patient_bus};
+use support::{FOREVER, assert_sums_close, bus_that_keeps, patient_bus};
 use tickbus::{
-    AsyncEventSubscription, Backend, EventBus, EventBusImpl, EventSubscription, Pattern, Policy,
-    SubscribeOptions, TryRecvError,
+    AsyncEventSubscription, Backend, EventBus, EventBusImpl, EventSubscription, KeyFn, Pattern,
+    Policy, SubscribeOptions, TryRecvError,
 };
 
 thread_local! {
@@ -160,6 +160,51 @@ fn a_full_subscription_that_misses_or_refuses_allocates_nothing() {
     });
     assert_eq!(allocated, 0);
     assert_eq!(refusing.metrics().dropped.refused, REPEATED * ROUNDS - 64);
+}
+
+#[test]
+fn conflating_allocates_nothing() {
+    for &backend in Backend::ALL {
+        // By topic, by a number, and by a text whose number is looked up.
+        let keys = [
+            (None, 1),
+            (Some(KeyFn::number(|tick: &Tick| tick.0[0] % 80)), 80),
+            (Some(KeyFn::new(|tick: &Tick| ["BTC", "ETH", "SOL"][tick.0[0] as usize % 3])), 3),
+        ];
+        for (key, pending) in keys {
+            let bus = new_bus(backend);
+            let options =
+                SubscribeOptions { policy: Some(Policy::Conflate), key, ..Default::default() };
+            let subscription = bus.subscribe_with(options).unwrap();
+            let allocated = allocations(|| {
+                for number in 0..ROUNDS {
+                    assert_eq!(bus.publish(tick(number)), Ok(1));
+                }
+                let lagged = matches!(subscription.try_recv(), Err(TryRecvError::Lagged(_)));
+                assert_eq!(lagged, pending > 64, "it holds 64 keys");
+                while subscription.try_recv().is_ok() {}
+            });
+            assert_eq!(allocated, 0, "{}, {pending} keys", backend.name());
+            assert_sums_close(&bus.metrics());
+        }
+    }
+}
+
+#[test]
+fn keeping_last_events_and_reading_them_allocates_nothing() {
+    for &backend in Backend::ALL {
+        let bus = bus_that_keeps(backend, 64, Some(">"));
+        let topic = bus.topic("quotes.BTC").unwrap();
+        let subscription = bus.subscribe(64).unwrap();
+        let allocated = allocations(|| {
+            for number in 0..ROUNDS {
+                assert_eq!(bus.publish_to(&topic, tick(number)), Ok(1));
+                assert_eq!(bus.last("quotes.BTC"), Ok(Some(tick(number))));
+                assert_eq!(subscription.try_recv(), Ok(tick(number)));
+            }
+        });
+        assert_eq!(allocated, 0, "{}", backend.name());
+    }
 }
 
 #[test]

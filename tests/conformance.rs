@@ -14,8 +14,8 @@ use support::{
 };
 use tickbus::{
     Backend, BackpressureConfig, BroadcastEventBus, BusConfig, Dropped, EventBus, EventBusImpl,
-    EventSubscription, Lagged, LockFreeEventBus, OnLag, Patience, Policy, PublishError, RecvError,
-    SubscribeError, SubscribeOptions, TryRecvError,
+    EventSubscription, KeyFn, Lagged, LockFreeEventBus, OnLag, Patience, Policy, PublishError,
+    RecvError, SubscribeError, SubscribeOptions, TryRecvError,
 };
 
 /// The columns of the table.
@@ -75,8 +75,27 @@ struct Cell {
     dropped: Dropped,
 }
 
+/// A row of the table; a subscription that conflates has as many keys.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Row {
+    policy: Policy,
+    keys: Option<u64>,
+}
+
+impl Row {
+    fn subscribe(self, bus: &EventBusImpl<u64>) -> EventSubscription<u64> {
+        let options = SubscribeOptions {
+            capacity: Some(2),
+            policy: Some(self.policy),
+            key: self.keys.map(|keys| KeyFn::number(move |event| event % keys)),
+            ..Default::default()
+        };
+        bus.subscribe_with(options).unwrap()
+    }
+}
+
 /// The table: what publishing 2 does at a subscription that holds 0 and 1 of at most 2 events.
-fn cell(policy: Policy, way: Way, full: u64) -> Cell {
+fn cell(row: Row, way: Way, full: u64) -> Cell {
     use Read::{Event, Missed};
     let nobody = |outcome| Cell {
         outcome,
@@ -90,7 +109,7 @@ fn cell(policy: Policy, way: Way, full: u64) -> Cell {
         others_have_it: true,
         dropped,
     };
-    match (policy, way) {
+    match (row.policy, way) {
         (Policy::Block | Policy::Reject, Way::Async) => nobody(Outcome::Waits),
         (Policy::Block, _) => missing(Dropped { block_expired: 1, ..Default::default() }),
         (Policy::Reject, Way::Timeout) => nobody(Outcome::Timeout(vec![full])),
@@ -102,20 +121,32 @@ fn cell(policy: Policy, way: Way, full: u64) -> Cell {
             others_have_it: true,
             dropped: Dropped { overwritten: 1, ..Default::default() },
         },
+        (Policy::Conflate, _) if row.keys == Some(2) => Cell {
+            outcome: Outcome::Taken(2),
+            full_reads: vec![Event(2), Event(3)],
+            others_have_it: true,
+            dropped: Dropped { conflated: 2, ..Default::default() },
+        },
+        (Policy::Conflate, _) => Cell {
+            outcome: Outcome::Taken(2),
+            full_reads: vec![Missed(1), Event(1), Event(2), Event(3)],
+            others_have_it: true,
+            dropped: Dropped { overwritten: 1, ..Default::default() },
+        },
         other => panic!("no such row: {other:?}"),
     }
 }
 
-fn check_cell(backend: Backend, policy: Policy, way: Way) {
-    let name = format!("{} {} {way:?}", backend.name(), policy.name());
+fn check_cell(backend: Backend, row: Row, way: Way) {
+    let name = format!("{} {row:?} {way:?}", backend.name());
     let bus = bus(backend, 2);
-    let full = subscribe(&bus, 2, policy);
-    let other = subscribe(&bus, 2, policy);
+    let full = row.subscribe(&bus);
+    let other = row.subscribe(&bus);
     assert_eq!(bus.publish(0), Ok(2), "{name}");
     assert_eq!(bus.publish(1), Ok(2), "{name}");
     assert_eq!(drain(&other), events([0, 1]), "{name}");
 
-    let wanted = cell(policy, way, full.id());
+    let wanted = cell(row, way, full.id());
     assert_eq!(publish_by(way, &bus, 2), wanted.outcome, "{name}");
     assert_sums_close(&bus.metrics());
 
@@ -140,7 +171,11 @@ fn check_cell(backend: Backend, policy: Policy, way: Way) {
 }
 
 fn check_row(backend: Backend, policy: Policy) {
-    WAYS.into_iter().for_each(|way| check_cell(backend, policy, way));
+    check_keyed_row(backend, policy, None);
+}
+
+fn check_keyed_row(backend: Backend, policy: Policy, keys: Option<u64>) {
+    WAYS.into_iter().for_each(|way| check_cell(backend, Row { policy, keys }, way));
 }
 
 #[test]
@@ -162,6 +197,18 @@ fn drop_newest_on_lock_free_misses_the_new_event() {
 fn drop_oldest_loses_the_oldest_event_on_both_backends() {
     check_row(Backend::LockFree, Policy::DropOldest);
     check_row(Backend::Broadcast, Policy::DropOldest);
+}
+
+#[test]
+fn conflate_replaces_the_event_of_its_key_on_both_backends() {
+    check_keyed_row(Backend::LockFree, Policy::Conflate, Some(2));
+    check_keyed_row(Backend::Broadcast, Policy::Conflate, Some(2));
+}
+
+#[test]
+fn conflate_loses_the_oldest_key_to_a_new_one_on_both_backends() {
+    check_keyed_row(Backend::LockFree, Policy::Conflate, Some(100));
+    check_keyed_row(Backend::Broadcast, Policy::Conflate, Some(100));
 }
 
 #[test]

@@ -22,6 +22,7 @@ ORDER = (
     ("topic",),
     ("policy",),
     ("wait",),
+    ("conflation", "last"),
     ("backend",),
     ("metrics",),
     ("bus", "subscription"),

@@ -1,6 +1,6 @@
 """Types of the compiled core."""
 
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
 from contextvars import Context
 from types import GenericAlias, TracebackType
 from typing import (
@@ -18,7 +18,7 @@ from typing import (
 from typing_extensions import disjoint_base
 
 _T = TypeVar("_T")
-_Policy: TypeAlias = Literal["block", "reject", "drop_newest", "drop_oldest"]
+_Policy: TypeAlias = Literal["block", "reject", "drop_newest", "drop_oldest", "conflate"]
 _OnLag: TypeAlias = Literal["raise", "count"]
 _Drops: TypeAlias = tuple[int, int, int, int, int]
 _Row: TypeAlias = tuple[int, str | None, str, int, int, int, int, _Drops, bool]
@@ -57,6 +57,7 @@ class EventBus(Generic[_T]):
         *,
         backend: str,
         max_topics: int = 65_536,
+        keep_last: str | None = None,
     ) -> Self: ...
     @property
     def backend(self) -> str: ...
@@ -75,6 +76,7 @@ class EventBus(Generic[_T]):
         self, event: _T, topic: str | Topic | None = None
     ) -> Coroutine[object, None, int]: ...
     def topic(self, name: str) -> Topic: ...
+    def last(self, topic: str | Topic) -> _T | None: ...
     def subscribe(
         self,
         pattern: str | None = None,
@@ -82,6 +84,8 @@ class EventBus(Generic[_T]):
         *,
         policy: _Policy | None = None,
         on_lag: _OnLag = "raise",
+        key: Callable[[_T], Hashable] | None = None,
+        snapshot: bool = False,
     ) -> EventSubscription[_T]: ...
     def subscribe_async(
         self,
@@ -90,6 +94,8 @@ class EventBus(Generic[_T]):
         *,
         policy: _Policy | None = None,
         on_lag: _OnLag = "raise",
+        key: Callable[[_T], Hashable] | None = None,
+        snapshot: bool = False,
     ) -> AsyncEventSubscription[_T]: ...
     def close(self) -> None: ...
     def _metrics(self) -> tuple[int, int, list[_Row]]: ...

@@ -26,7 +26,7 @@ class SubscriptionMetrics:
     Attributes:
         id: The subscription's id, unique within its bus.
         pattern: The pattern over topics, or `None` for everything.
-        policy: `block`, `reject`, `drop_newest` or `drop_oldest`.
+        policy: `block`, `reject`, `drop_newest`, `drop_oldest` or `conflate`.
         capacity: Most events that it can hold.
         pending: Events that wait to be received.
         offered: Wanted events published between join and leave.

@@ -43,9 +43,12 @@ class EventBus(_Core[T], Generic[T]):
         backpressure: What happens when a subscription has no room; `None` takes
             `BackpressureConfig()`.
         max_topics: Most topics that may ever be named, at least 1.
+        keep_last: A pattern over topics, ">" for all; of each that matches, the last event is
+            kept for `last()` and for `subscribe(snapshot=True)`. `None` keeps nothing.
 
     Raises:
-        ConfigError: The backend is unknown or not built in, or a number is out of range.
+        ConfigError: The backend is unknown or not built in, a number is out of range, or
+            `keep_last` is no pattern.
 
     Example:
         >>> import tickbus
@@ -66,10 +69,18 @@ class EventBus(_Core[T], Generic[T]):
         backpressure: BackpressureConfig | None = None,
         *,
         max_topics: int = _DEFAULT_MAX_TOPICS,
+        keep_last: str | None = None,
     ) -> Self:
         name = _backend_name(backend)
         chosen = cast("type[Self]", _SUBCLASSES[name]) if cls is EventBus else cls
-        bus = super().__new__(chosen, capacity, backpressure, backend=name, max_topics=max_topics)
+        bus = super().__new__(
+            chosen,
+            capacity,
+            backpressure,
+            backend=name,
+            max_topics=max_topics,
+            keep_last=keep_last,
+        )
         if backpressure is not None and backpressure.warn_threshold is not None:
             _warnings.start()
         return bus
@@ -113,16 +124,18 @@ class EventBus(_Core[T], Generic[T]):
 
 
 class LockFreeEventBus(EventBus[T]):
-    """A bus with one bounded queue for each subscription; it keeps all four policies.
+    """A bus with one bounded queue for each subscription; it keeps all five policies.
 
     Args:
         capacity: Events that a subscription holds by default, at least 1, rounded up to 2^n.
         backpressure: What happens when a subscription has no room; `None` takes
             `BackpressureConfig()`, with which publishers wait for at most 1.0 s.
         max_topics: Most topics that may ever be named, at least 1.
+        keep_last: A pattern over topics, ">" for all; of each that matches, the last event is
+            kept for `last()` and for `subscribe(snapshot=True)`. `None` keeps nothing.
 
     Raises:
-        ConfigError: A number is out of range.
+        ConfigError: A number is out of range, or `keep_last` is no pattern.
     """
 
     __slots__ = ()
@@ -133,22 +146,28 @@ class LockFreeEventBus(EventBus[T]):
         backpressure: BackpressureConfig | None = None,
         *,
         max_topics: int = _DEFAULT_MAX_TOPICS,
+        keep_last: str | None = None,
     ) -> Self:
-        return super().__new__(cls, "lock_free", capacity, backpressure, max_topics=max_topics)
+        return super().__new__(
+            cls, "lock_free", capacity, backpressure, max_topics=max_topics, keep_last=keep_last
+        )
 
 
 class BroadcastEventBus(EventBus[T]):
     """A bus with one ring for all subscriptions; a slow one loses its oldest events.
 
-    Its only policy is `drop_oldest`.
+    Its policies are `drop_oldest` and `conflate`.
 
     Args:
         capacity: Events that the ring holds, at least 1, rounded up to 2^n.
         backpressure: `warn_threshold` applies; publishers never wait here.
         max_topics: Most topics that may ever be named, at least 1.
+        keep_last: A pattern over topics, ">" for all; of each that matches, the last event is
+            kept for `last()` and for `subscribe(snapshot=True)`. `None` keeps nothing.
 
     Raises:
-        ConfigError: A number is out of range, or the backend is not built in.
+        ConfigError: A number is out of range, `keep_last` is no pattern, or the backend is not
+            built in.
     """
 
     __slots__ = ()
@@ -159,8 +178,11 @@ class BroadcastEventBus(EventBus[T]):
         backpressure: BackpressureConfig | None = None,
         *,
         max_topics: int = _DEFAULT_MAX_TOPICS,
+        keep_last: str | None = None,
     ) -> Self:
-        return super().__new__(cls, "broadcast", capacity, backpressure, max_topics=max_topics)
+        return super().__new__(
+            cls, "broadcast", capacity, backpressure, max_topics=max_topics, keep_last=keep_last
+        )
 
 
 _SUBCLASSES: dict[str, type[EventBus[Any]]] = {

@@ -1,14 +1,15 @@
 //! The two ways of carrying events: one bounded channel per subscription, or one shared
-//! overwriting channel.
+//! overwriting channel. Beside either stands the map of a conflating subscription.
 //!
 //! A `lock_free` entry carries the number of events offered to its subscription before it, so the
 //! reader sees a hole by comparing numbers: refused and overwritten events alike, exactly where
 //! they are missing. A `broadcast` entry carries its topic, because every reader walks over every
 //! entry; tokio tells how many were overwritten.
 
+use crate::conflation::Conflation;
 use crate::error::Lagged;
 use crate::queue::EventQueue;
-use crate::sync::Exclusion;
+use crate::sync::{Exclusion, Mutex};
 use crate::topic::{NO_TOPIC, Pattern};
 use std::sync::Arc;
 #[cfg(feature = "broadcast")]
@@ -72,6 +73,45 @@ pub(crate) enum Source<T, R: Exclusion> {
     Channel(Channel<T, R>),
     #[cfg(feature = "broadcast")]
     Broadcast(broadcast::Receiver<Addressed<T>>),
+    Conflation(Arc<Mutex<R, Conflation<T>>>),
+    /// The last events of topics from before the reader joined, then what it joined.
+    Snapshot(Box<Snapshot<T, R>>),
+}
+
+/// At least one event, and what comes after.
+pub(crate) struct Snapshot<T, R: Exclusion> {
+    events: std::vec::IntoIter<T>,
+    then: Option<Source<T, R>>,
+}
+
+impl<T, R: Exclusion> Source<T, R> {
+    /// Puts events before everything else.
+    pub(crate) fn after(self, events: Vec<T>) -> Self {
+        match events.is_empty() {
+            true => self,
+            false => {
+                Self::Snapshot(Box::new(Snapshot { events: events.into_iter(), then: Some(self) }))
+            }
+        }
+    }
+
+    /// Returns how many events (on the shared channel: entries) wait, and how many more than
+    /// `capacity` before them were overwritten.
+    fn backlog(&self, capacity: usize) -> (usize, usize) {
+        let queued = match self {
+            Self::Channel(channel) => channel.len(),
+            #[cfg(feature = "broadcast")]
+            Self::Broadcast(receiver) => receiver.len(),
+            Self::Conflation(map) => map.lock().len(),
+            Self::Snapshot(snapshot) => {
+                let then = snapshot.then.as_ref().map(|source| source.backlog(capacity));
+                let (kept, uncounted) = then.unwrap_or_default();
+                return (kept + snapshot.events.len(), uncounted);
+            }
+        };
+        let kept = queued.min(capacity);
+        (kept, queued - kept)
+    }
 }
 
 /// What the next look into a source gave.
@@ -108,21 +148,24 @@ pub(crate) struct Walked {
 }
 
 impl<T: Clone, R: Exclusion> Reader<T, R> {
-    pub(crate) fn new(source: Source<T, R>) -> Self {
-        Self { source, expected: 0, holds: false, fetched: None, untold: None, wanted: Vec::new() }
+    /// Returns a reader of a source before which `offered` events were counted.
+    pub(crate) fn new(source: Source<T, R>, offered: u64) -> Self {
+        Self {
+            source,
+            expected: offered,
+            holds: false,
+            fetched: None,
+            untold: None,
+            wanted: Vec::new(),
+        }
     }
 
     /// Returns how many events (on the shared channel: entries) wait to be read, and how many were
     /// overwritten without being counted yet, because the reader has not come to them. `capacity`
     /// is that of the subscription.
     pub(crate) fn backlog(&self, capacity: usize) -> (usize, usize) {
-        let queued = match &self.source {
-            Source::Channel(channel) => channel.len(),
-            #[cfg(feature = "broadcast")]
-            Source::Broadcast(receiver) => receiver.len(),
-        };
-        let kept = queued.min(capacity);
-        (kept + usize::from(self.fetched.is_some()), queued - kept)
+        let (kept, uncounted) = self.source.backlog(capacity);
+        (kept + usize::from(self.fetched.is_some()), uncounted)
     }
 
     /// Takes the next event if it is queued and nothing is missing before it; `None` decides
@@ -138,6 +181,10 @@ impl<T: Clone, R: Exclusion> Reader<T, R> {
                 }
                 self.expected += 1;
                 Some(next.event)
+            }
+            Source::Conflation(map) => {
+                let mut map = map.lock();
+                if map.missed > 0 { None } else { map.pop() }
             }
             _ => None,
         }
@@ -229,6 +276,27 @@ impl<T: Clone, R: Exclusion> Reader<T, R> {
                     }
                 }
             }
+            Source::Conflation(map) => {
+                let mut map = map.lock();
+                // What was overwritten was the oldest: the hole is before everything pending.
+                if map.missed > 0 && in_batch && !quiet {
+                    return Found::Nothing;
+                }
+                let missed = std::mem::take(&mut map.missed);
+                if missed > 0 && !quiet {
+                    return Found::Hole(Lagged { missed, exact: true });
+                }
+                map.pop().map_or(Found::Nothing, Found::Event)
+            }
+            Source::Snapshot(snapshot) => {
+                let event = snapshot.events.next();
+                if snapshot.events.len() == 0
+                    && let Some(then) = snapshot.then.take()
+                {
+                    self.source = then;
+                }
+                event.map_or(Found::Nothing, Found::Event)
+            }
         }
     }
 
@@ -247,6 +315,9 @@ impl<T: Clone, R: Exclusion> Reader<T, R> {
         }
         match &self.source {
             Source::Channel(channel) => channel.len() > 0 || (!quiet && offered > self.expected),
+            // A hole of a map is before a pending event.
+            Source::Conflation(map) => map.lock().len() > 0,
+            Source::Snapshot(_) => true,
             #[cfg(feature = "broadcast")]
             Source::Broadcast(receiver) if pattern.is_none() => !receiver.is_empty(),
             #[cfg(feature = "broadcast")]

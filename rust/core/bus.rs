@@ -10,19 +10,22 @@
 //! the count is used up. Waiting publishers stand in line at the subscription that stops them, in
 //! the order in which they came; freed room goes to the first in line.
 //! Events that made way for newer ones, and those that nobody wanted, are dropped after the token
-//! is released, and so are wake-ups and warnings given.
+//! is released, and so are wake-ups and warnings given. Key functions run before it is taken:
+//! a publication that lacks a key when it has the token gives it back, asks, and tries again.
 
 #[cfg(feature = "broadcast")]
 use crate::backend::Addressed;
 use crate::backend::{Channel, Numbered, Reader, Source, TopicNames};
-use crate::error::{ConfigError, PublishError, PublishManyError};
+use crate::conflation::{Conflation, Displaced, Key, KeyFn};
+use crate::error::{ConfigError, KeyError, PublishError, PublishManyError};
+use crate::last::LastEvents;
 use crate::metrics::{EventBusMetrics, Warning};
 use crate::policy::{BackpressureConfig, OnLag, Policy, rounded_capacity};
 use crate::subscription::{AsyncEventSubscription, EventSubscription, Inbox};
 use crate::sync::{
     AtomicU64, Counter, Exclusion, Flag, Mutex, Ordering, ThreadExclusion, store_load_fence,
 };
-use crate::topic::{NO_TOPIC, Pattern, Topic, TopicTable};
+use crate::topic::{NO_TOPIC, Pattern, Topic, TopicTable, check_topic};
 use crate::wait::{Sleepers, breathe, park_on};
 use arc_swap::ArcSwap;
 use parking_lot::RwLock;
@@ -75,9 +78,10 @@ impl Backend {
             #[cfg(feature = "broadcast")]
             Self::Broadcast => match asked {
                 None | Some(Policy::DropOldest) => Ok(Policy::DropOldest),
+                Some(Policy::Conflate) => Ok(Policy::Conflate),
                 Some(policy) => Err(ConfigError::new(format!(
-                    "policy was {}; backend broadcast can only overwrite (drop_oldest): use \
-                     backend lock_free",
+                    "policy was {}; backend broadcast can only overwrite (drop_oldest) and \
+                     conflate: use backend lock_free",
                     policy.name()
                 ))),
             },
@@ -100,7 +104,7 @@ impl std::str::FromStr for Backend {
 }
 
 /// What a bus is made from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BusConfig {
     /// The capacity of a subscription that asks for none (`lock_free`), or of the shared channel
     /// (`broadcast`), in events; rounded up to a power of two.
@@ -109,17 +113,25 @@ pub struct BusConfig {
     pub backpressure: BackpressureConfig,
     /// The most topics the bus will know.
     pub max_topics: usize,
+    /// The topics of which the last event is kept for [`EventBus::last`] and for snapshots; `None`
+    /// keeps nothing.
+    pub keep_last: Option<Pattern>,
 }
 
 impl Default for BusConfig {
     fn default() -> Self {
-        Self { capacity: 10_000, backpressure: BackpressureConfig::default(), max_topics: 65_536 }
+        Self {
+            capacity: 10_000,
+            backpressure: BackpressureConfig::default(),
+            max_topics: 65_536,
+            keep_last: None,
+        }
     }
 }
 
 /// What a subscription asks for.
-#[derive(Debug, Clone, Default)]
-pub struct SubscribeOptions {
+#[derive(Debug, Clone)]
+pub struct SubscribeOptions<T> {
     /// The topics it wants; `None` wants everything, also events without a topic.
     pub pattern: Option<Pattern>,
     /// The most events it can hold, rounded up to a power of two; `None` is the bus's capacity.
@@ -128,6 +140,26 @@ pub struct SubscribeOptions {
     pub policy: Option<Policy>,
     /// What its reader is told about missed events.
     pub on_lag: OnLag,
+    /// What a `conflate` subscription keeps the newest event of; `None` is the topic, and events
+    /// without one are one key of their own. Other policies have no key.
+    pub key: Option<KeyFn<T>>,
+    /// Whether it begins with the last events of the topics that it wants, as far as the bus keeps
+    /// them, in the order in which they were published. They count as offered, stand before
+    /// everything else, and take no room. Live events go on exactly where they end.
+    pub snapshot: bool,
+}
+
+impl<T> Default for SubscribeOptions<T> {
+    fn default() -> Self {
+        Self {
+            pattern: None,
+            capacity: None,
+            policy: None,
+            on_lag: OnLag::default(),
+            key: None,
+            snapshot: false,
+        }
+    }
 }
 
 /// Why a subscription could not be made.
@@ -202,7 +234,8 @@ pub struct Shared<T: Clone, R: Exclusion> {
     backend: Backend,
     config: BusConfig,
     capacity: usize,
-    /// Publishing where there is room decides nothing: nobody asked to be warned.
+    /// Publishing where there is room decides nothing: nobody asked to be warned, and nothing is
+    /// kept.
     may_skip_decisions: bool,
     token: Mutex<R, PublishState<T, R>>,
     /// The subscriptions, for readers of metrics, who never take the token.
@@ -227,6 +260,9 @@ struct PublishState<T: Clone, R: Exclusion> {
     topics: TopicTable,
     next_ticket: u64,
     closed: bool,
+    /// Subscriptions that conflate: with none, nobody asks for keys.
+    conflating: usize,
+    last: Option<LastEvents<T>>,
     #[cfg(feature = "broadcast")]
     broadcast: Option<broadcast::Sender<Addressed<T>>>,
 }
@@ -237,7 +273,7 @@ struct Slot<T: Clone, R: Exclusion> {
     /// The inbox's, kept where the publisher looks anyway.
     policy: Policy,
     carrier: Carrier<T, R>,
-    /// Events surely accepted before the queue must be asked again.
+    /// Events surely accepted before the queue must be asked again; 0 where there is none.
     room: usize,
     offered: u64,
     /// The number of events its reader had read when a publisher's patience with it ended.
@@ -260,6 +296,13 @@ enum Carrier<T, R: Exclusion> {
     Own(Channel<T, R>),
     #[cfg(feature = "broadcast")]
     Shared,
+    Conflating(Box<Conflating<T, R>>),
+}
+
+struct Conflating<T, R: Exclusion> {
+    map: Arc<Mutex<R, Conflation<T>>>,
+    /// `None` is the topic.
+    key: Option<KeyFn<T>>,
 }
 
 impl<T, R: Exclusion> Carrier<T, R> {
@@ -267,8 +310,7 @@ impl<T, R: Exclusion> Carrier<T, R> {
     fn own(&self) -> &Channel<T, R> {
         match self {
             Self::Own(channel) => channel,
-            #[cfg(feature = "broadcast")]
-            Self::Shared => unreachable!("the shared channel has no queue of its own"),
+            _ => unreachable!("only a channel of its own has room"),
         }
     }
 }
@@ -339,6 +381,48 @@ impl<T: Clone, R: Exclusion> Slot<T, R> {
         }
     }
 
+    /// Makes an event its key's newest.
+    fn conflate(
+        &mut self,
+        publication: &Pending<T>,
+        event: T,
+        shared: &Shared<T, R>,
+        aftermath: &mut Aftermath<T, R>,
+    ) {
+        let Carrier::Conflating(conflating) = &self.carrier else {
+            unreachable!("a subscription that conflates has a map")
+        };
+        let own_key = publication.keys.iter().find(|(id, _)| *id == self.inbox.id);
+        let (before, displaced, after) = {
+            let mut map = conflating.map.lock();
+            let before = map.len();
+            let displaced = match own_key {
+                Some((_, key)) => map.put(key, event),
+                None => map.put(&u64::from(publication.topic).into(), event),
+            };
+            (before, displaced, map.len())
+        };
+        match displaced {
+            Displaced::Nothing => {}
+            Displaced::Replaced(older) => {
+                self.inbox.dropped.conflated.add_exclusive(1);
+                aftermath.displaced.push(older);
+            }
+            Displaced::Forgotten(key) => aftermath.forgotten.push(key),
+            Displaced::Overwritten(oldest, key) => {
+                self.inbox.dropped.overwritten.add_exclusive(1);
+                aftermath.displaced.push(oldest);
+                aftermath.forgotten.push(key);
+            }
+        }
+        self.offer();
+        if let Some(threshold) = shared.config.backpressure.warn_threshold
+            && let Some(pending) = self.cross(before, after, threshold)
+        {
+            aftermath.warnings.push(self.warning(shared.id, pending, threshold));
+        }
+    }
+
     /// Takes the oldest event out to make room.
     fn overwrite_oldest(&mut self) -> Option<T> {
         let oldest = self.carrier.own().take_oldest()?;
@@ -390,6 +474,10 @@ impl<T: Clone, R: Exclusion> Slot<T, R> {
         self.warned = true;
         Some(after)
     }
+
+    fn warning(&self, bus: u64, pending: usize, threshold: usize) -> Warning {
+        Warning { bus, subscription: self.inbox.id, pending, threshold }
+    }
 }
 
 /// How long a publication may still wait.
@@ -407,13 +495,19 @@ type Woken<T, R> = SmallVec<[Arc<Inbox<T, R>>; 8]>;
 struct Aftermath<T: Clone, R: Exclusion> {
     wake: Woken<T, R>,
     displaced: SmallVec<[T; 8]>,
+    forgotten: SmallVec<[Key; 1]>,
     warnings: SmallVec<[Warning; 1]>,
 }
 
 impl<T: Clone, R: Exclusion> Aftermath<T, R> {
     #[inline]
     fn new() -> Self {
-        Self { wake: SmallVec::new(), displaced: SmallVec::new(), warnings: SmallVec::new() }
+        Self {
+            wake: SmallVec::new(),
+            displaced: SmallVec::new(),
+            forgotten: SmallVec::new(),
+            warnings: SmallVec::new(),
+        }
     }
 
     #[inline]
@@ -435,10 +529,14 @@ impl<T: Clone, R: Exclusion> Aftermath<T, R> {
     }
 }
 
-enum Verdict {
+/// Key functions to be asked, with the subscriptions that have them.
+type Unkeyed<T> = SmallVec<[(u64, KeyFn<T>); 1]>;
+
+enum Verdict<T> {
     Done(usize),
     InLine,
     Rejected(Vec<u64>),
+    Unkeyed(Unkeyed<T>),
     Closed,
 }
 
@@ -451,15 +549,22 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         patience: Patience,
         shared: &Shared<T, R>,
         aftermath: &mut Aftermath<T, R>,
-    ) -> Verdict {
+    ) -> Verdict<T> {
         if publication.stand.is_some() {
             self.leave_line(publication);
         }
         if self.closed {
             return Verdict::Closed;
         }
+        if self.conflating > 0 {
+            let unkeyed = self.unkeyed(publication);
+            if !unkeyed.is_empty() {
+                return Verdict::Unkeyed(unkeyed);
+            }
+        }
         #[cfg(feature = "broadcast")]
         if self.broadcast.is_some() {
+            self.keep_last(publication, shared, aftermath);
             return Verdict::Done(self.send_to_all(publication, shared, aftermath));
         }
         loop {
@@ -473,7 +578,36 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
                 Err(rejecting) => return Verdict::Rejected(rejecting),
             }
         }
+        self.keep_last(publication, shared, aftermath);
         Verdict::Done(self.push_to_each(publication, shared, aftermath))
+    }
+
+    /// Returns the key functions that want the event and have not been asked.
+    #[cold]
+    fn unkeyed(&self, publication: &Pending<T>) -> Unkeyed<T> {
+        let slots = self.topics.wanted(publication.topic).iter();
+        let keyed = slots.filter_map(|&index| {
+            let slot = self.slots[index as usize].as_ref()?;
+            let Carrier::Conflating(conflating) = &slot.carrier else { return None };
+            Some((slot.inbox.id, conflating.key.clone()?))
+        });
+        keyed.filter(|(id, _)| publication.keys.iter().all(|(other, _)| other != id)).collect()
+    }
+
+    /// Keeps the event as its topic's last, before anybody can have it.
+    #[inline]
+    fn keep_last(
+        &mut self,
+        publication: &Pending<T>,
+        shared: &Shared<T, R>,
+        aftermath: &mut Aftermath<T, R>,
+    ) {
+        if let Some(last) = &mut self.last
+            && let Some(event) = &publication.event
+        {
+            let number = shared.published.value();
+            aftermath.displaced.extend(last.keep(publication.topic, number, event));
+        }
     }
 
     /// Publishes if somebody wants the event and, on channels of their own, every subscription
@@ -484,9 +618,10 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         let wanted = self.topics.wanted(topic);
         let Some((&last, others)) = wanted.split_last() else { return Err(event) };
         #[cfg(feature = "broadcast")]
-        if let Some(sender) = &self.broadcast
-            && !self.closed
-        {
+        if let Some(sender) = &self.broadcast {
+            if self.closed || self.conflating > 0 {
+                return Err(event);
+            }
             send(sender, topic, event, shared)?;
             return Ok(wanted.len());
         }
@@ -537,7 +672,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
                         }
                     }
                 }
-                Policy::DropNewest | Policy::DropOldest => {}
+                Policy::DropNewest | Policy::DropOldest | Policy::Conflate => {}
             }
         }
         if rejecting.is_empty() { Ok(stopped) } else { Err(rejecting) }
@@ -555,6 +690,15 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         let mut taken = 0;
         for (position, &index) in wanted.iter().enumerate() {
             let Some(slot) = &mut self.slots[index as usize] else { continue };
+            let is_last = position + 1 == wanted.len();
+            if slot.policy == Policy::Conflate {
+                let copy =
+                    if is_last { publication.event.take() } else { publication.event.clone() };
+                let Some(event) = copy else { continue };
+                slot.conflate(publication, event, shared, aftermath);
+                taken += 1;
+                continue;
+            }
             let displaced = aftermath.displaced.len();
             let room = match slot.policy {
                 Policy::Block | Policy::Reject => slot.has_room(publication.ticket),
@@ -565,8 +709,9 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
                     }
                     true
                 }
+                Policy::Conflate => unreachable!("it has no room"),
             };
-            let copy = match position + 1 == wanted.len() {
+            let copy = match is_last {
                 _ if !room => None,
                 true => publication.event.take(),
                 false => publication.event.clone(),
@@ -594,13 +739,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
                 && let Some(pending) =
                     slot.crossing(threshold, pushed && aftermath.displaced.len() == displaced)
             {
-                let subscription = slot.inbox.id;
-                aftermath.warnings.push(Warning {
-                    bus: shared.id,
-                    subscription,
-                    pending,
-                    threshold,
-                });
+                aftermath.warnings.push(slot.warning(shared.id, pending, threshold));
             }
         }
         shared.published.add_exclusive(1);
@@ -617,8 +756,20 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
     ) -> usize {
         let wanted = self.topics.wanted(publication.topic);
         let taken = wanted.len();
+        let mut beside = 0;
+        if self.conflating > 0 {
+            for &index in wanted {
+                let Some(slot) = &mut self.slots[index as usize] else { continue };
+                if slot.policy == Policy::Conflate
+                    && let Some(event) = publication.event.clone()
+                {
+                    slot.conflate(publication, event, shared, aftermath);
+                    beside += 1;
+                }
+            }
+        }
         shared.published.add_exclusive(1);
-        if taken > 0
+        if taken > beside
             && let Some(event) = publication.event.take()
             && let Some(sender) = &self.broadcast
         {
@@ -626,20 +777,19 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
             if let Some(threshold) = shared.config.backpressure.warn_threshold {
                 for &index in wanted {
                     let Some(slot) = &mut self.slots[index as usize] else { continue };
+                    if slot.policy == Policy::Conflate {
+                        continue;
+                    }
                     let behind = slot.inbox.entries_behind(shared);
                     let after = behind.min(shared.capacity as u64) as usize;
                     let before = behind.saturating_sub(1).min(shared.capacity as u64) as usize;
                     if let Some(pending) = slot.cross(before, after, threshold) {
-                        let subscription = slot.inbox.id;
-                        aftermath.warnings.push(Warning {
-                            bus: shared.id,
-                            subscription,
-                            pending,
-                            threshold,
-                        });
+                        aftermath.warnings.push(slot.warning(shared.id, pending, threshold));
                     }
                 }
             }
+        }
+        if taken > 0 {
             self.collect_sleepers(publication.topic, shared, aftermath);
         }
         taken
@@ -717,8 +867,24 @@ struct Pending<T> {
     rejects_wait: bool,
     ticket: u64,
     notify: Option<Arc<Notify>>,
+    /// Its keys, by the ids of the subscriptions that have key functions.
+    keys: SmallVec<[(u64, Key); 1]>,
     /// The slot in whose line it stands, and the id of the subscription there.
     stand: Option<(u32, u64)>,
+}
+
+impl<T> Pending<T> {
+    /// Asks key functions, which may do anything, also with this bus.
+    #[inline(never)]
+    fn find_keys(&mut self, functions: Unkeyed<T>) -> Result<(), KeyError> {
+        let Some(event) = &self.event else {
+            unreachable!("a publication is not polled again after it was done")
+        };
+        for (subscription, function) in functions {
+            self.keys.push((subscription, function.key(event)?));
+        }
+        Ok(())
+    }
 }
 
 /// An event being published: [`Publication::poll`] it until it is done. Dropping it before that
@@ -761,14 +927,21 @@ where
     pub fn poll(&mut self, patience: Patience) -> Result<Option<usize>, PublishError<T>> {
         let shared = &*self.shared;
         let mut aftermath = Aftermath::new();
-        let verdict = {
-            let mut state = shared.token.lock();
-            state.offer(&mut self.pending, patience, shared, &mut aftermath)
+        let verdict = loop {
+            let verdict = {
+                let mut state = shared.token.lock();
+                state.offer(&mut self.pending, patience, shared, &mut aftermath)
+            };
+            let Verdict::Unkeyed(functions) = verdict else { break verdict };
+            if let Err(error) = self.pending.find_keys(functions) {
+                return Err(self.give_back(|event, _| PublishError::Key { event, error }, vec![]));
+            }
         };
         aftermath.run(shared);
         match verdict {
             Verdict::Done(taken) => Ok(Some(taken)),
             Verdict::InLine => Ok(None),
+            Verdict::Unkeyed(_) => unreachable!("the keys were found above"),
             Verdict::Closed => Err(self.give_back(|event, _| PublishError::Closed(event), vec![])),
             Verdict::Rejected(subscriptions) => Err(match self.pending.rejects_wait {
                 true => self.give_back(
@@ -918,8 +1091,19 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         }
     }
 
-    fn subscribe(&self, options: SubscribeOptions) -> Result<Arc<Inbox<T, R>>, SubscribeError> {
+    fn subscribe(&self, options: SubscribeOptions<T>) -> Result<Arc<Inbox<T, R>>, SubscribeError> {
         let policy = self.backend.policy(options.policy, self.config.backpressure.drop_oldest)?;
+        if options.key.is_some() && policy != Policy::Conflate {
+            return Err(ConfigError::new(format!(
+                "key was given with policy {}; only conflate has keys: ask for policy conflate, or \
+                 leave the key out",
+                policy.name()
+            ))
+            .into());
+        }
+        if options.snapshot && self.config.keep_last.is_none() {
+            return Err(keeps_nothing("snapshot").into());
+        }
         let capacity = match options.capacity {
             Some(capacity) => rounded_capacity(capacity)?,
             None => self.capacity,
@@ -930,6 +1114,11 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             return Err(SubscribeError::Closed);
         }
         let (capacity, carrier, source) = match self.backend {
+            _ if policy == Policy::Conflate => {
+                let map = Arc::new(Mutex::new(Conflation::new(capacity)));
+                let conflating = Conflating { map: map.clone(), key: options.key };
+                (capacity, Carrier::Conflating(Box::new(conflating)), Source::Conflation(map))
+            }
             Backend::LockFree => {
                 let channel = Channel::new(capacity);
                 (capacity, Carrier::Own(channel.clone()), Source::Channel(channel))
@@ -957,6 +1146,14 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         };
         let index = u32::try_from(slot)
             .map_err(|_| ConfigError::new("a bus cannot have more than 2^32 subscriptions"))?;
+        state.topics.join(index, options.pattern.as_ref());
+        let snapshot = match &state.last {
+            Some(last) if options.snapshot => {
+                last.snapshot(|topic| state.topics.wanted(topic).contains(&index))
+            }
+            _ => Vec::new(),
+        };
+        let offered = snapshot.len() as u64;
         let inbox = Arc::new(Inbox::new(
             id,
             index,
@@ -964,16 +1161,18 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             options.on_lag,
             capacity,
             options.pattern,
+            offered,
             self.sent.value(),
-            Reader::new(source),
+            Reader::new(source.after(snapshot), offered),
         ));
-        state.topics.join(index, inbox.pattern.as_ref());
+        let conflates = policy == Policy::Conflate;
+        state.conflating += usize::from(conflates);
         state.slots[slot] = Some(Slot {
             inbox: inbox.clone(),
             policy,
             carrier,
-            room: capacity,
-            offered: 0,
+            room: if conflates { 0 } else { capacity },
+            offered,
             spent_at: None,
             warned: false,
             line: Vec::new(),
@@ -992,6 +1191,7 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
                 return;
             }
             state.topics.leave(inbox.slot);
+            state.conflating -= usize::from(inbox.policy == Policy::Conflate);
             let mut roster = Vec::clone(&self.roster.load());
             roster.retain(|other| other.id != inbox.id);
             self.roster.store(Arc::new(roster));
@@ -1005,6 +1205,14 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         self.left_dropped.add(inbox.dropped.read().total());
         inbox.gate.wake_all();
     }
+}
+
+#[cold]
+fn keeps_nothing(asked: &str) -> ConfigError {
+    ConfigError::new(format!(
+        "{asked} was asked of a bus that keeps no last events; make the bus with keep_last, as in \
+         keep_last=\">\" for every topic"
+    ))
 }
 
 fn next_bus_id() -> u64 {
@@ -1034,14 +1242,16 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         let shared = Shared {
             id: next_bus_id(),
             backend,
-            config,
             capacity,
-            may_skip_decisions: config.backpressure.warn_threshold.is_none(),
+            may_skip_decisions: config.backpressure.warn_threshold.is_none()
+                && config.keep_last.is_none(),
             token: Mutex::new(PublishState {
                 slots: Vec::new(),
                 topics: TopicTable::new(config.max_topics),
                 next_ticket: 0,
                 closed: false,
+                conflating: 0,
+                last: config.keep_last.clone().map(LastEvents::new),
                 #[cfg(feature = "broadcast")]
                 broadcast: (backend == Backend::Broadcast)
                     .then(|| broadcast::Sender::new(capacity)),
@@ -1055,6 +1265,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
             left_dropped: Counter::default(),
             next_subscription: AtomicU64::new(0),
             on_warning: OnceLock::new(),
+            config,
         };
         Ok(Self { owner: Arc::new(Owner(Arc::new(shared))) })
     }
@@ -1101,7 +1312,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
     /// `ConfigError` if the name is no topic or the bus knows `max_topics` already.
     pub fn topic(&self, name: &str) -> Result<Topic, ConfigError> {
         let mut state = self.shared().token.lock();
-        let PublishState { slots, topics, .. } = &mut *state;
+        let PublishState { slots, topics, last, .. } = &mut *state;
         let subscriptions =
             slots.iter().flatten().map(|slot| (slot.inbox.slot, slot.inbox.pattern.as_ref()));
         let (id, name) = topics.intern(name, subscriptions)?;
@@ -1109,7 +1320,25 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         if names.len() == id as usize {
             names.push(name.clone());
         }
+        if let Some(last) = last {
+            last.learn(id, &name);
+        }
         Ok(Topic { bus: self.shared().id, id, name })
+    }
+
+    /// Returns the last event that was published on a topic, as [`EventBus::last`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventBus::last`].
+    pub fn last(&self, topic: &str) -> Result<Option<T>, ConfigError> {
+        let state = self.shared().token.lock();
+        let Some(last) = &state.last else { return Err(keeps_nothing("last()")) };
+        let known = state.topics.find(topic);
+        if known.is_none() {
+            check_topic(topic)?;
+        }
+        last.last(known, topic)
     }
 
     /// Publishes an event where nothing has to be decided: every subscription that wants it has
@@ -1198,6 +1427,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
             rejects_wait,
             ticket: NEWCOMER,
             notify: None,
+            keys: SmallVec::new(),
             stand: None,
         }
     }
@@ -1210,7 +1440,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
     /// `close()`.
     pub fn subscribe_with(
         &self,
-        options: SubscribeOptions,
+        options: SubscribeOptions<T>,
     ) -> Result<EventSubscription<T, R>, SubscribeError> {
         let inbox = self.shared().subscribe(options)?;
         Ok(EventSubscription::new(self.shared().clone(), inbox))
@@ -1370,9 +1600,20 @@ pub trait EventBus<T: Clone> {
     /// As [`Bus::subscribe_with`].
     fn subscribe_with(
         &self,
-        options: SubscribeOptions,
+        options: SubscribeOptions<T>,
     ) -> Result<EventSubscription<T>, SubscribeError> {
         self.bus().subscribe_with(options)
+    }
+
+    /// Returns the last event that was published on a topic, if there is one; nobody has to
+    /// subscribe to it. It stays readable after `close()`.
+    ///
+    /// # Errors
+    ///
+    /// `ConfigError` if the name is no topic's, or the bus does not keep its last event: see
+    /// [`BusConfig::keep_last`].
+    fn last(&self, topic: &str) -> Result<Option<T>, ConfigError> {
+        self.bus().last(topic)
     }
 
     /// Returns the named topic.

@@ -1,6 +1,8 @@
 //! One error per operation; the event comes back inside, so that nothing is lost by an error.
 
+use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 
 /// A configuration that a bus cannot keep.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,13 +44,24 @@ pub enum PublishError<T> {
     /// The bus is closed.
     #[error("the bus is closed; events can be published only before close()")]
     Closed(T),
+    /// The key function of a `conflate` subscription failed.
+    #[error("{error}")]
+    Key {
+        /// The event, given back.
+        event: T,
+        /// How it failed.
+        error: KeyError,
+    },
 }
 
 impl<T> PublishError<T> {
     /// Returns the event that was not published.
     pub fn into_event(self) -> T {
         match self {
-            Self::Full { event, .. } | Self::Timeout { event, .. } | Self::Closed(event) => event,
+            Self::Full { event, .. }
+            | Self::Timeout { event, .. }
+            | Self::Closed(event)
+            | Self::Key { event, .. } => event,
         }
     }
 }
@@ -59,9 +72,35 @@ impl<T> fmt::Debug for PublishError<T> {
             Self::Full { subscriptions, .. } => write!(f, "Full({subscriptions:?})"),
             Self::Timeout { subscriptions, .. } => write!(f, "Timeout({subscriptions:?})"),
             Self::Closed(_) => f.write_str("Closed"),
+            Self::Key { error, .. } => write!(f, "Key({error:?})"),
         }
     }
 }
+
+/// The error of a key function, shared; equal to itself and its clones.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("a key function failed, nobody has the event: {0}")]
+pub struct KeyError(#[source] Arc<dyn Error + Send + Sync>);
+
+impl KeyError {
+    /// Returns the error, shared.
+    pub fn new(error: impl Error + Send + Sync + 'static) -> Self {
+        Self(Arc::new(error))
+    }
+
+    /// Returns the error that the key function gave, if it was an `E`.
+    pub fn downcast_ref<E: Error + 'static>(&self) -> Option<&E> {
+        self.0.downcast_ref()
+    }
+}
+
+impl PartialEq for KeyError {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for KeyError {}
 
 /// Where `publish_many` stopped: the first `accepted` events were published, the rest were not.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -6,7 +6,9 @@
 
 mod backend;
 mod bus;
+mod conflation;
 mod error;
+mod last;
 mod metrics;
 mod policy;
 mod queue;
@@ -29,8 +31,10 @@ pub use bus::{
     Backend, Bus, BusConfig, EventBus, EventBusImpl, LockFreeEventBus, Patience, Publication,
     Shared, SubscribeError, SubscribeOptions, WeakBus,
 };
+pub use conflation::{Key, KeyFn};
 pub use error::{
-    ConfigError, Lagged, PublishError, PublishManyError, RecvError, RecvTimeoutError, TryRecvError,
+    ConfigError, KeyError, Lagged, PublishError, PublishManyError, RecvError, RecvTimeoutError,
+    TryRecvError,
 };
 pub use metrics::{Dropped, EventBusMetrics, SubscriptionMetrics, Warning};
 pub use policy::{BackpressureConfig, MAX_CAPACITY, OnLag, Policy};

@@ -74,6 +74,7 @@ pub(crate) struct DropCounters {
     pub(crate) overwritten: Counter,
     pub(crate) refused: Counter,
     pub(crate) block_expired: Counter,
+    pub(crate) conflated: Counter,
     pub(crate) closed: Counter,
 }
 
@@ -83,7 +84,7 @@ impl DropCounters {
             overwritten: self.overwritten.value(),
             refused: self.refused.value(),
             block_expired: self.block_expired.value(),
-            conflated: 0,
+            conflated: self.conflated.value(),
             closed: self.closed.value(),
         }
     }

@@ -15,11 +15,15 @@ pub enum Policy {
     DropNewest,
     /// The subscription loses its oldest event.
     DropOldest,
+    /// The subscription keeps the newest event of each key; with as many keys pending as it can
+    /// hold, a new one takes the place of the oldest.
+    Conflate,
 }
 
 impl Policy {
     /// Every policy, in the order of the documentation.
-    pub const ALL: [Self; 4] = [Self::Block, Self::Reject, Self::DropNewest, Self::DropOldest];
+    pub const ALL: [Self; 5] =
+        [Self::Block, Self::Reject, Self::DropNewest, Self::DropOldest, Self::Conflate];
 
     /// Returns the policy's name.
     pub fn name(self) -> &'static str {
@@ -28,6 +32,7 @@ impl Policy {
             Self::Reject => "reject",
             Self::DropNewest => "drop_newest",
             Self::DropOldest => "drop_oldest",
+            Self::Conflate => "conflate",
         }
     }
 }
@@ -37,9 +42,8 @@ impl std::str::FromStr for Policy {
 
     fn from_str(name: &str) -> Result<Self, ConfigError> {
         Self::ALL.into_iter().find(|policy| policy.name() == name).ok_or_else(|| {
-            ConfigError::new(format!(
-                "policy was {name:?}; it must be one of block, reject, drop_newest, drop_oldest"
-            ))
+            let names: Vec<_> = Self::ALL.iter().map(|policy| policy.name()).collect();
+            ConfigError::new(format!("policy was {name:?}; it must be one of {}", names.join(", ")))
         })
     }
 }

@@ -28,7 +28,8 @@ pub(crate) struct Inbox<T: Clone, R: Exclusion> {
     pub(crate) capacity: usize,
     pub(crate) pattern: Option<Pattern>,
     on_lag: OnLag,
-    /// Events offered, published after each was queued or missed (`lock_free`).
+    /// Events offered, published after each was queued or missed; on the shared channel those of
+    /// the snapshot alone.
     pub(crate) offered: Counter,
     pub(crate) delivered: Counter,
     pub(crate) dropped: DropCounters,
@@ -60,9 +61,12 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
         on_lag: OnLag,
         capacity: usize,
         pattern: Option<Pattern>,
+        snapshot: u64,
         joined_at: u64,
         reader: Reader<T, R>,
     ) -> Self {
+        let offered = Counter::default();
+        offered.publish(snapshot);
         Self {
             id,
             slot,
@@ -70,7 +74,7 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
             capacity,
             pattern,
             on_lag,
-            offered: Counter::default(),
+            offered,
             delivered: Counter::default(),
             dropped: DropCounters::default(),
             unwanted: Counter::default(),
@@ -242,7 +246,12 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
 
     /// Returns how many entries of the shared channel it has still to walk over.
     pub(crate) fn entries_behind(&self, shared: &Shared<T, R>) -> u64 {
-        shared.sent.observe().saturating_sub(self.entries_passed())
+        (self.offered.value() + shared.sent.observe()).saturating_sub(self.entries_passed())
+    }
+
+    /// Returns whether it reads from the channel that all share.
+    fn reads_shared_channel(&self, shared: &Shared<T, R>) -> bool {
+        shared.is_shared_channel() && self.policy != Policy::Conflate
     }
 
     pub(crate) fn metrics(&self, shared: &Shared<T, R>) -> SubscriptionMetrics {
@@ -250,7 +259,7 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
         let delivered = self.delivered.value();
         let mut dropped = self.dropped.read();
         dropped.overwritten += uncounted as u64;
-        let shared_channel = shared.is_shared_channel();
+        let shared_channel = self.reads_shared_channel(shared);
         let offered = match shared_channel {
             false => self.offered.observe(),
             true => {
@@ -258,7 +267,7 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
                     true => self.left_at.observe(),
                     false => shared.sent.observe(),
                 };
-                end.saturating_sub(self.joined_at + self.unwanted.value())
+                (self.offered.value() + end).saturating_sub(self.joined_at + self.unwanted.value())
             }
         };
         SubscriptionMetrics {

@@ -101,6 +101,17 @@ fn check_levels(what: &str, text: &str) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// Returns an error if the name is no topic's.
+pub(crate) fn check_topic(name: &str) -> Result<(), ConfigError> {
+    check_levels("topic", name)?;
+    if name.contains(['*', '>']) {
+        return Err(ConfigError::new(format!(
+            "topic was {name:?}; wildcards belong to patterns, an event has one exact topic"
+        )));
+    }
+    Ok(())
+}
+
 /// The row of events without a topic: wanted by every subscription without a pattern.
 pub(crate) const NO_TOPIC: u32 = 0;
 
@@ -135,12 +146,7 @@ impl TopicTable {
         if let Some(&id) = self.ids.get(name) {
             return Ok((id, self.name(id)));
         }
-        check_levels("topic", name)?;
-        if name.contains(['*', '>']) {
-            return Err(ConfigError::new(format!(
-                "topic was {name:?}; wildcards belong to patterns, an event has one exact topic"
-            )));
-        }
+        check_topic(name)?;
         if self.ids.len() >= self.max_topics {
             return Err(ConfigError::new(format!(
                 "topic {name:?} would be number {}; the bus was made with max_topics={}: topics \
@@ -159,6 +165,11 @@ impl TopicTable {
         self.rows.push(Row { name: name.clone(), wanted });
         self.ids.insert(name.clone(), id);
         Ok((id, name))
+    }
+
+    /// Returns the id of a topic that is known.
+    pub(crate) fn find(&self, name: &str) -> Option<u32> {
+        self.ids.get(name).copied()
     }
 
     pub(crate) fn name(&self, id: u32) -> Arc<str> {

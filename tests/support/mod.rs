@@ -4,7 +4,8 @@
 use std::time::Duration;
 use tickbus::{
     Backend, BackpressureConfig, BusConfig, EventBus, EventBusImpl, EventBusMetrics,
-    EventSubscription, Lagged, Policy, SubscribeOptions, SubscriptionMetrics, TryRecvError,
+    EventSubscription, Lagged, Pattern, Policy, SubscribeOptions, SubscriptionMetrics,
+    TryRecvError,
 };
 
 /// Long enough that it never ends in a test that passes.
@@ -30,6 +31,22 @@ pub fn patient_bus<T: Clone>(
     let backpressure = BackpressureConfig { max_block_duration, ..Default::default() };
     EventBusImpl::new(backend, BusConfig { capacity, backpressure, ..Default::default() })
         .expect("the numbers are good")
+}
+
+/// Returns a bus that keeps the last events of the topics that a pattern wants.
+pub fn bus_that_keeps<T: Clone>(
+    backend: Backend,
+    capacity: usize,
+    keep_last: Option<&str>,
+) -> EventBusImpl<T> {
+    let backpressure =
+        BackpressureConfig { max_block_duration: Duration::ZERO, ..Default::default() };
+    let keep_last = keep_last.map(|pattern| Pattern::new(pattern).expect("it is a pattern"));
+    EventBusImpl::new(
+        backend,
+        BusConfig { capacity, backpressure, keep_last, ..Default::default() },
+    )
+    .expect("the numbers are good")
 }
 
 pub fn subscribe<T: Clone>(

@@ -4,6 +4,7 @@ use crate::awaitable::{Job, Progress, awaitable};
 use crate::calls;
 use crate::error;
 use crate::gil::{Gil, GilCell};
+use crate::keys::key_function;
 use crate::loop_bridge::{LoopBridge, Wakeable, Woken, on_a_loop, running_loop, settle};
 use crate::process::{Own, Process, no_pickle};
 use crate::slab::{Handle, Slab};
@@ -100,8 +101,11 @@ pub(crate) struct EventBus {
 impl EventBus {
     #[new]
     #[pyo3(
-        signature = (capacity = None, backpressure = None, *, backend, max_topics = None),
-        text_signature = "(capacity=10000, backpressure=None, *, backend, max_topics=65536)"
+        signature = (
+            capacity = None, backpressure = None, *, backend, max_topics = None, keep_last = None,
+        ),
+        text_signature = "(capacity=10000, backpressure=None, *, backend, max_topics=65536, \
+            keep_last=None)"
     )]
     fn new(
         py: Python<'_>,
@@ -109,6 +113,7 @@ impl EventBus {
         backpressure: Option<&Bound<'_, PyAny>>,
         backend: &str,
         max_topics: Option<&Bound<'_, PyAny>>,
+        keep_last: Option<&str>,
     ) -> PyResult<Self> {
         let backend: Backend = backend.parse().map_err(|error| error::config(&error))?;
         let mut config = BusConfig::default();
@@ -121,8 +126,9 @@ impl EventBus {
         if let Some(max_topics) = max_topics {
             config.max_topics = error::count("max_topics", max_topics)?;
         }
+        config.keep_last = pattern(keep_last)?;
         let core = Core::new(backend, config).map_err(|error| error::config(&error))?;
-        if config.backpressure.warn_threshold.is_some() {
+        if core.backpressure().warn_threshold.is_some() {
             core.on_warning(warnings::push);
         }
         let weak = core.downgrade();
@@ -222,7 +228,8 @@ impl EventBus {
     /// The iterable is read to its end before anything is published.
     ///
     /// Raises:
-    ///     Full, Closed: As `publish`; `.accepted` says how many were published before.
+    ///     Full, Closed: As `publish`, and so what a key function raises; `.accepted` says how
+    ///         many were published before.
     #[pyo3(signature = (events, topic = None))]
     fn publish_many(
         &self,
@@ -241,11 +248,8 @@ impl EventBus {
             match self.publish_until(py, event, topic, &mut deadline) {
                 Ok(_) => accepted += 1,
                 Err(error) => {
-                    if error.is_instance_of::<error::Full>(py)
-                        || error.is_instance_of::<error::Closed>(py)
-                    {
-                        error.value(py).setattr(intern!(py, "accepted"), accepted)?;
-                    }
+                    // An exception of a key function may take no attributes.
+                    let _ = error.value(py).setattr(intern!(py, "accepted"), accepted);
                     return Err(error);
                 }
             }
@@ -289,18 +293,47 @@ impl EventBus {
         self.core.topic(name).map(Topic).map_err(|error| error::config(&error))
     }
 
+    /// Returns the last event that was published on a topic, or `None` if there was none yet.
+    ///
+    /// Nobody has to subscribe to it, and it stays readable after `close()`.
+    ///
+    /// Args:
+    ///     topic: A name such as "quotes.BTCUSDT", or a `Topic`.
+    ///
+    /// Raises:
+    ///     ConfigError: The topic is not a topic's name, or the bus was made without a `keep_last`
+    ///         that matches it.
+    fn last(&self, py: Python<'_>, topic: &Bound<'_, PyAny>) -> PyResult<Option<Py<PyAny>>> {
+        self.process().check()?;
+        let last = match topic.cast_exact::<Topic>() {
+            Ok(topic) => self.core.last(self.own(topic)?.name()),
+            Err(_) => self.core.last(topic_name(topic)?.to_str()?),
+        };
+        let last = last.map_err(|error| error::config(&error))?;
+        Ok(last.and_then(|handle| handle.into_object(py)))
+    }
+
     /// Returns a subscription read by threads.
     ///
     /// Args:
     ///     pattern: The topics it wants, "trades.*" or "trades.>"; `None` wants everything.
     ///     capacity: The most events it holds, rounded up to 2^n; `None` is the bus's.
-    ///     policy: block, reject, drop_newest or drop_oldest; `None` is the bus's.
+    ///     policy: block, reject, drop_newest, drop_oldest or conflate; `None` is the bus's.
     ///     on_lag: Whether missed events are told by `Lagged` ("raise") or only counted ("count").
+    ///     key: For `conflate`, a function of the event whose hashable result is the key of which
+    ///         the newest event is kept; `None` is the topic. It runs inside `publish`, before
+    ///         anybody has the event; what it raises, `publish` raises.
+    ///     snapshot: Whether it begins with the last events of the topics it wants, as far as the
+    ///         bus keeps them; live events go on exactly where they end.
     ///
     /// Raises:
     ///     ConfigError: The backend cannot keep what was asked for.
     ///     Closed: The bus is closed.
-    #[pyo3(signature = (pattern = None, capacity = None, *, policy = None, on_lag = "raise"))]
+    #[expect(clippy::too_many_arguments, reason = "all but two are named by their callers")]
+    #[pyo3(signature = (
+        pattern = None, capacity = None, *, policy = None, on_lag = "raise", key = None,
+        snapshot = false,
+    ))]
     fn subscribe(
         &self,
         py: Python<'_>,
@@ -308,8 +341,11 @@ impl EventBus {
         capacity: Option<&Bound<'_, PyAny>>,
         policy: Option<&str>,
         on_lag: &str,
+        key: Option<Py<PyAny>>,
+        snapshot: bool,
     ) -> PyResult<EventSubscription> {
-        self.join(py, pattern, capacity, policy, on_lag).map(EventSubscription::new)
+        let wishes = Wishes { pattern, capacity, policy, on_lag, key, snapshot };
+        self.join(py, wishes).map(EventSubscription::new)
     }
 
     /// Returns a subscription read by tasks of an event loop; the arguments are `subscribe`'s.
@@ -317,7 +353,11 @@ impl EventBus {
     /// Raises:
     ///     ConfigError: The backend cannot keep what was asked for.
     ///     Closed: The bus is closed.
-    #[pyo3(signature = (pattern = None, capacity = None, *, policy = None, on_lag = "raise"))]
+    #[expect(clippy::too_many_arguments, reason = "all but two are named by their callers")]
+    #[pyo3(signature = (
+        pattern = None, capacity = None, *, policy = None, on_lag = "raise", key = None,
+        snapshot = false,
+    ))]
     fn subscribe_async(
         &self,
         py: Python<'_>,
@@ -325,9 +365,11 @@ impl EventBus {
         capacity: Option<&Bound<'_, PyAny>>,
         policy: Option<&str>,
         on_lag: &str,
+        key: Option<Py<PyAny>>,
+        snapshot: bool,
     ) -> PyResult<Py<AsyncEventSubscription>> {
-        let inner = self.join(py, pattern, capacity, policy, on_lag)?;
-        let subscription = AsyncEventSubscription::create(py, inner)?;
+        let wishes = Wishes { pattern, capacity, policy, on_lag, key, snapshot };
+        let subscription = AsyncEventSubscription::create(py, self.join(py, wishes)?)?;
         self.watch(subscription.bind(py))?;
         Ok(subscription)
     }
@@ -629,17 +671,10 @@ impl EventBus {
 
     fn resolve_some(&self, py: Python<'_>, topic: &Bound<'_, PyAny>) -> PyResult<ResolvedTopic> {
         if let Ok(topic) = topic.cast_exact::<Topic>() {
-            return match topic.get().0.bus() == self.core.id() {
-                true => Ok(ResolvedTopic::Object(topic.clone().unbind())),
-                false => Err(error::ConfigError::new_err(format!(
-                    "topic {:?} belongs to another bus; make it with topic() of this one",
-                    topic.get().0.name()
-                ))),
-            };
+            self.own(topic)?;
+            return Ok(ResolvedTopic::Object(topic.clone().unbind()));
         }
-        let name = topic.cast::<PyString>().map_err(|_| {
-            PyTypeError::new_err(format!("topic was {topic:?}; it must be a str, a Topic or None"))
-        })?;
+        let name = topic_name(topic)?;
         let text = name.to_str()?;
         // Text hashes by its content, whatever a subclass says.
         let hash = match name.is_exact_instance_of::<PyString>() {
@@ -666,17 +701,21 @@ impl EventBus {
         Ok(ResolvedTopic::Name(topic))
     }
 
-    fn join(
-        &self,
-        py: Python<'_>,
-        pattern: Option<&str>,
-        capacity: Option<&Bound<'_, PyAny>>,
-        policy: Option<&str>,
-        on_lag: &str,
-    ) -> PyResult<Inner> {
+    /// Returns a topic of this bus.
+    fn own<'a>(&self, topic: &'a Bound<'_, Topic>) -> PyResult<&'a CoreTopic> {
+        let topic = &topic.get().0;
+        match topic.bus() == self.core.id() {
+            true => Ok(topic),
+            false => Err(error::ConfigError::new_err(format!(
+                "topic {:?} belongs to another bus; make it with topic() of this one",
+                topic.name()
+            ))),
+        }
+    }
+
+    fn join(&self, py: Python<'_>, wishes: Wishes<'_, '_>) -> PyResult<Inner> {
         self.process().check()?;
-        let config = |error| error::config(&error);
-        let on_lag = match on_lag {
+        let on_lag = match wishes.on_lag {
             "raise" => OnLag::Raise,
             "count" => OnLag::Count,
             other => {
@@ -685,15 +724,47 @@ impl EventBus {
                 )));
             }
         };
+        let slab = self.slab.get();
+        if let Some(key) = wishes.key.as_ref().filter(|key| !key.bind(py).is_callable()) {
+            return Err(PyTypeError::new_err(format!(
+                "key was {:?}; it must be a function of the event, or None for the topic",
+                key.bind(py)
+            )));
+        }
+        let policy = wishes.policy.map(str::parse::<Policy>).transpose();
         let options = SubscribeOptions {
-            pattern: pattern.map(Pattern::new).transpose().map_err(config)?,
-            capacity: capacity.map(|capacity| error::count("capacity", capacity)).transpose()?,
-            policy: policy.map(str::parse::<Policy>).transpose().map_err(config)?,
+            pattern: pattern(wishes.pattern)?,
+            capacity: wishes.capacity.map(|given| error::count("capacity", given)).transpose()?,
+            policy: policy.map_err(|error| error::config(&error))?,
             on_lag,
+            key: wishes.key.map(|key| key_function(slab, key)),
+            snapshot: wishes.snapshot,
         };
-        let core = self.core.subscribe_with(options).map_err(|error| error::subscribe(&error))?;
+        let joined = self.core.subscribe_with(options);
+        slab.bury(py);
+        let core = joined.map_err(|error| error::subscribe(&error))?;
         Ok(Inner { core: Own::new(core), slab: self.slab.clone_ref(py), on_lag })
     }
+}
+
+/// What `subscribe` and `subscribe_async` are asked for.
+struct Wishes<'a, 'py> {
+    pattern: Option<&'a str>,
+    capacity: Option<&'a Bound<'py, PyAny>>,
+    policy: Option<&'a str>,
+    on_lag: &'a str,
+    key: Option<Py<PyAny>>,
+    snapshot: bool,
+}
+
+fn pattern(text: Option<&str>) -> PyResult<Option<Pattern>> {
+    text.map(Pattern::new).transpose().map_err(|error| error::config(&error))
+}
+
+fn topic_name<'a, 'py>(topic: &'a Bound<'py, PyAny>) -> PyResult<&'a Bound<'py, PyString>> {
+    topic.cast::<PyString>().map_err(|_| {
+        PyTypeError::new_err(format!("topic was {topic:?}; it must be a str, a Topic or None"))
+    })
 }
 
 enum ResolvedTopic {

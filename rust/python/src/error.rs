@@ -43,6 +43,11 @@ pub(crate) fn publish(py: Python<'_>, error: PublishError<Handle>) -> PyErr {
             Ok(ids) => PublishTimeout::new_err((message, ids)),
             Err(error) => error,
         },
+        // What the key function raised goes on as it is.
+        PublishError::Key { error, .. } => match error.downcast_ref::<PyErr>() {
+            Some(raised) => raised.clone_ref(py),
+            None => PyRuntimeError::new_err(message),
+        },
         _ => Closed::new_err(message),
     }
 }

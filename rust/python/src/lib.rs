@@ -1,8 +1,8 @@
 //! The module `tickbus._core`: converts, releases the global interpreter lock, maps errors.
 //!
 //! The bus itself is the crate `tickbus`. Here it carries [`slab`] handles under the
-//! [`gil`] exclusion; [`awaitable`] and [`loop_bridge`] connect it to asyncio, and [`direct`] is the
-//! short way in for calls in which nothing has to be decided.
+//! [`gil`] exclusion, and finds their [`keys`]; [`awaitable`] and [`loop_bridge`] connect it to
+//! asyncio, and [`direct`] is the short way in for calls in which nothing has to be decided.
 
 mod awaitable;
 mod bus;
@@ -11,6 +11,7 @@ mod calls;
 mod direct;
 mod error;
 mod gil;
+mod keys;
 mod loop_bridge;
 #[cfg(feature = "native-producer")]
 mod native_producer;

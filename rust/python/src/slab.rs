@@ -7,6 +7,7 @@
 //! ```
 
 use crate::gil::GilCell;
+use crate::keys::KeyFunctions;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use std::cell::UnsafeCell;
@@ -37,7 +38,17 @@ struct Entries {
 
 /// The entries; at a fixed address, so that they can point to it.
 #[derive(Debug)]
-pub(crate) struct Store(GilCell<Entries>);
+pub(crate) struct Store {
+    entries: GilCell<Entries>,
+    pub(crate) key_functions: KeyFunctions,
+}
+
+impl Store {
+    /// Keeps objects until the next time that the dead are buried.
+    pub(crate) fn bury_later(&self, objects: impl Iterator<Item = Py<PyAny>>) {
+        self.entries.with(|entries| entries.graveyard.extend(objects));
+    }
+}
 
 // SAFETY: the store and its entries are only touched by attached threads, one at a time.
 unsafe impl Send for Entries {}
@@ -50,7 +61,8 @@ pub(crate) struct Slab(Box<Store>);
 #[pymethods]
 impl Slab {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        self.0.0.with(|store| {
+        self.0.key_functions.traverse(&visit)?;
+        self.0.entries.with(|store| {
             for entry in store.entries() {
                 // SAFETY: only attached threads, one at a time, touch entries.
                 visit.call(unsafe { &(*entry.get()).object })?;
@@ -60,7 +72,8 @@ impl Slab {
     }
 
     fn __clear__(&self) {
-        let objects: Vec<_> = self.0.0.with(|store| {
+        let functions = self.0.key_functions.take();
+        let objects: Vec<_> = self.0.entries.with(|store| {
             // SAFETY: as above.
             let entries =
                 store.entries().filter_map(|entry| unsafe { (*entry.get()).object.take() });
@@ -68,21 +81,27 @@ impl Slab {
             objects.append(&mut store.graveyard);
             objects
         });
-        drop(objects);
+        drop((functions, objects));
     }
 }
 
 impl Slab {
     pub(crate) fn new() -> Self {
         let entries = Entries { chunks: Vec::new(), free: None, graveyard: Vec::new() };
-        Self(Box::new(Store(GilCell::new(entries))))
+        let key_functions = KeyFunctions::default();
+        Self(Box::new(Store { entries: GilCell::new(entries), key_functions }))
+    }
+
+    /// Returns where handles and places point to.
+    pub(crate) fn store(&self) -> NonNull<Store> {
+        NonNull::from(&*self.0)
     }
 
     /// Takes an object over and returns its first handle.
     #[inline]
     pub(crate) fn insert(&self, object: Py<PyAny>) -> Handle {
-        let store = NonNull::from(&*self.0);
-        self.0.0.with(|entries| {
+        let store = self.store();
+        self.0.entries.with(|entries| {
             let mut free = match entries.free {
                 Some(free) => free,
                 None => entries.grow(store),
@@ -99,14 +118,14 @@ impl Slab {
     /// Drops the objects whose last handle is gone. Called attached, after the core has returned.
     #[inline]
     pub(crate) fn bury(&self, py: Python<'_>) {
-        if self.0.0.with(|store| !store.graveyard.is_empty()) {
+        if self.0.entries.with(|store| !store.graveyard.is_empty()) {
             self.bury_all(py);
         }
     }
 
     #[cold]
     fn bury_all(&self, py: Python<'_>) {
-        while let Some(object) = self.0.0.with(|store| store.graveyard.pop()) {
+        while let Some(object) = self.0.entries.with(|store| store.graveyard.pop()) {
             object.drop_ref(py);
         }
     }
@@ -131,7 +150,7 @@ impl Entries {
             first = NonNull::new(entry.get());
         }
         self.chunks.push(chunk);
-        self.graveyard.reserve(before + added - self.graveyard.len());
+        self.graveyard.reserve(before + added);
         self.free = first;
         match first {
             Some(first) => first,
@@ -168,11 +187,17 @@ impl Handle {
             return other(&entry.object);
         }
         // SAFETY: the store outlives its entries.
-        unsafe { entry.store.as_ref() }.0.with(|store| {
+        unsafe { entry.store.as_ref() }.entries.with(|store| {
             entry.next_free = store.free;
             store.free = Some(self.0);
             last(store, entry.object.take())
         })
+    }
+
+    /// Returns the object, which stays where it is; `None` as for `into_object`.
+    pub(crate) fn object(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        // SAFETY: as in `release`.
+        unsafe { &(*self.0.as_ptr()).object }.as_ref().map(|object| object.clone_ref(py))
     }
 
     /// Returns the object; `None` if the garbage collector has cleared the slab.
