@@ -47,25 +47,25 @@ enum Step {
 /// How a subscription that conflates finds an event's key.
 #[derive(Debug, Clone, Copy)]
 enum Keyed {
-    ByTopic,
-    ByNumber,
-    ByText,
+    Topic,
+    Number,
+    Text,
 }
 
 impl Keyed {
     fn function(self) -> Option<KeyFn<u64>> {
         match self {
-            Self::ByTopic => None,
-            Self::ByNumber => Some(KeyFn::number(|event| event % 3)),
-            Self::ByText => Some(KeyFn::new(|event| format!("{}", event % 7))),
+            Self::Topic => None,
+            Self::Number => Some(KeyFn::number(|event| event % 3)),
+            Self::Text => Some(KeyFn::new(|event| format!("{}", event % 7))),
         }
     }
 
     fn key(self, event: u64, topic: Option<usize>) -> u64 {
         match self {
-            Self::ByTopic => topic.map_or(0, |topic| topic as u64 + 1),
-            Self::ByNumber => event % 3,
-            Self::ByText => event % 7,
+            Self::Topic => topic.map_or(0, |topic| topic as u64 + 1),
+            Self::Number => event % 3,
+            Self::Text => event % 7,
         }
     }
 }
@@ -79,7 +79,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let policies = prop::sample::select(Policy::ALL.to_vec());
     let on_lag = prop::sample::select(vec![OnLag::Raise, OnLag::Count]);
     let pattern = prop::option::weighted(0.3, 0..PATTERNS.len());
-    let key = prop::sample::select(vec![Keyed::ByTopic, Keyed::ByNumber, Keyed::ByText]);
+    let key = prop::sample::select(vec![Keyed::Topic, Keyed::Number, Keyed::Text]);
     let join = (policies, 1..=CAPACITY, pattern, on_lag, key, prop::bool::ANY).prop_map(
         |(policy, capacity, pattern, on_lag, key, snapshot)| Step::Join {
             policy,

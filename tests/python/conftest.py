@@ -51,9 +51,12 @@ def make_bus(backend: str) -> Iterator[MakeBus]:
         drop_oldest: bool = False,
         warn_threshold: int | None = None,
         max_topics: int = 65_536,
+        keep_last: str | None = None,
     ) -> tickbus.EventBus[Any]:
         backpressure = tickbus.BackpressureConfig(drop_oldest, warn_threshold, max_block_duration)
-        bus = ClosingBus(backend, capacity, backpressure, max_topics=max_topics)
+        bus = ClosingBus(
+            backend, capacity, backpressure, max_topics=max_topics, keep_last=keep_last
+        )
         opened.append(bus)
         return bus
 

@@ -16,8 +16,8 @@ import tickbus
 
 BACKENDS = ("lock_free", "broadcast")
 POLICIES = {
-    "lock_free": ("block", "reject", "drop_newest", "drop_oldest"),
-    "broadcast": ("drop_oldest",),
+    "lock_free": ("block", "reject", "drop_newest", "drop_oldest", "conflate"),
+    "broadcast": ("drop_oldest", "conflate"),
 }
 
 

@@ -72,9 +72,15 @@ def call(request: pytest.FixtureRequest) -> Call:
 class Full:
     """A bus with a full subscription (events 0..3) and one that has been read."""
 
-    def __init__(self, make_bus: MakeBus, policy: str, on_lag: str = "raise") -> None:
+    def __init__(
+        self,
+        make_bus: MakeBus,
+        policy: str,
+        on_lag: str = "raise",
+        key: Callable[[int], object] | None = None,
+    ) -> None:
         self.bus = make_bus(CAPACITY, max_block_duration=PATIENCE)
-        self.full = self.bus.subscribe(capacity=CAPACITY, policy=policy, on_lag=on_lag)
+        self.full = self.bus.subscribe(capacity=CAPACITY, policy=policy, on_lag=on_lag, key=key)
         self.roomy = self.bus.subscribe(capacity=CAPACITY, policy="drop_oldest")
         for event in range(CAPACITY):
             assert self.bus.publish(event) == 2
@@ -147,6 +153,21 @@ def test_drop_oldest_loses_its_oldest_event(make_bus: MakeBus, call: Call) -> No
     )
 
 
+def test_conflate_replaces_the_event_of_its_key(make_bus: MakeBus, call: Call) -> None:
+    scene = Full(make_bus, "conflate", key=lambda event: f"key {event % 4}")
+    assert call(scene.bus, 4) == 2
+    # 9 has the key of 1 and 5; when it comes, everything was read.
+    scene.assert_ends(full=[4, 1, 2, 3, 9], roomy=[4, 9], published=5, dropped=drops(conflated=1))
+
+
+def test_conflate_loses_its_oldest_key_to_a_new_one(make_bus: MakeBus, call: Call) -> None:
+    scene = Full(make_bus, "conflate", key=lambda event: f"key {event}")
+    assert call(scene.bus, 4) == 2
+    scene.assert_ends(
+        full=[Hole(1), 1, 2, 3, 4, 9], roomy=[4, 9], published=5, dropped=drops(overwritten=1)
+    )
+
+
 @pytest.mark.parametrize(
     ("backend", "policy"),
     [(backend, policy) for backend, policies in POLICIES.items() for policy in policies],
@@ -207,9 +228,12 @@ def test_on_lag_count_only_counts(make_bus: MakeBus, call: Call) -> None:
 
 
 def test_on_lag_count_only_counts_overwritten_events(make_bus: MakeBus, call: Call) -> None:
-    scene = Full(make_bus, "drop_oldest", on_lag="count")
-    assert call(scene.bus, 4) == 2
-    scene.assert_ends(full=[1, 2, 3, 4, 9], roomy=[4, 9], published=5, dropped=drops(overwritten=1))
+    for policy, key in (("drop_oldest", None), ("conflate", str)):
+        scene = Full(make_bus, policy, on_lag="count", key=key)
+        assert call(scene.bus, 4) == 2
+        scene.assert_ends(
+            full=[1, 2, 3, 4, 9], roomy=[4, 9], published=5, dropped=drops(overwritten=1)
+        )
 
 
 @lock_free

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 import tickbus
 from support import POLICIES, Hole, Subscription, drops, spin
@@ -18,21 +25,47 @@ from support import POLICIES, Hole, Subscription, drops, spin
 CAPACITY = 4
 TOPICS = (None, "trades.BTCUSDT", "quotes.BTCUSDT")
 PATTERNS = (None, "trades.*")
-REASONS = {"block": "block_expired", "drop_newest": "refused", "drop_oldest": "overwritten"}
+KEYS = 3
+REASONS = {
+    "block": "block_expired",
+    "drop_newest": "refused",
+    "drop_oldest": "overwritten",
+    "conflate": "overwritten",
+}
+
+
+class NoKey(Exception):
+    """Raised by the key function for negative events."""
+
+
+def key_of(event: int) -> str:
+    """The key function of those subscriptions that conflate by one."""
+    if event < 0:
+        raise NoKey(event)
+    return f"key {event % KEYS}"
 
 
 @dataclass
 class Model:
-    """One subscription as a list of events and holes, in the order of publishing."""
+    """One subscription as a list of events and holes, in the order of publishing.
+
+    One that conflates knows the key of each event in the list.
+    """
 
     policy: str
     pattern: str | None
     capacity: int
+    key: Callable[[int], Hashable] | None = None
+    snapshot: list[int] = field(default_factory=list)
     items: list[int | Hole] = field(default_factory=list)
-    offered: int = 0
+    keys: dict[Hashable, int] = field(default_factory=dict)
+    offered: int = field(init=False)
     delivered: int = 0
     dropped: dict[str, int] = field(default_factory=drops)
     waiters: deque[asyncio.Task[Any]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.offered = len(self.snapshot)
 
     def wants(self, topic: str | None) -> bool:
         if self.pattern is None:
@@ -40,28 +73,47 @@ class Model:
         return topic is not None and topic.startswith("trades.")
 
     @property
-    def pending(self) -> int:
+    def queued(self) -> int:
         return sum(not isinstance(item, Hole) for item in self.items)
 
     @property
-    def is_full(self) -> bool:
-        return self.pending == self.capacity
+    def pending(self) -> int:
+        return len(self.snapshot) + self.queued
 
-    def offer(self, event: int) -> bool:
+    @property
+    def is_full(self) -> bool:
+        return self.queued == self.capacity
+
+    @property
+    def has_something(self) -> bool:
+        return bool(self.snapshot or self.items)
+
+    def offer(self, event: int, topic: str | None) -> bool:
         """Takes the event as its policy says, and returns whether it is in the number."""
         self.offered += 1
+        if self.policy == "conflate":
+            key = topic if self.key is None else self.key(event)
+            older = self.keys.get(key)
+            self.keys[key] = event
+            if older is not None:
+                self.dropped["conflated"] += 1
+                self.items[self.items.index(older)] = event
+                return True
         if not self.is_full:
             self.items.append(event)
             return True
         self.dropped[REASONS[self.policy]] += 1
-        if self.policy != "drop_oldest":
+        if self.policy not in ("drop_oldest", "conflate"):
             self._miss_at(len(self.items))
             return False
         oldest = next(i for i, item in enumerate(self.items) if not isinstance(item, Hole))
-        del self.items[oldest]
+        self._forget(self.items.pop(oldest))
         self._miss_at(oldest)
         self.items.append(event)
         return True
+
+    def _forget(self, event: int | Hole) -> None:
+        self.keys = {key: newest for key, newest in self.keys.items() if newest != event}
 
     def _miss_at(self, place: int) -> None:
         """Adds one missed event to the hole before `place`, or begins one there."""
@@ -72,9 +124,10 @@ class Model:
             self.items.insert(place, Hole(1))
 
     def take(self) -> int | Hole | None:
-        if not self.items:
+        if not self.has_something:
             return None
-        item = self.items.pop(0)
+        item = self.snapshot.pop(0) if self.snapshot else self.items.pop(0)
+        self._forget(item)
         self.delivered += not isinstance(item, Hole)
         return item
 
@@ -83,7 +136,9 @@ class Model:
         if first is None or isinstance(first, Hole):
             return first
         batch = [first]
-        while len(batch) < limit and self.items and not isinstance(self.items[0], Hole):
+        while len(batch) < limit and self.has_something:
+            if not self.snapshot and isinstance(self.items[0], Hole):
+                break
             event = self.take()
             assert isinstance(event, int)
             batch.append(event)
@@ -104,6 +159,15 @@ class BusMachine(RuleBasedStateMachine):
         self.published = 0
         self.dropped_by_those_that_left = 0
         self.next_event = 0
+        self.keeps = False
+        self.last: dict[str, int] = {}
+
+    @initialize(keeps=st.booleans())
+    def keep_last_events(self, keeps: bool) -> None:
+        if keeps:
+            self.keeps = True
+            patience = tickbus.BackpressureConfig(max_block_duration=0.0)
+            self.bus = tickbus.EventBus(self.backend, CAPACITY, patience, keep_last="trades.>")
 
     def teardown(self) -> None:
         for _, model in self.open:
@@ -119,12 +183,16 @@ class BusMachine(RuleBasedStateMachine):
     @rule(data=st.data(), by_tasks=st.booleans())
     def join(self, data: st.DataObject, by_tasks: bool) -> None:
         policy = data.draw(st.sampled_from(POLICIES[self.backend]))
-        own = self.backend == "lock_free"
+        conflates = policy == "conflate"
+        own = self.backend == "lock_free" or conflates
         pattern = data.draw(st.sampled_from(PATTERNS)) if own else None
         capacity = data.draw(st.sampled_from((1, 2, CAPACITY))) if own else CAPACITY
+        key = data.draw(st.sampled_from((None, key_of))) if conflates else None
+        snapshot = self.keeps and data.draw(st.booleans())
         subscribe = self.bus.subscribe_async if by_tasks else self.bus.subscribe
-        subscription = subscribe(pattern, capacity, policy=policy)
-        self.open.append((subscription, Model(policy, pattern, capacity)))
+        subscription = subscribe(pattern, capacity, policy=policy, key=key, snapshot=snapshot)
+        model = Model(policy, pattern, capacity, key, list(self.last.values()) if snapshot else [])
+        self.open.append((subscription, model))
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
@@ -139,23 +207,26 @@ class BusMachine(RuleBasedStateMachine):
         with pytest.raises(tickbus.Closed):
             subscription.try_recv()
 
-    @rule(topic=st.sampled_from(TOPICS), in_batch=st.booleans())
-    def publish(self, topic: str | None, in_batch: bool) -> None:
-        event = self.next_event
+    @rule(topic=st.sampled_from(TOPICS), in_batch=st.booleans(), keyless=st.booleans())
+    def publish(self, topic: str | None, in_batch: bool, keyless: bool) -> None:
         self.next_event += 1
+        event = -self.next_event if keyless else self.next_event
         if self.bus.closed:
             with pytest.raises(tickbus.Closed):
                 self.bus.publish(event, topic)
             return
         matching = [(each, model) for each, model in self.open if model.wants(topic)]
         rejecting = [e.id for e, model in matching if model.policy == "reject" and model.is_full]
-        if rejecting:
+        if keyless and any(model.key is not None for _, model in matching):
+            with pytest.raises(NoKey):
+                self.bus.publish(event, topic)
+        elif rejecting:
             with pytest.raises(tickbus.Full) as caught:
                 self.bus.publish(event, topic)
             assert sorted(caught.value.subscriptions) == sorted(rejecting)
         else:
-            number = sum([model.offer(event) for _, model in matching])
-            self.published += 1
+            number = sum([model.offer(event, topic) for _, model in matching])
+            self._note_published(event, topic)
             if in_batch:
                 assert self.bus.publish_many([event], topic) == 1
             else:
@@ -167,7 +238,7 @@ class BusMachine(RuleBasedStateMachine):
     @rule(data=st.data(), limit=st.integers(1, 6))
     def receive_many(self, data: st.DataObject, limit: int) -> None:
         subscription, model = data.draw(st.sampled_from(self.open))
-        if not model.items:
+        if not model.has_something:
             return
         expected = model.take_many(limit)
         task: Any = subscription.recv_many(limit) if self._is_async(subscription) else None
@@ -226,7 +297,7 @@ class BusMachine(RuleBasedStateMachine):
         model, task = data.draw(st.sampled_from(waiting))
         self.loop.call_soon(task.cancel)
         model.waiters.remove(task)
-        self.publish(topic, in_batch=False)
+        self.publish(topic, in_batch=False, keyless=False)
         assert task.cancelled()
 
     @precondition(lambda self: not self.bus.closed)
@@ -251,12 +322,23 @@ class BusMachine(RuleBasedStateMachine):
         for subscription, model in self.open:
             row = rows[subscription.id]
             assert row.offered == row.delivered + sum(row.dropped.values()) + row.pending
-            if self.backend == "lock_free" or not any(isinstance(i, Hole) for i in model.items):
+            own = self.backend == "lock_free" or model.policy == "conflate"
+            if own or not any(isinstance(item, Hole) for item in model.items):
                 assert row.dropped == model.dropped
             assert row.pending == subscription.pending == model.pending
             assert (row.offered, row.delivered) == (model.offered, model.delivered)
             dropped += sum(row.dropped.values())
         assert metrics.total_dropped == dropped
+
+    @invariant()
+    def the_last_events_are_those_of_the_model(self) -> None:
+        if self.keeps:
+            assert self.bus.last("trades.BTCUSDT") == self.last.get("trades.BTCUSDT")
+
+    def _note_published(self, event: int, topic: str | None) -> None:
+        self.published += 1
+        if self.keeps and topic is not None and topic.startswith("trades."):
+            self.last[topic] = event
 
     @staticmethod
     def _is_async(subscription: Subscription) -> bool:
@@ -268,7 +350,7 @@ class BusMachine(RuleBasedStateMachine):
     def _serve_waiters(self) -> None:
         """Gives the model's items to its waiters, first come first served, and compares."""
         for _, model in self.open:
-            while model.waiters and model.items:
+            while model.waiters and model.has_something:
                 task, expected = model.waiters.popleft(), model.take()
                 assert task.done()
                 error = task.exception()
