@@ -74,6 +74,19 @@ def test_each_crossing_is_logged_once_and_re_arms_at_half(
     assert records.queue.empty()
 
 
+def test_a_subscription_that_conflates_is_warned_about_by_its_pending_keys(
+    make_bus: MakeBus, records: Records
+) -> None:
+    bus = make_bus(64, warn_threshold=THRESHOLD)
+    subscription = bus.subscribe(policy="conflate", key=lambda number: number // 10)
+    for number in range(10 * (THRESHOLD - 1)):
+        bus.publish(number)
+    assert subscription.pending == THRESHOLD - 1
+    bus.publish(10 * THRESHOLD)
+    assert f"subscription {subscription.id} of bus {bus.id} has {THRESHOLD} " in records.next()
+    assert records.queue.empty()
+
+
 def test_without_a_threshold_nothing_is_logged(make_bus: MakeBus, records: Records) -> None:
     silent = make_bus(64)
     first = silent.subscribe()
