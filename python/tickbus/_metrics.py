@@ -27,9 +27,9 @@ class SubscriptionMetrics:
         id: The subscription's id, unique within its bus.
         pattern: The pattern over topics, or `None` for everything.
         policy: `block`, `reject`, `drop_newest`, `drop_oldest` or `conflate`.
-        capacity: Most events that it can hold.
+        capacity: Most events that it can hold; a snapshot takes no room.
         pending: Events that wait to be received.
-        offered: Wanted events published between join and leave.
+        offered: Wanted events published between join and leave, and those of its snapshot.
         delivered: Events that were received.
         dropped: Events that were not received, by reason: `overwritten`, `refused`,
             `block_expired`, `conflated`, `closed`.

@@ -397,12 +397,18 @@ impl<T: Clone, R: Exclusion> Slot<T, R> {
         let Carrier::Other(Other::Conflating(conflating)) = &self.carrier else {
             unreachable!("a subscription that conflates has a map")
         };
-        let own_key = publication.keys.iter().find(|(id, _)| *id == self.inbox.id);
+        let own_key = match &conflating.key {
+            None => None,
+            Some(_) => match publication.keys.iter().find(|(id, _)| *id == self.inbox.id) {
+                Some((_, key)) => Some(key),
+                None => unreachable!("keys are found before anything is pushed"),
+            },
+        };
         let (before, displaced, after) = {
             let mut map = conflating.map.lock();
             let before = map.len();
             let displaced = match own_key {
-                Some((_, key)) => map.put(key, event),
+                Some(key) => map.put(key, event),
                 None => map.put(&u64::from(publication.topic).into(), event),
             };
             (before, displaced, map.len())

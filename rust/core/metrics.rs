@@ -6,7 +6,7 @@ use crate::sync::Counter;
 /// Why a subscription did not get an event that it wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Dropped {
-    /// Overwritten by newer events before they were read.
+    /// Overwritten by newer events, or by other keys, before they were read.
     pub overwritten: u64,
     /// Refused because there was no room (`drop_newest`).
     pub refused: u64,
@@ -40,7 +40,7 @@ pub struct SubscriptionMetrics {
     pub capacity: usize,
     /// Events waiting to be read.
     pub pending: u64,
-    /// Wanted events published since it joined.
+    /// Wanted events published since it joined, and those of its snapshot.
     pub offered: u64,
     /// Events read.
     pub delivered: u64,

@@ -53,6 +53,10 @@ def receiving(bus: EventBus[Trade]) -> None:
     assert_type(
         tickbus.select([subscription], Shutdown(), timeout=1.0), EventSubscription[Trade] | None
     )
+    newest = bus.subscribe(policy="conflate", key=lambda trade: id(trade), snapshot=True)
+    assert_type(newest, EventSubscription[Trade])
+    assert_type(bus.last("trades.BTCUSDT"), Trade | None)
+    bus.subscribe(policy="conflate", key=list[Trade])  # type: ignore[arg-type]
     bus.subscribe(policy="sometimes")  # type: ignore[arg-type]
     bus.subscribe(on_lag="never")  # type: ignore[arg-type]
 
@@ -83,7 +87,7 @@ async def awaiting(bus: EventBus[Trade]) -> None:
 def making() -> None:
     assert_type(LockFreeEventBus[Trade](1_024), LockFreeEventBus[Trade])
     assert_type(EventBus[Trade]("lock_free", 1_024, BackpressureConfig()), EventBus[Trade])
-    with LockFreeEventBus[Trade](max_topics=16) as bus:
+    with LockFreeEventBus[Trade](max_topics=16, keep_last="trades.>") as bus:
         assert_type(bus, LockFreeEventBus[Trade])
     wider: EventBus[Trade] = tickbus.BroadcastEventBus()
     publishing(wider)
