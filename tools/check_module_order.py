@@ -21,6 +21,7 @@ ORDER = (
     ("event",),
     ("topic",),
     ("policy",),
+    ("histogram",),
     ("wait",),
     ("conflation", "last"),
     ("backend",),

@@ -21,7 +21,12 @@ from tickbus._core import (
     __version__,
     select,
 )
-from tickbus._metrics import EventBusMetrics, SubscriptionMetrics
+from tickbus._metrics import (
+    EventBusMetrics,
+    Explanation,
+    LatencyHistogram,
+    SubscriptionMetrics,
+)
 from tickbus.bus import BroadcastEventBus, EventBus, LockFreeEventBus
 from tickbus.config import BackpressureConfig
 from tickbus.errors import (
@@ -48,9 +53,11 @@ __all__ = [
     "EventBus",
     "EventBusMetrics",
     "EventSubscription",
+    "Explanation",
     "ForkedError",
     "Full",
     "Lagged",
+    "LatencyHistogram",
     "LockFreeEventBus",
     "ParseError",
     "PublishTimeout",

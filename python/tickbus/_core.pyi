@@ -21,7 +21,13 @@ _T = TypeVar("_T")
 _Policy: TypeAlias = Literal["block", "reject", "drop_newest", "drop_oldest", "conflate"]
 _OnLag: TypeAlias = Literal["raise", "count"]
 _Drops: TypeAlias = tuple[int, int, int, int, int]
-_Row: TypeAlias = tuple[int, str | None, str, int, int, int, int, _Drops, bool]
+_Row: TypeAlias = tuple[
+    tuple[int, str | None, str | None, str, int],
+    tuple[int, int, int, int],
+    _Drops,
+    bool,
+    tuple[float | None, int, float | None, bool, bool],
+]
 
 class _Backpressure(Protocol):
     @property
@@ -58,6 +64,7 @@ class EventBus(Generic[_T]):
         backend: str,
         max_topics: int = 65_536,
         keep_last: str | None = None,
+        latency_sampling: int | None,
     ) -> Self: ...
     @property
     def backend(self) -> str: ...
@@ -86,6 +93,7 @@ class EventBus(Generic[_T]):
         on_lag: _OnLag = "raise",
         key: Callable[[_T], Hashable] | None = None,
         snapshot: bool = False,
+        name: str | None = None,
     ) -> EventSubscription[_T]: ...
     def subscribe_async(
         self,
@@ -96,9 +104,13 @@ class EventBus(Generic[_T]):
         on_lag: _OnLag = "raise",
         key: Callable[[_T], Hashable] | None = None,
         snapshot: bool = False,
+        name: str | None = None,
     ) -> AsyncEventSubscription[_T]: ...
     def close(self) -> None: ...
-    def _metrics(self) -> tuple[int, int, list[_Row]]: ...
+    def _metrics(
+        self,
+    ) -> tuple[int, int, float, list[tuple[int, int]], int, list[_Row]]: ...
+    def _explain(self) -> tuple[int, bool, list[int], list[_Row], str]: ...
     def __enter__(self) -> Self: ...
     def __exit__(
         self,
@@ -120,6 +132,8 @@ class EventBus(Generic[_T]):
 class EventSubscription(Generic[_T]):
     @property
     def id(self) -> int: ...
+    @property
+    def name(self) -> str | None: ...
     @property
     def pattern(self) -> str | None: ...
     @property
@@ -154,6 +168,8 @@ class EventSubscription(Generic[_T]):
 class AsyncEventSubscription(Generic[_T]):
     @property
     def id(self) -> int: ...
+    @property
+    def name(self) -> str | None: ...
     @property
     def pattern(self) -> str | None: ...
     @property

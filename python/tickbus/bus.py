@@ -22,6 +22,7 @@ T = TypeVar("T")
 _DEFAULT_BACKEND = "lock_free"
 _DEFAULT_CAPACITY = 10_000
 _DEFAULT_MAX_TOPICS = 65_536
+_DEFAULT_LATENCY_SAMPLING = 128
 _DRAIN_POLL_SECONDS = 0.005
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class EventBus(_Core[T], Generic[T]):
         max_topics: Most topics that may ever be named, at least 1.
         keep_last: A pattern over topics, ">" for all; of each that matches, the last event is
             kept for `last()` and for `subscribe(snapshot=True)`. `None` keeps nothing.
+        latency_sampling: Publications for each one whose latency is measured, in the mean, at
+            least 1; they are drawn at random. `None` measures none.
 
     Raises:
         ConfigError: The backend is unknown or not built in, a number is out of range, or
@@ -70,6 +73,7 @@ class EventBus(_Core[T], Generic[T]):
         *,
         max_topics: int = _DEFAULT_MAX_TOPICS,
         keep_last: str | None = None,
+        latency_sampling: int | None = _DEFAULT_LATENCY_SAMPLING,
     ) -> Self:
         name = _backend_name(backend)
         chosen = cast("type[Self]", _SUBCLASSES[name]) if cls is EventBus else cls
@@ -80,6 +84,7 @@ class EventBus(_Core[T], Generic[T]):
             backend=name,
             max_topics=max_topics,
             keep_last=keep_last,
+            latency_sampling=latency_sampling,
         )
         if backpressure is not None and backpressure.warn_threshold is not None:
             _warnings.start()
@@ -88,6 +93,13 @@ class EventBus(_Core[T], Generic[T]):
     def metrics(self) -> _metrics.EventBusMetrics:
         """Returns the counters of this moment, with a row for each open subscription."""
         return _metrics.snapshot(*self._metrics())
+
+    def explain(self) -> _metrics.Explanation:
+        """Returns who stops publishers now, how far each subscription is behind, and since when.
+
+        It costs what `metrics()` costs and stops nobody. Print it.
+        """
+        return _metrics.explanation(*self._explain())
 
     async def aclose(self, drain: float | None = None) -> int:
         """Ends publishing and gives the readers time to read what is pending.
@@ -133,6 +145,8 @@ class LockFreeEventBus(EventBus[T]):
         max_topics: Most topics that may ever be named, at least 1.
         keep_last: A pattern over topics, ">" for all; of each that matches, the last event is
             kept for `last()` and for `subscribe(snapshot=True)`. `None` keeps nothing.
+        latency_sampling: Publications for each one whose latency is measured, in the mean, at
+            least 1; they are drawn at random. `None` measures none.
 
     Raises:
         ConfigError: A number is out of range, or `keep_last` is no pattern.
@@ -147,9 +161,16 @@ class LockFreeEventBus(EventBus[T]):
         *,
         max_topics: int = _DEFAULT_MAX_TOPICS,
         keep_last: str | None = None,
+        latency_sampling: int | None = _DEFAULT_LATENCY_SAMPLING,
     ) -> Self:
         return super().__new__(
-            cls, "lock_free", capacity, backpressure, max_topics=max_topics, keep_last=keep_last
+            cls,
+            "lock_free",
+            capacity,
+            backpressure,
+            max_topics=max_topics,
+            keep_last=keep_last,
+            latency_sampling=latency_sampling,
         )
 
 
@@ -164,6 +185,8 @@ class BroadcastEventBus(EventBus[T]):
         max_topics: Most topics that may ever be named, at least 1.
         keep_last: A pattern over topics, ">" for all; of each that matches, the last event is
             kept for `last()` and for `subscribe(snapshot=True)`. `None` keeps nothing.
+        latency_sampling: Publications for each one whose latency is measured, in the mean, at
+            least 1; they are drawn at random. `None` measures none.
 
     Raises:
         ConfigError: A number is out of range, `keep_last` is no pattern, or the backend is not
@@ -179,9 +202,16 @@ class BroadcastEventBus(EventBus[T]):
         *,
         max_topics: int = _DEFAULT_MAX_TOPICS,
         keep_last: str | None = None,
+        latency_sampling: int | None = _DEFAULT_LATENCY_SAMPLING,
     ) -> Self:
         return super().__new__(
-            cls, "broadcast", capacity, backpressure, max_topics=max_topics, keep_last=keep_last
+            cls,
+            "broadcast",
+            capacity,
+            backpressure,
+            max_topics=max_topics,
+            keep_last=keep_last,
+            latency_sampling=latency_sampling,
         )
 
 

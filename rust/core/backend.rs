@@ -136,6 +136,8 @@ pub(crate) struct Reader<T, R: Exclusion> {
     untold: Option<Lagged>,
     /// By topic id, whether the pattern wants it, as far as known (`broadcast`).
     wanted: Vec<Option<bool>>,
+    /// What was pending has been discarded; what the shared channel carries since is none of its.
+    has_left: bool,
 }
 
 /// Numbers that reading changes besides what it returns.
@@ -157,6 +159,7 @@ impl<T: Clone, R: Exclusion> Reader<T, R> {
             fetched: None,
             untold: None,
             wanted: Vec::new(),
+            has_left: false,
         }
     }
 
@@ -164,8 +167,33 @@ impl<T: Clone, R: Exclusion> Reader<T, R> {
     /// overwritten without being counted yet, because the reader has not come to them. `capacity`
     /// is that of the subscription.
     pub(crate) fn backlog(&self, capacity: usize) -> (usize, usize) {
+        if self.has_left {
+            return (0, 0);
+        }
         let (kept, uncounted) = self.source.backlog(capacity);
         (kept + usize::from(self.fetched.is_some()), uncounted)
+    }
+
+    /// Ends reading, after what was pending was taken.
+    pub(crate) fn leave(&mut self) {
+        self.has_left = true;
+    }
+
+    pub(crate) fn has_left(&self) -> bool {
+        self.has_left
+    }
+
+    /// Returns an index, among the events offered (on the shared channel: the entries), not above
+    /// that of any pending one. `gone` of them were read, stepped over or overwritten.
+    pub(crate) fn oldest(&self, gone: u64) -> u64 {
+        match &self.source {
+            // What was refused is not gone, but lies behind.
+            Source::Channel(_) => gone.max(self.expected),
+            #[cfg(feature = "broadcast")]
+            Source::Broadcast(_) => gone,
+            Source::Conflation(map) => map.lock().since().unwrap_or(gone),
+            Source::Snapshot(_) => 0,
+        }
     }
 
     /// Takes the next event if it is queued and nothing is missing before it; `None` decides

@@ -18,8 +18,9 @@ use crate::backend::Addressed;
 use crate::backend::{Channel, Numbered, Reader, Source, TopicNames};
 use crate::conflation::{Conflation, Displaced, Key, KeyFn};
 use crate::error::{ConfigError, KeyError, PublishError, PublishManyError};
+use crate::histogram::{Entry, Latencies};
 use crate::last::LastEvents;
-use crate::metrics::{EventBusMetrics, Warning};
+use crate::metrics::{EventBusMetrics, Explanation, SubscriptionMetrics, Warning};
 use crate::policy::{BackpressureConfig, OnLag, Policy, rounded_capacity};
 use crate::subscription::{AsyncEventSubscription, EventSubscription, Inbox};
 use crate::sync::{
@@ -116,6 +117,9 @@ pub struct BusConfig {
     /// The topics of which the last event is kept for [`EventBus::last`] and for snapshots; `None`
     /// keeps nothing.
     pub keep_last: Option<Pattern>,
+    /// Publications for each one whose latency is measured, in the mean: they are drawn at random.
+    /// `None` measures none.
+    pub latency_sampling: Option<u32>,
 }
 
 impl Default for BusConfig {
@@ -125,6 +129,7 @@ impl Default for BusConfig {
             backpressure: BackpressureConfig::default(),
             max_topics: 65_536,
             keep_last: None,
+            latency_sampling: Some(128),
         }
     }
 }
@@ -132,6 +137,8 @@ impl Default for BusConfig {
 /// What a subscription asks for.
 #[derive(Debug, Clone)]
 pub struct SubscribeOptions<T> {
+    /// What metrics and explanations call it, unique among the subscriptions of the bus.
+    pub name: Option<String>,
     /// The topics it wants; `None` wants everything, also events without a topic.
     pub pattern: Option<Pattern>,
     /// The most events it can hold, rounded up to a power of two; `None` is the bus's capacity.
@@ -158,6 +165,7 @@ impl<T> Default for SubscribeOptions<T> {
             on_lag: OnLag::default(),
             key: None,
             snapshot: false,
+            name: None,
         }
     }
 }
@@ -239,7 +247,8 @@ pub struct Shared<T: Clone, R: Exclusion> {
     may_skip_decisions: bool,
     token: Mutex<R, PublishState<T, R>>,
     /// The subscriptions, for readers of metrics, who never take the token.
-    roster: ArcSwap<Vec<Arc<Inbox<T, R>>>>,
+    roster: ArcSwap<Roster<T, R>>,
+    latencies: Latencies,
     /// By topic id, for readers of the shared channel, who never take the token.
     topic_names: RwLock<Vec<Arc<str>>>,
     /// Sleeping readers over all subscriptions: with none, publishing looks at no gate.
@@ -248,10 +257,20 @@ pub struct Shared<T: Clone, R: Exclusion> {
     published: Counter,
     /// Entries ever sent through the shared channel (`broadcast`).
     pub(crate) sent: Counter,
-    /// Dropped at subscriptions that have left.
-    left_dropped: Counter,
     next_subscription: AtomicU64,
     on_warning: OnceLock<WarningSink>,
+}
+
+/// Who is here and what those who left have lost: one, so that sums over both never step back.
+struct Roster<T: Clone, R: Exclusion> {
+    inboxes: Vec<Arc<Inbox<T, R>>>,
+    left_dropped: u64,
+}
+
+impl<T: Clone, R: Exclusion> Default for Roster<T, R> {
+    fn default() -> Self {
+        Self { inboxes: Vec::new(), left_dropped: 0 }
+    }
 }
 
 /// What only the holder of the publish token touches.
@@ -276,8 +295,8 @@ struct Slot<T: Clone, R: Exclusion> {
     /// Events surely accepted before the queue must be asked again; 0 where there is none.
     room: usize,
     offered: u64,
-    /// The number of events its reader had read when a publisher's patience with it ended.
-    spent_at: Option<u64>,
+    /// Until more events than these were offered, the pending ones cannot be more than ever before.
+    peak_holds_until: u64,
     /// The threshold was reported and has not been armed again.
     warned: bool,
     /// Publishers in line for room, by ticket.
@@ -328,6 +347,9 @@ impl<T: Clone, R: Exclusion> Slot<T, R> {
         // An event that a reader moves on hold is in neither place for a moment, and a push then
         // leaves one event too many until the next read.
         self.room = self.inbox.capacity.saturating_sub(self.carrier.own().len());
+        if matches!(self.policy, Policy::Block | Policy::Reject) {
+            self.inbox.standing.find(self.room > 0);
+        }
     }
 
     #[inline]
@@ -346,7 +368,7 @@ impl<T: Clone, R: Exclusion> Slot<T, R> {
     /// Returns whether a publisher may still wait for the reader: patience spent on it is not
     /// spent again until it reads.
     fn deserves_patience(&self) -> bool {
-        self.spent_at != Some(self.inbox.delivered.value())
+        !self.inbox.standing.is_spent(self.inbox.delivered.value())
     }
 
     #[inline(always)] // the whole of what a ready publish does for each subscription
@@ -382,7 +404,7 @@ impl<T: Clone, R: Exclusion> Slot<T, R> {
         }
         self.inbox.dropped.block_expired.add_exclusive(1);
         if waited {
-            self.spent_at = Some(self.inbox.delivered.value());
+            self.inbox.standing.spend(self.inbox.delivered.value());
         }
     }
 
@@ -408,8 +430,8 @@ impl<T: Clone, R: Exclusion> Slot<T, R> {
             let mut map = conflating.map.lock();
             let before = map.len();
             let displaced = match own_key {
-                Some(key) => map.put(key, event),
-                None => map.put(&u64::from(publication.topic).into(), event),
+                Some(key) => map.put(key, event, self.offered),
+                None => map.put(&u64::from(publication.topic).into(), event, self.offered),
             };
             (before, displaced, map.len())
         };
@@ -446,6 +468,23 @@ impl<T: Clone, R: Exclusion> Slot<T, R> {
     fn offer(&mut self) {
         self.offered += 1;
         self.inbox.offered.publish(self.offered);
+        if self.offered > self.peak_holds_until {
+            self.look_for_a_peak();
+        }
+    }
+
+    /// Compares what is pending now with the peak. Each event adds at most one, so it need not be
+    /// done again before the difference was offered.
+    fn look_for_a_peak(&mut self) {
+        let Inbox { dropped, delivered, capacity, standing, .. } = &*self.inbox;
+        let gone = dropped.read().total() + delivered.value();
+        let capacity = *capacity as u64;
+        let pending = self.offered.saturating_sub(gone).min(capacity);
+        let peak = standing.raise_peak(pending);
+        self.peak_holds_until = match peak == capacity {
+            true => u64::MAX,
+            false => self.offered + peak - pending,
+        };
     }
 
     /// Tells as many of those in line as there is room for.
@@ -832,6 +871,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         let notify = publication.notify.get_or_insert_default().clone();
         let place = slot.line.partition_point(|other| other.ticket < publication.ticket);
         slot.line.insert(place, InLine { ticket: publication.ticket, notify, told: false });
+        slot.inbox.standing.line_up(slot.line.len());
         publication.stand = Some((index, slot.inbox.id));
         slot.inbox.blocked.arm::<R>();
         if slot.has_room(publication.ticket) {
@@ -851,6 +891,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
             {
                 slot.inbox.blocked.disarm::<R>();
             }
+            slot.inbox.standing.line_up(slot.line.len());
             slot.serve_line();
         }
     }
@@ -873,6 +914,7 @@ fn send<T: Clone, R: Exclusion>(
 
 /// An event on its way.
 struct Pending<T> {
+    entry: Entry,
     event: Option<T>,
     topic: u32,
     rejects_wait: bool,
@@ -928,6 +970,13 @@ where
     R: Exclusion,
     S: Deref<Target = Shared<T, R>>,
 {
+    /// Counts what was done before it was begun as part of its latency.
+    #[must_use]
+    pub fn since(mut self, entry: Entry) -> Self {
+        self.pending.entry = entry;
+        self
+    }
+
     /// Tries to publish. Returns how many subscriptions took the event, or `None` if it has to
     /// wait, which happens only with [`Patience::Left`].
     ///
@@ -950,7 +999,10 @@ where
         };
         aftermath.run(shared);
         match verdict {
-            Verdict::Done(taken) => Ok(Some(taken)),
+            Verdict::Done(taken) => {
+                shared.latencies.leave(self.pending.entry);
+                Ok(Some(taken))
+            }
             Verdict::InLine => Ok(None),
             Verdict::Unkeyed(_) => unreachable!("the keys were found above"),
             Verdict::Closed => Err(self.give_back(|event, _| PublishError::Closed(event), vec![])),
@@ -1085,7 +1137,7 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         if self.closed.set() {
             store_load_fence::<R>();
             lines.iter().for_each(|notify| notify.notify_one());
-            for inbox in self.roster.load().iter() {
+            for inbox in &self.roster.load().inboxes {
                 inbox.gate.wake_all();
             }
         }
@@ -1120,9 +1172,14 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             None => self.capacity,
         };
         let id = self.next_subscription.fetch_add(1, Ordering::Relaxed);
+        let joined = Instant::now();
         let mut state = self.token.lock();
         if state.closed {
             return Err(SubscribeError::Closed);
+        }
+        let roster = self.roster.load_full();
+        if let Some(name) = &options.name {
+            check_name(name, roster.inboxes.iter().map(|other| &other.name))?;
         }
         let (capacity, carrier, source) = match self.backend {
             _ if policy == Policy::Conflate => {
@@ -1169,6 +1226,8 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         let offered = snapshot.len() as u64;
         let inbox = Arc::new(Inbox::new(
             id,
+            options.name,
+            joined,
             index,
             policy,
             options.on_lag,
@@ -1186,13 +1245,13 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             carrier,
             room: if conflates { 0 } else { capacity },
             offered,
-            spent_at: None,
+            peak_holds_until: 0,
             warned: false,
             line: Vec::new(),
         });
-        let mut roster = Vec::clone(&self.roster.load());
-        roster.push(inbox.clone());
-        self.roster.store(Arc::new(roster));
+        let mut inboxes = roster.inboxes.clone();
+        inboxes.push(inbox.clone());
+        self.roster.store(Arc::new(Roster { inboxes, left_dropped: roster.left_dropped }));
         Ok(inbox)
     }
 
@@ -1205,18 +1264,44 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             }
             state.topics.leave(inbox.slot);
             state.conflating -= usize::from(inbox.policy == Policy::Conflate);
-            let mut roster = Vec::clone(&self.roster.load());
-            roster.retain(|other| other.id != inbox.id);
-            self.roster.store(Arc::new(roster));
             inbox.left_at.publish(self.sent.value());
-            (state.slots[inbox.slot as usize].take(), inbox.discard(self))
+            let discarded = inbox.discard(self);
+            let Roster { inboxes, left_dropped } = &**self.roster.load();
+            let mut inboxes = inboxes.clone();
+            inboxes.retain(|other| other.id != inbox.id);
+            let left_dropped = left_dropped + inbox.dropped.read().total();
+            self.roster.store(Arc::new(Roster { inboxes, left_dropped }));
+            (state.slots[inbox.slot as usize].take(), discarded)
         };
         store_load_fence::<R>();
         if let (Some(slot), _discarded) = left {
             slot.line.iter().for_each(|other| other.notify.notify_one());
         }
-        self.left_dropped.add(inbox.dropped.read().total());
         inbox.gate.wake_all();
+    }
+
+    fn rows(&self, roster: &Roster<T, R>) -> Vec<SubscriptionMetrics> {
+        let now = Instant::now();
+        roster.inboxes.iter().map(|inbox| inbox.metrics(self, now)).collect()
+    }
+}
+
+/// Returns why a subscription cannot have the name. Where metrics name subscriptions, those without
+/// a name are numbers.
+fn check_name<'a>(
+    name: &str,
+    mut others: impl Iterator<Item = &'a Option<String>>,
+) -> Result<(), ConfigError> {
+    if name.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(ConfigError::new(format!(
+            "name was {name:?}; it must have something else than digits, or be None"
+        )));
+    }
+    match others.any(|other| other.as_deref() == Some(name)) {
+        true => Err(ConfigError::new(format!(
+            "name was {name:?}, which another subscription of the bus has; choose another one"
+        ))),
+        false => Ok(()),
     }
 }
 
@@ -1252,6 +1337,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
                 "warn_threshold was 0; it must be at least 1 pending event, or None",
             ));
         }
+        let latencies = Latencies::new(config.latency_sampling)?;
         let shared = Shared {
             id: next_bus_id(),
             backend,
@@ -1270,12 +1356,12 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
                     .then(|| broadcast::Sender::new(capacity)),
             }),
             roster: ArcSwap::default(),
+            latencies,
             topic_names: RwLock::new(vec!["".into()]),
             sleepers: Sleepers::default(),
             closed: Flag::default(),
             published: Counter::default(),
             sent: Counter::default(),
-            left_dropped: Counter::default(),
             next_subscription: AtomicU64::new(0),
             on_warning: OnceLock::new(),
             config,
@@ -1354,15 +1440,22 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         last.last(known, topic)
     }
 
+    /// Begins to publish an event: the time from here on is its latency if it is one of those that
+    /// are measured.
+    #[inline]
+    pub fn enter(&self) -> Entry {
+        self.shared().latencies.enter()
+    }
+
     /// Publishes an event where nothing has to be decided: every subscription that wants it has
     /// room and nobody waits for any. Gives the event back otherwise, for a
-    /// [`Bus::publication`].
+    /// [`Bus::publication`] [since](Publication::since) the same entry.
     ///
     /// # Panics
     ///
     /// If the topic belongs to another bus.
     #[inline]
-    pub fn publish_ready(&self, event: T, topic: Option<&Topic>) -> Result<usize, T> {
+    pub fn publish_ready(&self, event: T, topic: Option<&Topic>, entry: Entry) -> Result<usize, T> {
         let shared = &**self.shared();
         if !shared.may_skip_decisions {
             return Err(event);
@@ -1375,7 +1468,10 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
             let wake = state.sleepers_on(topic);
             drop(state);
             wake.into_iter().for_each(|inbox| inbox.gate.wake_one());
+        } else {
+            drop(state);
         }
+        shared.latencies.leave(entry);
         Ok(taken)
     }
 
@@ -1401,9 +1497,11 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         event: T,
         topic: Option<&Topic>,
     ) -> Result<usize, PublishError<T>> {
-        self.publish_ready(event, topic).or_else(|event| {
+        let entry = self.enter();
+        self.publish_ready(event, topic, entry).or_else(|event| {
             let patience = self.backpressure().max_block_duration;
-            self.publication(event, topic, false).run(|| Instant::now().checked_add(patience))
+            let mut publication = self.publication(event, topic, false).since(entry);
+            publication.run(|| Instant::now().checked_add(patience))
         })
     }
 
@@ -1435,6 +1533,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
 
     fn pending(&self, event: T, topic: Option<&Topic>, rejects_wait: bool) -> Pending<T> {
         Pending {
+            entry: self.enter(),
             event: Some(event),
             topic: self.topic_id(topic),
             rejects_wait,
@@ -1473,16 +1572,24 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
     pub fn metrics(&self) -> EventBusMetrics {
         let shared = self.shared();
         let roster = shared.roster.load_full();
-        let subscriptions: Vec<_> = roster.iter().map(|inbox| inbox.metrics(shared)).collect();
+        let subscriptions = shared.rows(&roster);
         let pending: u64 = subscriptions.iter().map(|row| row.pending).sum();
         EventBusMetrics {
             total_published: shared.published.value(),
-            total_dropped: shared.left_dropped.value()
+            total_dropped: roster.left_dropped
                 + subscriptions.iter().map(|row| row.dropped.total()).sum::<u64>(),
             subscriber_count: subscriptions.len(),
             avg_queue_depth: pending as f64 / subscriptions.len().max(1) as f64,
+            publish_latency: shared.latencies.read(),
             subscriptions,
         }
+    }
+
+    /// Returns who stops publishers now, how far each subscription is behind, and since when. It
+    /// reads what [`Bus::metrics`] reads and stops nobody either.
+    pub fn explain(&self) -> Explanation {
+        let shared = self.shared();
+        Explanation::new(shared.id, self.is_closed(), shared.rows(&shared.roster.load_full()))
     }
 }
 
@@ -1546,10 +1653,11 @@ pub trait EventBus<T: Clone> {
         let mut deadline = None;
         let mut accepted = 0;
         for event in events {
+            let entry = self.bus().enter();
             self.bus()
-                .publish_ready(event, None)
+                .publish_ready(event, None, entry)
                 .or_else(|event| {
-                    self.bus().publication(event, None, false).run(|| {
+                    self.bus().publication(event, None, false).since(entry).run(|| {
                         *deadline.get_or_insert_with(|| Instant::now().checked_add(patience))
                     })
                 })
@@ -1641,6 +1749,11 @@ pub trait EventBus<T: Clone> {
     /// Returns the bus's numbers.
     fn metrics(&self) -> EventBusMetrics {
         self.bus().metrics()
+    }
+
+    /// Returns who stops publishers now, how far each subscription is behind, and since when.
+    fn explain(&self) -> Explanation {
+        self.bus().explain()
     }
 
     /// Closes the bus: publishing ends at once, readers first read what is pending.

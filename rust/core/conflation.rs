@@ -146,6 +146,8 @@ pub(crate) struct Conflation<T> {
 struct Entry<T> {
     key: Key,
     event: Option<T>,
+    /// The index, among the events offered, of that with which the key became pending.
+    since: u64,
     /// Its place among the idle slots, if it is one.
     place: u32,
 }
@@ -178,14 +180,21 @@ impl<T> Conflation<T> {
         self.order.len()
     }
 
-    /// Makes an event its key's newest.
-    pub(crate) fn put(&mut self, key: &Key, event: T) -> Displaced<T> {
+    /// Returns an index not above that of any pending event: keys are in the order in which they
+    /// became pending.
+    pub(crate) fn since(&self) -> Option<u64> {
+        self.order.front().map(|&slot| self.entries[slot as usize].since)
+    }
+
+    /// Makes an event, which is the `index`-th offered, its key's newest.
+    pub(crate) fn put(&mut self, key: &Key, event: T, index: u64) -> Displaced<T> {
         if let Some(slot) = self.find(key.number) {
             let entry = &mut self.entries[slot as usize];
             let place = entry.place;
             if let Some(older) = entry.event.replace(event) {
                 return Displaced::Replaced(older);
             }
+            entry.since = index;
             self.idle.swap_remove(place as usize);
             if let Some(&moved) = self.idle.get(place as usize) {
                 self.entries[moved as usize].place = place;
@@ -193,7 +202,7 @@ impl<T> Conflation<T> {
             self.order.push_back(slot);
             return Displaced::Nothing;
         }
-        let entry = Entry { key: key.clone(), event: Some(event), place: 0 };
+        let entry = Entry { key: key.clone(), event: Some(event), since: index, place: 0 };
         let (slot, displaced) = match self.entries.len() < self.index.len() / 2 {
             true => {
                 self.entries.push(entry);
@@ -332,7 +341,7 @@ mod tests {
                 if number % 3 == 0 {
                     assert_eq!(map.pop(), plain.pending.pop_front().map(|(_, event)| event));
                 } else {
-                    map.put(&Key::from(key), event);
+                    map.put(&Key::from(key), event, event);
                     plain.put(capacity, key, event);
                 }
                 assert_eq!((map.len(), map.missed), (plain.pending.len(), plain.missed));
@@ -346,7 +355,7 @@ mod tests {
     #[test]
     fn a_key_that_was_read_keeps_its_slot_until_another_needs_it() {
         let mut map = Conflation::new(2);
-        let put = |map: &mut Conflation<u64>, key: u64| map.put(&Key::from(key), key);
+        let put = |map: &mut Conflation<u64>, key: u64| map.put(&Key::from(key), key, key);
         assert!(matches!(put(&mut map, 1), Displaced::Nothing));
         assert!(matches!(put(&mut map, 2), Displaced::Nothing));
         assert_eq!(map.pop(), Some(1));

@@ -8,6 +8,7 @@ mod backend;
 mod bus;
 mod conflation;
 mod error;
+mod histogram;
 mod last;
 mod metrics;
 mod policy;
@@ -36,7 +37,8 @@ pub use error::{
     ConfigError, KeyError, Lagged, PublishError, PublishManyError, RecvError, RecvTimeoutError,
     TryRecvError,
 };
-pub use metrics::{Dropped, EventBusMetrics, SubscriptionMetrics, Warning};
+pub use histogram::{Entry, LatencyBucket, LatencyHistogram};
+pub use metrics::{Dropped, EventBusMetrics, Explanation, SubscriptionMetrics, Warning};
 pub use policy::{BackpressureConfig, MAX_CAPACITY, OnLag, Policy};
 pub use queue::{CrossbeamQueue, EventQueue};
 pub use select::{Selected, Selector, Shutdown, select};

@@ -7,7 +7,7 @@
 use crate::backend::{Found, Reader, Walked};
 use crate::bus::Shared;
 use crate::error::{Lagged, RecvError, RecvTimeoutError, TryRecvError};
-use crate::metrics::{DropCounters, SubscriptionMetrics};
+use crate::metrics::{Ages, DropCounters, Standing, SubscriptionMetrics};
 use crate::policy::{OnLag, Policy};
 use crate::sync::{Counter, Exclusion, Flag, Mutex, ThreadExclusion};
 use crate::topic::Pattern;
@@ -23,6 +23,7 @@ use tokio::sync::futures::{Notified, OwnedNotified};
 /// What publishers and readers of one subscription share.
 pub(crate) struct Inbox<T: Clone, R: Exclusion> {
     pub(crate) id: u64,
+    pub(crate) name: Option<String>,
     pub(crate) slot: u32,
     pub(crate) policy: Policy,
     pub(crate) capacity: usize,
@@ -33,6 +34,8 @@ pub(crate) struct Inbox<T: Clone, R: Exclusion> {
     pub(crate) offered: Counter,
     pub(crate) delivered: Counter,
     pub(crate) dropped: DropCounters,
+    pub(crate) standing: Standing,
+    ages: Mutex<R, Ages>,
     /// Entries of the shared channel stepped over (`broadcast`).
     unwanted: Counter,
     /// Entries of the shared channel before it joined and when it left (`broadcast`).
@@ -56,6 +59,8 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
     #[expect(clippy::too_many_arguments, reason = "one caller, one field each")]
     pub(crate) fn new(
         id: u64,
+        name: Option<String>,
+        joined: Instant,
         slot: u32,
         policy: Policy,
         on_lag: OnLag,
@@ -69,6 +74,7 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
         offered.publish(snapshot);
         Self {
             id,
+            name,
             slot,
             policy,
             capacity,
@@ -77,6 +83,8 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
             offered,
             delivered: Counter::default(),
             dropped: DropCounters::default(),
+            standing: Standing::new(joined),
+            ages: Mutex::new(Ages::new(joined)),
             unwanted: Counter::default(),
             joined_at,
             left_at: Counter::default(),
@@ -138,6 +146,7 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
             let quiet = self.on_lag == OnLag::Count;
             let offered = self.offered.observe();
             let pattern = self.pattern.as_ref();
+            self.look_for_a_peak(shared);
             let found = reader.take(offered, quiet, in_batch, &mut walked, shared, pattern);
             self.count(&walked);
             if matches!(found, Found::Event(_)) {
@@ -214,6 +223,7 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
     pub(crate) fn discard(&self, shared: &Shared<T, R>) -> Vec<T> {
         let mut discarded = Vec::new();
         let mut reader = self.reader.lock();
+        self.look_for_a_peak(shared);
         let mut walked = Walked::default();
         let pattern = self.pattern.as_ref();
         let offered = self.offered.observe();
@@ -224,17 +234,14 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
         }
         self.count(&walked);
         self.dropped.closed.add_exclusive(discarded.len() as u64);
+        reader.leave();
         discarded
     }
 
     /// Returns the events that wait to be read and those that were overwritten without being
     /// counted yet.
     fn backlog(&self) -> (usize, usize) {
-        let reader = self.reader.lock();
-        match self.closed.is_set() {
-            true => (0, 0),
-            false => reader.backlog(self.capacity),
-        }
+        self.reader.lock().backlog(self.capacity)
     }
 
     fn entries_passed(&self) -> u64 {
@@ -254,32 +261,67 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
         shared.is_shared_channel() && self.policy != Policy::Conflate
     }
 
-    pub(crate) fn metrics(&self, shared: &Shared<T, R>) -> SubscriptionMetrics {
-        let (pending, uncounted) = self.backlog();
+    /// On the shared channel readers note how far they were behind, since publishing looks at no
+    /// subscription; the caller holds the reader.
+    #[inline]
+    fn look_for_a_peak(&self, shared: &Shared<T, R>) {
+        if self.reads_shared_channel(shared) {
+            self.standing.raise_peak(self.entries_behind(shared).min(self.capacity as u64));
+        }
+    }
+
+    /// Returns the numbers; `now` was read before.
+    pub(crate) fn metrics(&self, shared: &Shared<T, R>, now: Instant) -> SubscriptionMetrics {
+        let shared_channel = self.reads_shared_channel(shared);
+        let mut ages = self.ages.lock();
+        let reader = self.reader.lock();
+        let has_left = reader.has_left();
+        let (pending, uncounted) = reader.backlog(self.capacity);
         let delivered = self.delivered.value();
         let mut dropped = self.dropped.read();
         dropped.overwritten += uncounted as u64;
-        let shared_channel = self.reads_shared_channel(shared);
-        let offered = match shared_channel {
-            false => self.offered.observe(),
+        let unwanted = self.unwanted.value();
+        let position = reader.oldest(delivered + unwanted + dropped.overwritten);
+        if !has_left {
+            self.look_for_a_peak(shared);
+        }
+        drop(reader);
+        let (offered, indexed) = match shared_channel {
+            false => {
+                let offered = self.offered.observe();
+                (offered, offered)
+            }
             true => {
-                let end = match self.closed.is_set() {
+                let end = match has_left {
                     true => self.left_at.observe(),
                     false => shared.sent.observe(),
                 };
-                (self.offered.value() + end).saturating_sub(self.joined_at + self.unwanted.value())
+                let indexed = self.offered.value() + end.saturating_sub(self.joined_at);
+                (indexed.saturating_sub(unwanted), indexed)
             }
         };
+        let oldest_age = (pending > 0).then(|| ages.bound(position, now));
+        ages.observe(indexed, now);
+        drop(ages);
+        let pending = pending as u64;
+        let waiting_publishers = if has_left { 0 } else { self.standing.waiting() };
+        let is_full = waiting_publishers > 0 || pending >= self.capacity as u64;
         SubscriptionMetrics {
             id: self.id,
+            name: self.name.clone(),
             pattern: self.pattern.as_ref().map(ToString::to_string),
             policy: self.policy,
             capacity: self.capacity,
-            pending: pending as u64,
+            pending,
+            peak_pending: self.standing.peak_pending().max(pending),
             offered,
             delivered,
             dropped,
             exact: !shared_channel || self.pattern.is_none(),
+            oldest_age,
+            waiting_publishers,
+            full_for: is_full.then(|| self.standing.full_for(now)).flatten(),
+            is_passed_over: is_full && self.standing.is_spent(delivered),
         }
     }
 }
@@ -318,6 +360,11 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
         self.inbox.id
     }
 
+    /// Returns the name that it was given, if any.
+    pub fn name(&self) -> Option<&str> {
+        self.inbox.name.as_deref()
+    }
+
     /// Returns the pattern over topics, if it has one.
     pub fn pattern(&self) -> Option<&Pattern> {
         self.inbox.pattern.as_ref()
@@ -345,7 +392,7 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
 
     /// Returns the subscription's numbers.
     pub fn metrics(&self) -> SubscriptionMetrics {
-        self.inbox.metrics(&self.shared)
+        self.inbox.metrics(&self.shared, Instant::now())
     }
 
     /// Leaves the bus: what is pending is counted as `closed`, waiting publishers go on without

@@ -27,6 +27,7 @@ ACTS: dict[str, Act] = {
     "close_the_bus": lambda bus, subscription: bus.close(),
     "subscribe": lambda bus, subscription: bus.subscribe().close(),
     "metrics": lambda bus, subscription: bus.metrics(),
+    "explain": lambda bus, subscription: bus.explain(),
     "collect": lambda bus, subscription: gc.collect(),
 }
 acts = pytest.mark.parametrize("act", ACTS)

@@ -77,6 +77,7 @@ def test_after_fork_every_public_call_raises_forked_error_and_the_parent_goes_on
             subscribe=lambda: bus.subscribe(),
             subscribe_async=lambda: bus.subscribe_async(),
             metrics=lambda: bus.metrics(),
+            explain=lambda: bus.explain(),
             close=lambda: bus.close(),
             aclose=run(bus.aclose),
             with_bus=lambda: bus.__enter__(),

@@ -23,10 +23,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tickbus::{
-    Backend, BackpressureConfig, Bus, BusConfig, OnLag, Patience, Pattern, Policy, Publication,
-    PublishError, Shared, SubscribeOptions, Topic as CoreTopic, WeakBus,
+    Backend, BackpressureConfig, Bus, BusConfig, Entry, OnLag, Patience, Pattern, Policy,
+    Publication, PublishError, Shared, SubscribeOptions, SubscriptionMetrics, Topic as CoreTopic,
+    WeakBus,
 };
 use tokio::sync::futures::OwnedNotified;
 
@@ -62,10 +63,6 @@ const CACHED_TOPICS: usize = 4_096;
 
 /// Buses that are alive, to be closed at exit.
 static BUSES: GilCell<Vec<WeakBus<Handle, Gil>>> = GilCell::new(Vec::new());
-
-/// A subscription's numbers as `tickbus._metrics` reads them.
-type MetricsRow =
-    (u64, Option<String>, &'static str, usize, u64, u64, u64, (u64, u64, u64, u64, u64), bool);
 
 /// Closes every bus, so that threads that wait inside can leave before the interpreter ends.
 #[pyfunction]
@@ -103,9 +100,10 @@ impl EventBus {
     #[pyo3(
         signature = (
             capacity = None, backpressure = None, *, backend, max_topics = None, keep_last = None,
+            latency_sampling
         ),
         text_signature = "(capacity=10000, backpressure=None, *, backend, max_topics=65536, \
-            keep_last=None)"
+            keep_last=None, latency_sampling)"
     )]
     fn new(
         py: Python<'_>,
@@ -114,6 +112,7 @@ impl EventBus {
         backend: &str,
         max_topics: Option<&Bound<'_, PyAny>>,
         keep_last: Option<&str>,
+        latency_sampling: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let backend: Backend = backend.parse().map_err(|error| error::config(&error))?;
         let mut config = BusConfig::default();
@@ -127,6 +126,10 @@ impl EventBus {
             config.max_topics = error::count("max_topics", max_topics)?;
         }
         config.keep_last = pattern(keep_last)?;
+        config.latency_sampling = latency_sampling
+            .map(|gap| error::count("latency_sampling", gap))
+            .transpose()?
+            .map(|gap| u32::try_from(gap).unwrap_or(u32::MAX));
         let core = Core::new(backend, config).map_err(|error| error::config(&error))?;
         if core.backpressure().warn_threshold.is_some() {
             core.on_warning(warnings::push);
@@ -325,6 +328,7 @@ impl EventBus {
     ///         anybody has the event; what it raises, `publish` raises.
     ///     snapshot: Whether it begins with the last events of the topics it wants, as far as the
     ///         bus keeps them; live events go on exactly where they end.
+    ///     name: What metrics and explanations call it, unique among the bus's subscriptions.
     ///
     /// Raises:
     ///     ConfigError: The backend cannot keep what was asked for.
@@ -332,7 +336,7 @@ impl EventBus {
     #[expect(clippy::too_many_arguments, reason = "all but two are named by their callers")]
     #[pyo3(signature = (
         pattern = None, capacity = None, *, policy = None, on_lag = "raise", key = None,
-        snapshot = false,
+        snapshot = false, name = None,
     ))]
     fn subscribe(
         &self,
@@ -343,8 +347,9 @@ impl EventBus {
         on_lag: &str,
         key: Option<Py<PyAny>>,
         snapshot: bool,
+        name: Option<String>,
     ) -> PyResult<EventSubscription> {
-        let wishes = Wishes { pattern, capacity, policy, on_lag, key, snapshot };
+        let wishes = Wishes { pattern, capacity, policy, on_lag, key, snapshot, name };
         self.join(py, wishes).map(EventSubscription::new)
     }
 
@@ -356,7 +361,7 @@ impl EventBus {
     #[expect(clippy::too_many_arguments, reason = "all but two are named by their callers")]
     #[pyo3(signature = (
         pattern = None, capacity = None, *, policy = None, on_lag = "raise", key = None,
-        snapshot = false,
+        snapshot = false, name = None,
     ))]
     fn subscribe_async(
         &self,
@@ -367,8 +372,9 @@ impl EventBus {
         on_lag: &str,
         key: Option<Py<PyAny>>,
         snapshot: bool,
+        name: Option<String>,
     ) -> PyResult<Py<AsyncEventSubscription>> {
-        let wishes = Wishes { pattern, capacity, policy, on_lag, key, snapshot };
+        let wishes = Wishes { pattern, capacity, policy, on_lag, key, snapshot, name };
         let subscription = AsyncEventSubscription::create(py, self.join(py, wishes)?)?;
         self.watch(subscription.bind(py))?;
         Ok(subscription)
@@ -382,25 +388,26 @@ impl EventBus {
         Ok(())
     }
 
-    fn _metrics(&self) -> PyResult<(u64, u64, Vec<MetricsRow>)> {
+    fn _metrics(&self) -> PyResult<BusRow> {
         self.process().check()?;
         let metrics = self.core.metrics();
-        let rows = metrics.subscriptions.into_iter().map(|row| {
-            let tickbus::Dropped { overwritten, refused, block_expired, conflated, closed } =
-                row.dropped;
-            (
-                row.id,
-                row.pattern,
-                row.policy.name(),
-                row.capacity,
-                row.pending,
-                row.offered,
-                row.delivered,
-                (overwritten, refused, block_expired, conflated, closed),
-                row.exact,
-            )
-        });
-        Ok((metrics.total_published, metrics.total_dropped, rows.collect()))
+        let buckets = metrics.publish_latency.buckets.iter();
+        Ok((
+            metrics.total_published,
+            metrics.total_dropped,
+            metrics.avg_queue_depth,
+            buckets.map(|bucket| (nanoseconds(bucket.upper), bucket.count)).collect(),
+            nanoseconds(metrics.publish_latency.sum),
+            metrics.subscriptions.into_iter().map(row).collect(),
+        ))
+    }
+
+    fn _explain(&self) -> PyResult<(u64, bool, Vec<u64>, Vec<SubscriptionRow>, String)> {
+        self.process().check()?;
+        let explanation = self.core.explain();
+        let text = explanation.to_string();
+        let rows = explanation.subscriptions.into_iter().map(row).collect();
+        Ok((explanation.bus, explanation.closed, explanation.gating, rows, text))
     }
 
     fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
@@ -489,14 +496,15 @@ impl EventBus {
         topic: Option<&Bound<'_, PyAny>>,
         deadline: &mut Option<Instant>,
     ) -> PyResult<usize> {
+        let entry = self.core.enter();
         let topic = self.resolve(py, topic)?;
         let handle = self.insert(py, event)?;
-        match self.core.publish_ready(handle, topic.as_deref()) {
+        match self.core.publish_ready(handle, topic.as_deref(), entry) {
             Ok(taken) => {
                 self.settle_and_bury(py);
                 Ok(taken)
             }
-            Err(handle) => self.publish_slowly(py, handle, topic.as_deref(), deadline),
+            Err(handle) => self.publish_slowly(py, handle, topic.as_deref(), entry, deadline),
         }
     }
 
@@ -518,8 +526,9 @@ impl EventBus {
         if topic.is_some_and(|topic| topic.bus() != self.core.id()) {
             return None;
         }
+        let entry = self.core.enter();
         let handle = self.slab.get().insert(event.unbind());
-        match self.core.publish_ready(handle, topic) {
+        match self.core.publish_ready(handle, topic, entry) {
             Ok(taken) => {
                 self.settle_and_bury(py);
                 Some(taken)
@@ -538,9 +547,10 @@ impl EventBus {
         py: Python<'_>,
         handle: Handle,
         topic: Option<&CoreTopic>,
+        entry: Entry,
         deadline: &mut Option<Instant>,
     ) -> PyResult<usize> {
-        let mut publication = Own::new(self.core.publication(handle, topic, false));
+        let mut publication = Own::new(self.core.publication(handle, topic, false).since(entry));
         self.close_abandoned(py, &publication);
         let result = match publication.poll(Patience::Left) {
             Ok(Some(taken)) => Ok(taken),
@@ -733,6 +743,7 @@ impl EventBus {
         }
         let policy = wishes.policy.map(str::parse::<Policy>).transpose();
         let options = SubscribeOptions {
+            name: wishes.name,
             pattern: pattern(wishes.pattern)?,
             capacity: wishes.capacity.map(|given| error::count("capacity", given)).transpose()?,
             policy: policy.map_err(|error| error::config(&error))?,
@@ -755,6 +766,7 @@ struct Wishes<'a, 'py> {
     on_lag: &'a str,
     key: Option<Py<PyAny>>,
     snapshot: bool,
+    name: Option<String>,
 }
 
 fn pattern(text: Option<&str>) -> PyResult<Option<Pattern>> {
@@ -781,6 +793,43 @@ impl std::ops::Deref for ResolvedTopic {
             Self::Name(topic) => topic,
         }
     }
+}
+
+/// A bus's numbers as `tickbus._metrics` reads them: published, dropped, mean depth, the buckets and
+/// the sum of the publish latencies in nanoseconds, and the subscriptions.
+type BusRow = (u64, u64, f64, Vec<(u64, u64)>, u64, Vec<SubscriptionRow>);
+
+/// A subscription's numbers as `tickbus._metrics` reads them: what it is, what it counts, what it
+/// dropped, and how publishers stand to it; times in seconds.
+type SubscriptionRow = (
+    (u64, Option<String>, Option<String>, &'static str, usize),
+    (u64, u64, u64, u64),
+    (u64, u64, u64, u64, u64),
+    bool,
+    (Option<f64>, usize, Option<f64>, bool, bool),
+);
+
+fn row(row: SubscriptionMetrics) -> SubscriptionRow {
+    let tickbus::Dropped { overwritten, refused, block_expired, conflated, closed } = row.dropped;
+    let seconds = |duration: Option<Duration>| duration.as_ref().map(Duration::as_secs_f64);
+    let is_gating = row.is_gating();
+    (
+        (row.id, row.name, row.pattern, row.policy.name(), row.capacity),
+        (row.pending, row.peak_pending, row.offered, row.delivered),
+        (overwritten, refused, block_expired, conflated, closed),
+        row.exact,
+        (
+            seconds(row.oldest_age),
+            row.waiting_publishers,
+            seconds(row.full_for),
+            row.is_passed_over,
+            is_gating,
+        ),
+    )
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Why a publication ended without having been published.

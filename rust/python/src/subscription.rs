@@ -136,6 +136,12 @@ macro_rules! common {
                 self.inner.core.id()
             }
 
+            /// What metrics and explanations call it, if it was given a name.
+            #[getter]
+            fn name(&self) -> Option<&str> {
+                self.inner.core.name()
+            }
+
             /// The pattern over topics; `None` wants everything.
             #[getter]
             fn pattern(&self) -> Option<String> {

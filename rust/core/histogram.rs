@@ -1,0 +1,307 @@
+//! How long publishing takes: a random sample of the calls, in buckets as wide as an eighth of
+//! their values.
+//!
+//! A call is drawn when it begins, before it waits for anything, so that waiting counts. Each
+//! thread counts down from a number drawn from an exponential distribution, and every call takes
+//! its bus's rate off; whoever crosses zero is measured. An exponential distribution has no memory,
+//! so each call is drawn with the probability of its own bus, independently of all others, whatever
+//! buses and rates the thread mixes; no pattern in the calls can hide from it.
+//! The countdown belongs to the thread: nothing is shared before the token, and a call that is not
+//! drawn reads no clock.
+
+use crate::error::ConfigError;
+use crate::sync::Counter;
+use std::cell::Cell;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::{Duration, Instant};
+
+/// Buckets for each power of two.
+const PER_OCTAVE: usize = 1 << PER_OCTAVE_BITS;
+const PER_OCTAVE_BITS: u32 = 3;
+/// All `u64` nanoseconds: those below `PER_OCTAVE` each for itself, then one octave for each
+/// further bit.
+const BUCKETS: usize = PER_OCTAVE * (1 + (u64::BITS - PER_OCTAVE_BITS) as usize);
+
+/// The fixed point of countdowns and rates.
+const ONE: f64 = (1_u64 << 40) as f64;
+
+struct Countdown {
+    left: Cell<i64>,
+    /// The state of the generator; 0 before the first draw.
+    seed: Cell<u64>,
+}
+
+thread_local! {
+    static COUNTDOWN: Countdown =
+        const { Countdown { left: Cell::new(0), seed: Cell::new(0) } };
+}
+
+impl Countdown {
+    /// Draws anew for a call that crossed zero, and returns whether it is measured: the first call
+    /// of a thread crosses because nothing was drawn before.
+    #[cold]
+    fn crossed(&self, rate: i64) -> bool {
+        if self.seed.get() == 0 {
+            // A fresh hasher is keyed at random; any odd number is a good seed.
+            self.seed.set(RandomState::new().build_hasher().finish() | 1);
+            let left = self.draw() - rate;
+            if left >= 0 {
+                self.left.set(left);
+                return false;
+            }
+        }
+        self.left.set(self.draw());
+        true
+    }
+
+    fn draw(&self) -> i64 {
+        // splitmix64 (Steele, Lea, Flood 2014).
+        let seed = self.seed.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
+        self.seed.set(seed);
+        let mut bits = (seed ^ (seed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        bits ^= bits >> 31;
+        // In (0, 1], so that the logarithm is finite.
+        let uniform = ((bits >> 11) + 1) as f64 / (1_u64 << 53) as f64;
+        (-uniform.ln() * ONE) as i64
+    }
+}
+
+/// When a call that is measured began; the others have nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry(Option<Instant>);
+
+/// The latencies of one bus.
+#[derive(Debug)]
+pub(crate) struct Latencies {
+    /// What a call takes off its thread's countdown; 0 where nothing is measured.
+    rate: i64,
+    buckets: Box<[Counter]>,
+    nanoseconds: Counter,
+}
+
+impl Latencies {
+    /// Measures one in `mean_gap` calls in the mean, or none.
+    pub(crate) fn new(mean_gap: Option<u32>) -> Result<Self, ConfigError> {
+        let rate = match mean_gap {
+            Some(0) => {
+                return Err(ConfigError::new(
+                    "latency_sampling was 0; it must be at least 1 publication for each sample, \
+                     or None for no samples",
+                ));
+            }
+            // The countdown ends within one call with probability 1 / gap. A gap of 1 saturates.
+            Some(gap) => (-(-1.0 / f64::from(gap)).ln_1p() * ONE) as i64,
+            None => 0,
+        };
+        let buckets = if mean_gap.is_some() { BUCKETS } else { 0 };
+        Ok(Self {
+            rate,
+            buckets: (0..buckets).map(|_| Counter::default()).collect(),
+            nanoseconds: Counter::default(),
+        })
+    }
+
+    /// Begins a call.
+    #[inline]
+    pub(crate) fn enter(&self) -> Entry {
+        if self.rate == 0 {
+            return Entry(None);
+        }
+        COUNTDOWN.with(|countdown| {
+            let left = countdown.left.get() - self.rate;
+            if left >= 0 {
+                countdown.left.set(left);
+                return Entry(None);
+            }
+            Entry(countdown.crossed(self.rate).then(Instant::now))
+        })
+    }
+
+    /// Ends a call that has published.
+    #[inline]
+    pub(crate) fn leave(&self, entry: Entry) {
+        if let Some(entered) = entry.0 {
+            self.record(entered.elapsed());
+        }
+    }
+
+    #[cold]
+    fn record(&self, latency: Duration) {
+        let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        self.buckets[index(nanoseconds)].add(1);
+        self.nanoseconds.add(nanoseconds);
+    }
+
+    pub(crate) fn read(&self) -> LatencyHistogram {
+        let counts = self.buckets.iter().map(Counter::value).enumerate();
+        LatencyHistogram {
+            buckets: counts
+                .filter(|&(_, count)| count > 0)
+                .map(|(index, count)| LatencyBucket {
+                    upper: Duration::from_nanos(upper(index)),
+                    count,
+                })
+                .collect(),
+            sum: Duration::from_nanos(self.nanoseconds.value()),
+        }
+    }
+}
+
+/// Returns the bucket of a latency: the first whose upper bound is not below it.
+fn index(nanoseconds: u64) -> usize {
+    let below = nanoseconds.saturating_sub(1);
+    let octave = (below >> PER_OCTAVE_BITS).checked_ilog2().map_or(0, |bit| bit + 1);
+    if octave == 0 {
+        return below as usize;
+    }
+    octave as usize * PER_OCTAVE + (below >> (octave - 1)) as usize % PER_OCTAVE
+}
+
+/// Returns the longest latency of a bucket, in nanoseconds.
+fn upper(index: usize) -> u64 {
+    let (octave, place) = (index / PER_OCTAVE, index % PER_OCTAVE);
+    if octave == 0 {
+        return place as u64 + 1;
+    }
+    let bound = ((PER_OCTAVE + place + 1) as u128) << (octave - 1);
+    u64::try_from(bound).unwrap_or(u64::MAX)
+}
+
+/// How long a random sample of the publications took, each from the call to its return, waiting
+/// for other publishers and for room included; those that failed are left out.
+///
+/// It counts the samples, not the publications, of which `total_published` is the exact number.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct LatencyHistogram {
+    /// The buckets that have samples, from short to long.
+    pub buckets: Vec<LatencyBucket>,
+    /// The sum of the latencies of all samples.
+    pub sum: Duration,
+}
+
+/// Samples of about the same latency.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LatencyBucket {
+    /// The longest latency that belongs here; the shortest is at most an eighth less.
+    pub upper: Duration,
+    /// The number of samples.
+    pub count: u64,
+}
+
+impl LatencyHistogram {
+    /// Returns the number of samples.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(|bucket| bucket.count).sum()
+    }
+
+    /// Returns a latency that the fraction `q` of the samples did not exceed, at most an eighth too
+    /// long; `None` without samples. `q` is clamped to 0..=1.
+    pub fn quantile(&self, q: f64) -> Option<Duration> {
+        let rank = (q.clamp(0.0, 1.0) * self.count() as f64).ceil().max(1.0) as u64;
+        let mut passed = 0;
+        let mut reached = self.buckets.iter().skip_while(|bucket| {
+            passed += bucket.count;
+            passed < rank
+        });
+        reached.next().map(|bucket| bucket.upper)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_latency_is_in_the_bucket_that_bounds_it_within_an_eighth() {
+        let near = |bit: u32| [-1, 0, 1, 2].map(|off| (1_u64 << bit).wrapping_add_signed(off));
+        let edges = (0..u64::BITS).flat_map(near).chain([u64::MAX - 1, u64::MAX]);
+        for latency in (0..5_000).chain(edges) {
+            let bucket = index(latency);
+            assert!(bucket < BUCKETS, "{latency}");
+            assert!(latency <= upper(bucket), "{latency}");
+            let lower = if bucket == 0 { 0 } else { upper(bucket - 1) };
+            assert!(latency > lower || latency == 0, "{latency}");
+            assert!(upper(bucket) - lower <= (lower / 8).max(1), "{latency}");
+        }
+        assert_eq!(upper(BUCKETS - 1), u64::MAX);
+    }
+
+    #[test]
+    fn powers_of_two_are_upper_bounds() {
+        for bit in 0..u64::BITS {
+            assert_eq!(upper(index(1 << bit)), 1 << bit);
+        }
+    }
+
+    #[test]
+    fn a_quantile_is_the_bound_of_the_bucket_that_reaches_it() {
+        let latencies = Latencies::new(Some(1)).unwrap();
+        assert_eq!(latencies.read().quantile(0.5), None);
+        for latency in [1, 2, 3, 1_000] {
+            latencies.record(Duration::from_nanos(latency));
+        }
+        let read = latencies.read();
+        let quantiles = [-1.0, 0.0, 0.25, 0.26, 0.75, 0.76, 1.0, 7.0, f64::NAN];
+        let bounds = quantiles.map(|q| read.quantile(q).unwrap().as_nanos());
+        assert_eq!(bounds, [1, 1, 1, 2, 3, 1_024, 1_024, 1_024, 1]);
+        assert_eq!((read.count(), read.sum), (4, Duration::from_nanos(1_006)));
+    }
+
+    /// Returns the gaps between the calls that are measured, by their position.
+    fn gaps(latencies: &Latencies, samples: usize) -> Vec<u64> {
+        let mut gap = 0;
+        let mut gaps = Vec::new();
+        while gaps.len() < samples {
+            gap += 1;
+            if latencies.enter().0.is_some() {
+                gaps.push(gap);
+                gap = 0;
+            }
+        }
+        gaps
+    }
+
+    #[test]
+    fn gaps_have_the_mean_and_the_spread_of_a_geometric_distribution() {
+        const SAMPLES: usize = 40_000;
+        for mean_gap in [2_u32, 64] {
+            let gaps = gaps(&Latencies::new(Some(mean_gap)).unwrap(), SAMPLES);
+            let count = SAMPLES as f64;
+            let mean = gaps.iter().sum::<u64>() as f64 / count;
+            let variance = gaps.iter().map(|&gap| (gap as f64 - mean).powi(2)).sum::<f64>() / count;
+            let wanted = f64::from(mean_gap);
+            let deviation = (wanted * (wanted - 1.0)).sqrt();
+            // Eight standard errors of the mean; the standard error of the deviation is larger.
+            assert!((mean - wanted).abs() < 8.0 * deviation / count.sqrt(), "{mean}");
+            assert!((variance.sqrt() / deviation - 1.0).abs() < 0.1, "{variance}");
+        }
+    }
+
+    #[test]
+    fn buses_with_other_gaps_in_the_same_thread_do_not_change_a_bus_s_share() {
+        const CALLS: u32 = 400_000;
+        let buses = [Some(1), Some(16), None].map(|gap| Latencies::new(gap).unwrap());
+        let mut drawn = [0_u32; 3];
+        for _ in 0..CALLS {
+            for (bus, drawn) in buses.iter().zip(&mut drawn) {
+                *drawn += u32::from(bus.enter().0.is_some());
+            }
+        }
+        assert_eq!((drawn[0], drawn[2]), (CALLS, 0));
+        // 25,000 in the mean, with a standard deviation of 153.
+        assert!(drawn[1].abs_diff(CALLS / 16) < 8 * 153, "{}", drawn[1]);
+    }
+
+    #[test]
+    fn the_first_call_of_a_thread_is_measured_as_rarely_as_any_other() {
+        const THREADS: u32 = 400;
+        let first = || Latencies::new(Some(4)).unwrap().enter().0.is_some();
+        let drawn: u32 =
+            (0..THREADS).map(|_| std::thread::spawn(first).join().unwrap()).map(u32::from).sum();
+        // 100 in the mean, with a standard deviation of 8.7.
+        assert!(drawn.abs_diff(THREADS / 4) < 70, "{drawn}");
+    }
+}
