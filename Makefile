@@ -31,6 +31,7 @@ else
 endif
 	cargo test --doc
 	$(LOOM)
+	tools/promtool.sh
 	$(PY) -m pytest
 
 check: .venv/core.stamp ## check formats, lints, types, docs, the crate and the order of modules

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Mapping
 from typing import assert_type
 
+from prometheus_client import CollectorRegistry
+
 import tickbus
 from tickbus import (
     AsyncEventSubscription,
@@ -11,11 +13,14 @@ from tickbus import (
     EventBus,
     EventBusMetrics,
     EventSubscription,
+    Explanation,
+    LatencyHistogram,
     LockFreeEventBus,
     Shutdown,
     SubscriptionMetrics,
     Topic,
 )
+from tickbus.metrics import BusCollector
 
 
 class Trade:
@@ -102,6 +107,25 @@ def measuring(bus: EventBus[Trade]) -> None:
     assert_type(metrics.avg_queue_depth, float)
     assert_type(metrics.subscriptions, tuple[SubscriptionMetrics, ...])
     assert_type(metrics.subscriptions[0].dropped, Mapping[str, int])
+    assert_type(metrics.subscriptions[0].peak_pending, int)
+    assert_type(metrics.subscriptions[0].oldest_age, float | None)
+    latency = metrics.publish_latency
+    assert_type(latency, LatencyHistogram)
+    assert_type(latency.buckets, tuple[tuple[float, int], ...])
+    assert_type(latency.count, int)
+    assert_type(latency.quantile(0.99), float | None)
+    explanation = bus.explain()
+    assert_type(explanation, Explanation)
+    assert_type(explanation.gating, tuple[int, ...])
+    assert_type(explanation.subscriptions[0].full_for, float | None)
+    assert_type(explanation.subscriptions[0].room, int)
+    assert_type(str(explanation), str)
+    assert_type(bus.subscribe(name="risk").name, str | None)
+    EventBus[Trade](latency_sampling=None)
+    collector = BusCollector(bus)
+    assert_type(collector, BusCollector)
+    collector.add(bus, name="market")
+    CollectorRegistry().register(collector)
 
 
 def failing(full: tickbus.Full, lagged: tickbus.Lagged, bad: tickbus.ParseError) -> None:
