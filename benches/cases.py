@@ -48,10 +48,14 @@ def empty_loop(count: int) -> float:
 
 
 def publish_tickbus(
-    subscribers: int, count: int, topic: str | None = None, fill: int = FILL
+    subscribers: int,
+    count: int,
+    topic: str | None = None,
+    fill: int = FILL,
+    latency_sampling: int | None = 128,
 ) -> float:
     """Times `publish` when nobody waits; with `topic` on a `Topic`, wanted by every pattern."""
-    bus: tickbus.EventBus[Any] = tickbus.LockFreeEventBus(fill)
+    bus: tickbus.EventBus[Any] = tickbus.LockFreeEventBus(fill, latency_sampling=latency_sampling)
     pattern = None if topic is None else "trades.*"
     subscriptions = [bus.subscribe(pattern) for _ in range(subscribers)]
     publish = bus.publish

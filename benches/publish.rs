@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 #[cfg(feature = "broadcast")]
 use tickbus::BroadcastEventBus;
 use tickbus::{
-    EventBus, EventSubscription, LockFreeEventBus, Pattern, SubscribeOptions, TryRecvError,
+    BusConfig, EventBus, EventSubscription, LockFreeEventBus, Pattern, SubscribeOptions,
+    TryRecvError,
 };
 use tokio::sync::broadcast;
 
@@ -192,6 +193,10 @@ fn publish(criterion: &mut Criterion) {
     for subscribers in SUBSCRIPTIONS {
         let bus = LockFreeEventBus::new(CAPACITY).expect("the capacity is good");
         bench_bus(&mut group, "lock_free", subscribers, &bus);
+        let unsampled =
+            BusConfig { capacity: CAPACITY, latency_sampling: None, ..Default::default() };
+        let bus = LockFreeEventBus::with_config(unsampled).expect("the capacity is good");
+        bench_bus(&mut group, "lock_free, no latency sampling", subscribers, &bus);
         #[cfg(feature = "broadcast")]
         {
             let bus = BroadcastEventBus::new(CAPACITY).expect("the capacity is good");

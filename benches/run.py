@@ -38,6 +38,8 @@ _READY_TARGET = 2.5 if (3, 12) <= sys.version_info < (3, 14) else 3.5
 _HOP_TARGET = 1.3 if sys.version_info < (3, 12) else 1.15
 #: A cost that does not grow: at most 1.25 times that of the smaller case.
 _FLAT_TARGET = 0.8
+#: A cost that is small beside the rest: at most 1.1 times that of going without.
+_SAMPLING_TARGET = 0.91
 
 Case = Callable[[], float]
 
@@ -119,6 +121,18 @@ def _publishing() -> Iterator[Comparison]:
                 _FLAT_TARGET,
                 f"tickbus, 1 of {_PATTERNS}",
                 ("tickbus, 1 of 1",),
+            )
+        ],
+    )
+    sampled = partial(cases.publish_tickbus, 1, 4 * _LOCAL_EVENTS)
+    yield Comparison(
+        {"tickbus": sampled, "tickbus, no samples": partial(sampled, latency_sampling=None)},
+        [
+            Row(
+                "publish, with latency sampling",
+                _SAMPLING_TARGET,
+                "tickbus",
+                ("tickbus, no samples",),
             )
         ],
     )
