@@ -15,7 +15,7 @@ use tickbus::{
     Pattern, Policy, PublishError, SubscribeError, SubscribeOptions,
 };
 
-fn named(name: &str) -> SubscribeOptions {
+fn named<T>(name: &str) -> SubscribeOptions<T> {
     SubscribeOptions { name: Some(name.into()), ..Default::default() }
 }
 

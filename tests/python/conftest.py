@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,19 @@ from support import BACKENDS, LOOPS, MakeBus, Subscription
 
 _ROOT = Path(__file__).resolve().parents[2]
 _DATA = Path(os.environ.get("TICKBUS_DATA") or _ROOT.parent / "shared" / "data")
-_deselected = pytest.StashKey[int]()
+_PROMTOOL = shutil.which("promtool") or shutil.which("promtool", path=_ROOT / ".venv" / "bin")
+# What tests with a marker cannot do without, whether it is here, and how to have it.
+_NEEDS = {
+    "real_data": (
+        _DATA.is_dir(),
+        f"no captures in {_DATA}: set TICKBUS_DATA to the folder that holds them",
+    ),
+    "promtool": (
+        _PROMTOOL is not None,
+        "no promtool: run tools/promtool.sh or install the Debian package prometheus",
+    ),
+}
+_left_out = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(params=BACKENDS)
@@ -52,10 +65,16 @@ def make_bus(backend: str) -> Iterator[MakeBus]:
         warn_threshold: int | None = None,
         max_topics: int = 65_536,
         keep_last: str | None = None,
+        latency_sampling: int | None = 128,
     ) -> tickbus.EventBus[Any]:
         backpressure = tickbus.BackpressureConfig(drop_oldest, warn_threshold, max_block_duration)
         bus = ClosingBus(
-            backend, capacity, backpressure, max_topics=max_topics, keep_last=keep_last
+            backend,
+            capacity,
+            backpressure,
+            max_topics=max_topics,
+            keep_last=keep_last,
+            latency_sampling=latency_sampling,
         )
         opened.append(bus)
         return bus
@@ -76,32 +95,33 @@ def any_loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture
+def promtool() -> str:
+    """The path of promtool."""
+    assert _PROMTOOL is not None
+    return _PROMTOOL
+
+
+@pytest.fixture
 def data() -> Path:
     """The folder of real captures."""
     return _DATA
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if _DATA.is_dir():
-        return
-    on_data = [item for item in items if item.get_closest_marker("real_data")]
-    if not on_data:
-        return
-    if os.environ.get("CI") == "true":
-        raise pytest.UsageError(
-            f"CI=true, but the real captures were not found in {_DATA}; "
-            "set TICKBUS_DATA to the folder that holds them"
-        )
-    items[:] = [item for item in items if item not in on_data]
-    config.hook.pytest_deselected(items=on_data)
-    config.stash[_deselected] = len(on_data)
+    lines = config.stash[_left_out] = []
+    for marker, (is_here, remedy) in _NEEDS.items():
+        needing = [item for item in items if item.get_closest_marker(marker)]
+        if is_here or not needing:
+            continue
+        if os.environ.get("CI") == "true":
+            raise pytest.UsageError(f"CI=true, but {remedy}")
+        items[:] = [item for item in items if item not in needing]
+        config.hook.pytest_deselected(items=needing)
+        lines.append(f"deselected {len(needing)} tests marked {marker}: {remedy}")
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    count = config.stash.get(_deselected, 0)
-    if count:
-        terminalreporter.write_line(
-            f"deselected {count} tests on real data: no captures in {_DATA} (set TICKBUS_DATA)"
-        )
+    for line in config.stash.get(_left_out, []):
+        terminalreporter.write_line(line)

@@ -402,7 +402,7 @@ impl EventBus {
         ))
     }
 
-    fn _explain(&self) -> PyResult<(u64, bool, Vec<u64>, Vec<SubscriptionRow>, String)> {
+    fn _explain(&self) -> PyResult<ExplanationRow> {
         self.process().check()?;
         let explanation = self.core.explain();
         let text = explanation.to_string();
@@ -798,6 +798,9 @@ impl std::ops::Deref for ResolvedTopic {
 /// A bus's numbers as `tickbus._metrics` reads them: published, dropped, mean depth, the buckets and
 /// the sum of the publish latencies in nanoseconds, and the subscriptions.
 type BusRow = (u64, u64, f64, Vec<(u64, u64)>, u64, Vec<SubscriptionRow>);
+
+/// An explanation as `tickbus._metrics` reads it: bus, closed, gating, the subscriptions, the text.
+type ExplanationRow = (u64, bool, Vec<u64>, Vec<SubscriptionRow>, String);
 
 /// A subscription's numbers as `tickbus._metrics` reads them: what it is, what it counts, what it
 /// dropped, and how publishers stand to it; times in seconds.
