@@ -36,7 +36,7 @@ endif
 
 check: .venv/core.stamp ## check formats, lints, types, docs, the crate and the order of modules
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets --features tickbus-python/native-producer -- -D warnings
 	cargo clippy --no-default-features --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps
 	cargo package --quiet --allow-dirty -p tickbus

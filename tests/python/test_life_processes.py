@@ -235,6 +235,53 @@ def test_forking_beside_blocked_threads_and_a_sleeping_loop_harms_neither_side()
     assert (child.returncode, child.stdout, child.stderr) == (0, "end\n", "")
 
 
+def test_first_use_makes_nothing_that_a_fork_beside_it_could_leave_half_made() -> None:
+    """What runs Python code to be made, such as an import, is made when the module is."""
+    child = run_child(
+        """
+        import asyncio, builtins, contextlib
+        import tickbus
+
+        imported, original = [], builtins.__import__
+
+        def spy(name, *arguments, **keywords):
+            imported.append(name)
+            return original(name, *arguments, **keywords)
+
+        builtins.__import__ = spy
+        bus = tickbus.LockFreeEventBus(1, tickbus.BackpressureConfig(max_block_duration=0.0))
+        subscription, tasks = bus.subscribe(policy="reject"), bus.subscribe_async(policy="reject")
+
+        async def wait():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(tasks.recv(), 0.01)
+            waiter = asyncio.ensure_future(tasks.recv())
+            await asyncio.sleep(0)
+            bus.publish("event")
+            await waiter
+            assert subscription.try_recv() == "event"
+            await bus.publish_async("event")
+
+        with contextlib.suppress(tickbus.ReceiveTimeout):
+            subscription.recv_timeout(0.0)
+        asyncio.run(wait())
+        for call in (
+            lambda: bus.publish("event"),
+            lambda: bus.publish_timeout("event", 0.0),
+            lambda: bus.subscribe(capacity=0),
+            bus.close,
+            lambda: list(subscription),
+            lambda: bus.publish("event"),
+        ):
+            with contextlib.suppress(tickbus.BusError):
+                call()
+        builtins.__import__ = original
+        print(sorted({name for name in imported if name.startswith(("asyncio", "tickbus"))}))
+        """
+    )
+    assert (child.returncode, child.stdout, child.stderr) == (0, "[]\n", "")
+
+
 def test_forking_beside_a_publisher_that_never_rests_harms_neither_side(backend: str) -> None:
     child = _run_forking(
         """

@@ -403,7 +403,7 @@ unsafe extern "C" fn dealloc(object: *mut ffi::PyObject) {
 
 /// Returns the type, made on first use.
 #[inline]
-fn class(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
+pub(crate) fn class(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
     static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     CLASS.get_or_try_init(py, || make_class(py)).map(|class| class.bind(py))
 }

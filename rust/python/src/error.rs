@@ -16,6 +16,18 @@ import_exception!(tickbus.errors, PublishTimeout);
 import_exception!(tickbus.errors, ReceiveTimeout);
 import_exception!(tickbus.errors, WrongLoop);
 
+/// Makes what would else be made on first use; see `process::prepare`.
+pub(crate) fn prepare(py: Python<'_>) {
+    py.get_type::<Closed>();
+    py.get_type::<ConfigError>();
+    py.get_type::<ForkedError>();
+    py.get_type::<Full>();
+    py.get_type::<Lagged>();
+    py.get_type::<PublishTimeout>();
+    py.get_type::<ReceiveTimeout>();
+    py.get_type::<WrongLoop>();
+}
+
 #[cold]
 pub(crate) fn config(error: &tickbus::ConfigError) -> PyErr {
     ConfigError::new_err(error.to_string())

@@ -53,5 +53,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     // Not through `add_class`, which would make it a part of the module's interface.
     #[cfg(feature = "native-producer")]
     module.setattr("_NativeProducer", module.py().get_type::<native_producer::NativeProducer>())?;
-    direct::install(module.py())
+    direct::install(module.py())?;
+    process::prepare(module.py())
 }

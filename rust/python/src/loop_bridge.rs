@@ -463,6 +463,16 @@ fn thread_mark() -> usize {
     unsafe { ffi::PyThreadState_Get() as usize }
 }
 
+/// Makes what would else be made on first use; see `process::prepare`.
+pub(crate) fn prepare(py: Python<'_>) -> PyResult<()> {
+    py.get_type::<LoopBridge>();
+    py.get_type::<Turn>();
+    on_a_loop(py)?;
+    // There may be no running loop: what counts is that it was asked for.
+    let _ = (running_loop(py), runs_a_task(py.None().bind(py)));
+    Ok(())
+}
+
 /// Returns the running loop.
 pub(crate) fn running_loop(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     static FUNCTION: PyOnceLock<Py<PyAny>> = PyOnceLock::new();

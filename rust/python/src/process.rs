@@ -2,7 +2,8 @@
 //! has the parent's queues but none of its threads and loops; so is a second interpreter.
 
 use crate::error::ForkedError;
-use crate::{bus, warnings};
+use crate::slab::Slab;
+use crate::{awaitable, bus, error, loop_bridge, wakeup, warnings};
 use pyo3::exceptions::PyImportError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -96,6 +97,16 @@ pub(crate) fn _after_fork() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
     bus::forget_all();
     warnings::forget_reader();
+}
+
+/// Makes what is made once and runs Python code for it, such as an import: a `fork` while another
+/// thread does that would leave it half made to the child, which would wait for ever.
+pub(crate) fn prepare(py: Python<'_>) -> PyResult<()> {
+    error::prepare(py);
+    awaitable::class(py)?;
+    py.get_type::<Slab>();
+    loop_bridge::prepare(py)?;
+    wakeup::prepare(py)
 }
 
 /// Refuses every interpreter but the main one: types, caches and buses are shared by the process,

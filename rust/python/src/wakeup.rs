@@ -290,6 +290,13 @@ pub(crate) fn track(object: *mut ffi::PyObject) {
 static INVALID_STATE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 static CANCELLED: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 
+/// Makes what would else be made on first use; see `process::prepare`.
+pub(crate) fn prepare(py: Python<'_>) -> PyResult<()> {
+    py.get_type::<Wakeup>();
+    asyncio_class(py, &INVALID_STATE, "InvalidStateError")?;
+    asyncio_class(py, &CANCELLED, "CancelledError").map(drop)
+}
+
 fn asyncio_class<'py>(
     py: Python<'py>,
     cell: &'static PyOnceLock<Py<PyType>>,
