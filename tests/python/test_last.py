@@ -145,11 +145,14 @@ def test_who_joins_while_others_publish_sees_no_gap_and_no_step_backwards(
     make_bus: MakeBus,
 ) -> None:
     topics = [f"quotes.{number}" for number in range(3)]
-    last = 3_000
+    joins = 50
+    last = 40 * joins
     bus = make_bus(16_384, keep_last=">")
+    turn = threading.Semaphore(0)
 
     def produce() -> None:
         for number in range(1, last + 1):
+            turn.acquire()
             for topic in topics:
                 bus.publish((topic, number), topic)
         bus.close()
@@ -159,14 +162,15 @@ def test_who_joins_while_others_publish_sees_no_gap_and_no_step_backwards(
     producer = threading.Thread(target=produce)
     subscriptions: list[tuple[dict[str, int], tickbus.EventSubscription[Any]]] = []
     producer.start()
-    while not bus.closed and len(subscriptions) < 50:
+    for _ in range(joins):
+        turn.release(last // joins)
         before = {topic: bus.last(topic)[1] for topic in topics}
-        try:
-            subscriptions.append((before, bus.subscribe(snapshot=True)))
-        except tickbus.Closed:
-            break
+        subscriptions.append((before, bus.subscribe(snapshot=True)))
+        # The last turn is kept back until everybody has joined.
+        if len(subscriptions) == 1:
+            assert turn.acquire()
+    turn.release()
     producer.join()
-    assert subscriptions
     for before, subscription in subscriptions:
         seen: dict[str, int] = {}
         for topic, number in read_to_the_end(subscription):

@@ -24,7 +24,8 @@ from test_readme import EXAMPLES
 
 _ROOT = Path(__file__).resolve().parents[2]
 _QUICK_START = [each for each in EXAMPLES if str(each.id).startswith("README.md")]
-_WITH_EXTRAS = [each for each in _QUICK_START if "import anyio" in str(each.values[0])]
+_EXTRAS = re.compile(r"^import (?:anyio|prometheus_client)$", re.MULTILINE)
+_WITH_EXTRAS = [each for each in _QUICK_START if _EXTRAS.search(str(each.values[0]))]
 _ALONE = [each for each in _QUICK_START if each not in _WITH_EXTRAS]
 
 pytestmark = pytest.mark.slow
@@ -93,7 +94,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Installation
 def with_extras(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Installation:
     """The wheel installed with the extras that the quick start and the command line use."""
     installation = Installation(tmp_path_factory.mktemp("extras"))
-    installation.install("--prefer-binary", f"{wheel}[cli,anyio]")
+    installation.install("--prefer-binary", f"{wheel}[cli,anyio,prometheus]")
     return installation
 
 

@@ -978,7 +978,7 @@ impl PublishTask {
     pub(crate) fn stop_waiting(&mut self, py: Python<'_>) {
         if let Some(sleep) = self.sleep.take() {
             // Cancelling a timer of a closed loop fails; it will not ring either.
-            let _ = sleep.timer.call_method0(py, intern!(py, "cancel"));
+            let _ = calls::call_method(intern!(py, "cancel"), [sleep.timer.bind(py)], None);
         }
     }
 
@@ -1018,7 +1018,7 @@ impl Sleep {
         let waker = Waker::from(waking.clone());
         match notified.as_mut().poll(&mut Context::from_waker(&waker)) {
             Poll::Ready(()) => {
-                timer.call_method0(py, intern!(py, "cancel"))?;
+                calls::call_method(intern!(py, "cancel"), [timer.bind(py)], None)?;
                 Ok(None)
             }
             Poll::Pending => Ok(Some(Self { _notified: Own::new(notified), waking, timer })),

@@ -50,14 +50,17 @@ unsafe fn guarded<A, B, C, D>(
 }
 
 /// Calls `function(argument)`.
-pub(crate) fn call(function: &Py<PyAny>, argument: &Bound<'_, PyAny>) -> PyResult<()> {
+pub(crate) fn call<'py>(
+    function: &Py<PyAny>,
+    argument: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
     let arguments = [argument.as_ptr()];
     let (function, names) = (function.as_ptr(), std::ptr::null_mut());
     // SAFETY: attached; one positional argument; the result is an owned reference or null with an
     // exception set.
     unsafe {
         let result = guarded(ffi::PyObject_Vectorcall, function, arguments.as_ptr(), 1, names);
-        Bound::from_owned_ptr_or_err(argument.py(), result).map(drop)
+        Bound::from_owned_ptr_or_err(argument.py(), result)
     }
 }
 

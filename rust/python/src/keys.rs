@@ -5,6 +5,7 @@
 //! has locked or reserved anything. The functions and the keys belong to the slab, which shows them
 //! to the garbage collector; the core holds a place among them, as queues hold handles.
 
+use crate::calls;
 use crate::error;
 use crate::gil::GilCell;
 use crate::slab::{Handle, Slab, Store};
@@ -107,7 +108,7 @@ impl Place {
         let (Some(function), Some(event)) = (function, event.object(py)) else {
             return Err(error::closed());
         };
-        let key = function.bind(py).call1((event,))?;
+        let key = calls::call(&function, event.bind(py))?;
         let hash = key.hash()?;
         loop {
             let looked_up =

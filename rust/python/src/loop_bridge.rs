@@ -250,8 +250,7 @@ impl LoopBridge {
     /// Returns whether the loop is gone or closed.
     pub(crate) fn is_over(&self, py: Python<'_>) -> bool {
         self.event_loop(py).is_none_or(|event_loop| {
-            event_loop
-                .call_method0(intern!(py, "is_closed"))
+            calls::call_method(intern!(py, "is_closed"), [&event_loop], None)
                 .and_then(|closed| closed.is_truthy())
                 .unwrap_or(true)
         })
@@ -281,7 +280,8 @@ impl LoopBridge {
     fn new(event_loop: &Bound<'_, PyAny>) -> PyResult<Py<Self>> {
         let py = event_loop.py();
         let weak = PyWeakrefReference::new(event_loop)?.into_any().cast_into::<PyWeakref>()?;
-        let debug = event_loop.call_method0(intern!(py, "get_debug"))?.is_truthy()?;
+        let debug = calls::call_method(intern!(py, "get_debug"), [event_loop], None)?;
+        let debug = debug.is_truthy()?;
         let bridge = |eventfd: Option<EventFd>| {
             let event_loop = weak.clone().unbind();
             let [signalled, spinning] = [const { AtomicBool::new(false) }; 2];
@@ -301,9 +301,10 @@ impl LoopBridge {
             Py::new(py, bridge)
         };
         if let Some(eventfd) = EventFd::open() {
-            let descriptor = eventfd.descriptor();
+            let descriptor = eventfd.descriptor().into_pyobject(py)?.into_any();
             let bridge = bridge(Some(eventfd))?;
-            match event_loop.call_method1(intern!(py, "add_reader"), (descriptor, &bridge)) {
+            let arguments = [event_loop, &descriptor, bridge.bind(py).as_any()];
+            match calls::call_method(intern!(py, "add_reader"), arguments, None) {
                 Ok(_) => return Ok(bridge),
                 Err(error) if error.is_instance_of::<PyNotImplementedError>(py) => {}
                 Err(error) => return Err(error),
