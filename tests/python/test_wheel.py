@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel that is tested."""
     if given := os.environ.get("TICKBUS_WHEEL"):
-        return Path(given)
+        return Path(given).resolve()
     out = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "maturin", "build", "--release", "--quiet"]
     command += ["--interpreter", sys.executable, "--out", str(out)]
