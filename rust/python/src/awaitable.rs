@@ -89,7 +89,8 @@ struct Awaitable {
     state: State,
 }
 
-/// Memory of awaitables that are gone: most live for one call only.
+/// Awaitables that are gone, each with the reference that its next user gets and one to its class:
+/// most live for one call only.
 struct Spare {
     objects: [*mut ffi::PyObject; 64],
     count: usize,
@@ -117,13 +118,12 @@ impl Spare {
 /// Returns an awaitable that does `job`.
 #[inline]
 pub(crate) fn awaitable(py: Python<'_>, job: Job) -> PyResult<Py<PyAny>> {
-    let class = class(py)?.as_type_ptr();
     // SAFETY: the type is a GC type of `Awaitable`'s size; the fields are written before anybody
     // can see the object, which is untracked until it suspends.
     unsafe {
         let object = match SPARE.with(Spare::pop) {
-            Some(spare) => ffi::PyObject_Init(spare, class).cast(),
-            None => ffi::PyObject_GC_New::<Awaitable>(class),
+            Some(spare) => spare.cast(),
+            None => ffi::PyObject_GC_New::<Awaitable>(class(py)?.as_type_ptr()),
         };
         if object.is_null() {
             return Err(PyErr::fetch(py));
@@ -389,15 +389,17 @@ unsafe extern "C" fn dealloc(object: *mut ffi::PyObject) {
             }
         }
         stop::forget(py);
-        let class = ffi::Py_TYPE(object);
         ptr::read(&raw const (*object.cast::<Awaitable>()).job).release(py);
         if let State::Waiting(wakeup) = ptr::read(&raw const (*object.cast::<Awaitable>()).state) {
             wakeup.drop_ref(py);
         }
-        if !SPARE.with(|spare| spare.push(object)) {
+        if SPARE.with(|spare| spare.push(object)) {
+            ffi::Py_INCREF(object);
+        } else {
+            let class = ffi::Py_TYPE(object);
             ffi::PyObject_GC_Del(object.cast());
+            ffi::Py_DECREF(class.cast());
         }
-        ffi::Py_DECREF(class.cast());
     }
 }
 
