@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 import tickbus
-from support import MakeBus, assert_sums_closed
+from support import MakeBus, assert_sums_closed, run_child
 from tickbus.anyio import EventReceiveStream
 
 pytestmark = pytest.mark.parametrize("library", ["asyncio", "trio"])
@@ -194,3 +194,99 @@ def test_a_busy_stream_lets_other_tasks_run(make_bus: MakeBus, library: str) -> 
     anyio.run(main, backend=library)
     # Once in 256 events, and trio may take some turns to begin.
     assert turns >= 4_096 // 512
+
+
+class _Awaited:
+    """A subscription that gets an event just before somebody begins to wait for it."""
+
+    def __init__(self, bus: tickbus.EventBus[Any]) -> None:
+        self._bus = bus
+        self._subscription = bus.subscribe_async()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._subscription, name)
+
+    def recv(self) -> Any:
+        awaitable = self._subscription.recv()
+        self._bus.publish("event")
+        return awaitable
+
+    def _join(self, loop: Any) -> Any:
+        self._bus.publish("event")
+        return self._subscription._join(loop)
+
+
+def test_an_event_that_comes_between_looking_and_waiting_is_not_missed(
+    make_bus: MakeBus, library: str
+) -> None:
+    awaited: Any = _Awaited(make_bus())
+
+    async def main() -> Any:
+        with anyio.fail_after(60):
+            return await EventReceiveStream(awaited).receive()
+
+    assert anyio.run(main, backend=library) == "event"
+
+
+def test_a_second_loop_is_refused_while_the_first_one_waits(
+    make_bus: MakeBus, library: str
+) -> None:
+    bus = make_bus()
+    stream = EventReceiveStream(bus.subscribe_async())
+
+    def read_elsewhere() -> None:
+        with pytest.raises(tickbus.WrongLoop):
+            anyio.run(stream.receive, backend="asyncio")
+
+    async def main() -> Any:
+        received: list[Any] = []
+
+        async def read() -> None:
+            received.append(await stream.receive())
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await _settle()
+            await anyio.to_thread.run_sync(read_elsewhere)
+            bus.publish("event")
+        return received
+
+    assert anyio.run(main, backend=library) == ["event"]
+
+
+def test_a_forked_child_is_told_so_and_sees_no_end_of_the_stream(library: str) -> None:
+    result = run_child(f"""
+        import os
+        import anyio
+        import tickbus
+        from tickbus.anyio import EventReceiveStream
+
+        stream = EventReceiveStream(tickbus.EventBus().subscribe_async())
+
+        async def main():
+            try:
+                await stream.receive()
+            except tickbus.ForkedError:
+                return 0
+            return 1
+
+        child = os.fork()
+        if child == 0:
+            os._exit(anyio.run(main, backend={library!r}))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """)
+    assert (result.stdout, result.stderr) == ("0\n", "")
+
+
+def test_without_anyio_the_import_says_what_to_install(library: str) -> None:
+    result = run_child(f"""
+        import sys
+        import {library}
+        sys.modules["anyio"] = None
+        try:
+            import tickbus.anyio
+        except ModuleNotFoundError as error:
+            print(error)
+    """)
+    wanted = "tickbus.anyio needs anyio; install it with: pip install 'tickbus[anyio]'\n"
+    assert (result.stdout, result.stderr) == (wanted, "")

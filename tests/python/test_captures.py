@@ -8,10 +8,11 @@ import zipfile
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pytest
 
-from tickbus import ParseError
+from tickbus import ParseError, captures
 from tickbus.captures import (
     CaptureReport,
     MarketEvent,
@@ -118,6 +119,12 @@ def test_every_message_is_counted_as_published_ignored_or_malformed(write: Write
     assert report.ignored == {"depth": 2, "snapshot": 1}
 
 
+@pytest.mark.parametrize("answer", ['{"result":null,"id":1}', '{"error":{"code":2},"id":1}'])
+def test_answers_to_requests_are_ignored_and_counted(write: WriteText, answer: str) -> None:
+    events, report = read(write("capture", f"1 {answer}\n{SPOT_TRADE}\n"))
+    assert (len(events), report.ignored) == (1, {"response": 1})
+
+
 def test_one_report_adds_up_several_captures(write: WriteText) -> None:
     report = CaptureReport()
     for name in ("first", "second"):
@@ -222,12 +229,38 @@ def test_lean_trades_are_in_new_york_time_and_scaled_prices(tmp_path: Path) -> N
         "1,1674200,210,Q,2000,2",
     ],
 )
-def test_a_malformed_lean_row_is_told_with_its_line(tmp_path: Path, row: str) -> None:
+def test_a_malformed_lean_trade_is_told_with_its_line(tmp_path: Path, row: str) -> None:
     path = write_zip(
         tmp_path / "spy.zip", "20131008_spy_Trade_Tick.csv", f"1,1674200,1,Q,0,0\n{row}\n"
     )
     (error,) = malformed_in(path)
     assert error.line == 2
+
+
+@pytest.mark.parametrize("row", ["1,1.3", "1,1.3,1.4,1.5", "x,1.3,1.4", "1,,1.4"])
+def test_a_malformed_lean_quote_is_told_with_its_line(tmp_path: Path, row: str) -> None:
+    path = write_zip(tmp_path / "a.zip", "20140508_eurusd_tick_quote.csv", f"1,1.3,1.4\n{row}\n")
+    (error,) = malformed_in(path)
+    assert error.line == 2
+
+
+def test_a_lean_zip_of_a_day_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "a.zip", "20140231_eurusd_tick_quote.csv", "1,1.3,1.4\n")
+    with pytest.raises(ParseError, match=r"wanted a date yyyymmdd .* found 20140231"):
+        read(path)
+
+
+def test_without_time_zones_lean_trades_say_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def know_none(key: str) -> ZoneInfo:
+        raise ZoneInfoNotFoundError(key)
+
+    monkeypatch.setattr(captures, "ZoneInfo", know_none)
+    path = write_zip(tmp_path / "spy.zip", "20131008_spy_Trade_Tick.csv", "1,1674200,1,Q,0,0\n")
+    with pytest.raises(OSError, match="pip install tzdata") as caught:
+        read(path)
+    assert caught.value.filename == str(path)
 
 
 def test_csv_columns_are_found_by_name_in_any_order_and_case(write: WriteText) -> None:
@@ -271,7 +304,16 @@ def test_a_csv_without_a_needed_column_names_it(write: WriteText) -> None:
         read(path)
 
 
-@pytest.mark.parametrize("row", ["1,X,1", "1,X,1,1,1", "then,X,1,1", "1,,1,1", '1,"X,1,1'])
+def test_a_csv_whose_header_has_no_fields_is_refused(write: WriteText) -> None:
+    path = write("trades.csv", '\ntime,"symbol,price,size\n1,X,1,1\n')
+    with pytest.raises(ParseError, match=r"trades\.csv:2: wanted comma-separated fields"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["1,X,1", "1,X,1,1,1", "then,X,1,1", "1,,1,1", '1,"X,1,1', "17000000000000000000,X,1,1"],
+)
 def test_a_malformed_csv_row_is_told_with_its_line(write: WriteText, row: str) -> None:
     path = write("trades.csv", f"time,symbol,price,size\n{row}\n1,X,1,1\n")
     (error,) = malformed_in(path)

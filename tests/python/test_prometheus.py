@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import subprocess
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -241,6 +242,33 @@ def test_a_collector_keeps_no_bus_alive(backend: str) -> None:
     assert _value(_scrape(registry), "tickbus_published_events_total", bus="market") == 0
     bus.close()
     assert _value(_scrape(registry), "tickbus_published_events_total", bus="market") == 0
+
+
+def test_a_name_that_is_given_away_while_its_bus_goes_stays_with_the_new_one(
+    backend: str,
+) -> None:
+    collector = BusCollector()
+    registry = CollectorRegistry()
+    registry.register(collector)
+    bus, heir = tickbus.EventBus[Any](backend), tickbus.EventBus[Any](backend)
+
+    def inherit(_: object) -> None:
+        if not heirs:
+            heirs.append(heir)
+            collector.add(heir, name="market")
+
+    # Whichever of the callbacks of weak references comes first, one of these precedes the
+    # collector's and one follows it.
+    heirs: list[Any] = []
+    before = weakref.ref(bus, inherit)
+    collector.add(bus, name="market")
+    after = weakref.ref(bus, inherit)
+    del bus
+    gc.collect()
+    assert heirs == [heir]
+    assert before() is after() is None
+    assert _value(_scrape(registry), "tickbus_published_events_total", bus="market") == 0
+    heir.close()
 
 
 def test_a_forked_child_gives_the_metrics_of_its_own_buses_only() -> None:

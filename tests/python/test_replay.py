@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
+import zipfile
 from array import array
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+import tickbus
 from tickbus import cli
-from tickbus.captures import MarketEvent, Trade
+from tickbus.captures import CaptureReport, MarketEvent, Trade
 from tickbus.cli import app, oracle
-from tickbus.cli.replay import ReplayPlan, replay
-from tickbus.cli.report import percentiles
+from tickbus.cli import replay as replaying
+from tickbus.cli.replay import ReplayOutcome, ReplayPlan, replay
+from tickbus.cli.report import ReplayReport, percentiles
 from tickbus.cli.totals import Totals
 
 CSV = (
@@ -136,6 +143,17 @@ def test_totals_that_differ_from_the_independent_pass_fail(
     assert "subscriber 1, north.ABC" in output.err
 
 
+def test_a_publish_that_reached_fewer_subscribers_fails(
+    capsys: Captured, trades_csv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fall_short(*arguments: Any) -> ReplayOutcome:
+        return dataclasses.replace(await replay(*arguments), shortfalls=1)
+
+    monkeypatch.setattr(app, "replay", fall_short)
+    assert cli.main(["replay", "--json", str(trades_csv)]) == 1
+    assert "1 publishes reached fewer subscribers" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -189,6 +207,16 @@ def test_a_missing_library_is_named_with_what_installs_it(
     error = capsys.readouterr().err
     assert library in error
     assert "pip install 'tickbus[cli]'" in error
+
+
+def test_a_module_that_is_missing_by_mistake_is_no_missing_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "tickbus.cli.app")
+    monkeypatch.delattr(cli, "app")
+    monkeypatch.setitem(sys.modules, "tickbus.captures", None)
+    with pytest.raises(ModuleNotFoundError, match=r"tickbus\.captures"):
+        cli.main(["replay"])
 
 
 def test_the_module_runs_as_a_program() -> None:
@@ -281,6 +309,55 @@ def test_gaps_longer_than_the_longest_are_counted_and_not_waited_for() -> None:
     assert outcome.delivered == (4,)
 
 
+def test_the_table_shows_the_gaps_that_were_not_waited_for(
+    capsys: Captured, trades_csv: Path
+) -> None:
+    text = CSV + "1800000000000,north,ABC,10.40,1\n"
+    trades_csv.write_text(text, encoding="utf-8")
+    assert cli.main(["replay", "--speed", "10", "--max-gap", "60", str(trades_csv)]) == 0
+    output = capsys.readouterr().out
+    (gaps,) = [line for line in output.splitlines() if "gaps not waited for" in line]
+    assert re.findall(r"\d+", gaps) == ["1"]
+    assert "10x" in output
+    assert "flat out" not in output
+
+
+def test_an_event_that_cannot_be_published_fails_the_replay() -> None:
+    nameless = Trade(1, "", "X", Decimal(1), Decimal(1))
+    with pytest.raises(tickbus.ConfigError, match="topic"):
+        asyncio.run(replay([*trades_at(0), nameless], ReplayPlan(subscribers=2)))
+    assert not any("replay" in thread.name for thread in threading.enumerate())
+
+
+def test_a_subscriber_that_leaves_shows_in_the_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    stay = replaying._Subscriber.run
+
+    async def run(subscriber: Any) -> None:
+        if subscriber.subscription.id == 0:
+            subscriber.subscription.close()
+        else:
+            await stay(subscriber)
+
+    monkeypatch.setattr(replaying._Subscriber, "run", run)
+    # The second event waits for room until the first subscriber has left.
+    plan = ReplayPlan(backend="lock_free", subscribers=2, capacity=1)
+    outcome = asyncio.run(replay(trades_at(1, 2, 3), plan))
+    assert outcome.shortfalls >= 2
+    assert (outcome.published, outcome.delivered, outcome.lost) == (3, (0, 3), 3)
+
+
+def test_a_hole_shows_as_lost_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_small_bus(plan: ReplayPlan, events: int) -> tickbus.EventBus[Any]:
+        return tickbus.EventBus("broadcast", plan.capacity)
+
+    monkeypatch.setattr(replaying, "_open_bus", open_small_bus)
+    # Everything is published before the subscribers read.
+    monkeypatch.setattr(replaying._Producer, "start", replaying._Producer.run)
+    monkeypatch.setattr(replaying._Producer, "join", lambda producer: None)
+    outcome = asyncio.run(replay(trades_at(*range(10)), ReplayPlan(subscribers=2, capacity=4)))
+    assert (outcome.published, outcome.delivered, outcome.lost) == (10, (4, 4), 12)
+
+
 def test_no_events_at_all_are_a_replay_of_nothing() -> None:
     outcome = asyncio.run(replay([], ReplayPlan(subscribers=2)))
     assert outcome.delivered == (0, 0)
@@ -291,6 +368,25 @@ def test_no_events_at_all_are_a_replay_of_nothing() -> None:
 def test_percentiles_are_nearest_ranks_over_all_subscribers() -> None:
     latencies = (array("q", range(1, 501)), array("q", range(501, 1_001)))
     assert percentiles(latencies) == {"p50": 500, "p99": 990, "p99.9": 999}
+
+
+@pytest.mark.parametrize(
+    ("latencies", "shown"),
+    [
+        ([], ("-", "-", "-")),
+        ([900] * 98 + [1_500] * 2, ("900 ns", "1.5 us", "1.5 us")),
+        ([900] * 98 + [1_500_000, 2_000_000_000], ("900 ns", "1.5 ms", "2.0 s")),
+    ],
+)
+def test_latencies_are_shown_in_a_unit_that_fits(
+    latencies: list[int], shown: tuple[str, ...]
+) -> None:
+    outcome = ReplayOutcome("lock_free", 0, 0, 0.0, 0, (0,), 0, ({},), (array("q", latencies),))
+    report = ReplayReport("a test", ReplayPlan(subscribers=1), CaptureReport(), outcome, {})
+    output = io.StringIO()
+    report.print(Console(file=output, width=120))
+    found = re.findall(r"latency p\S+\s*\S\s*([\d.]+ \w+|-)", output.getvalue())
+    assert tuple(found) == shown
 
 
 BINANCE_LINES = [
@@ -308,6 +404,7 @@ BINANCE_LINES = [
     '12 {"stream":"x@trade","data":{"s":"","p":"1","q":"1"}}',
     '13 {"stream":"x@trade","data":{"s":"X","p":"1","q":"1"}',
     'x {"stream":"x@trade","data":{"s":"X","p":"1","q":"1"}}',
+    '15 {"stream":"x@bookTicker","data":{"s":"X","b":"?","B":"1","a":"2","A":"1"}}',
 ]
 CSV_LINES = [
     "time,symbol,price,size,exchange",
@@ -327,7 +424,7 @@ CSV_LINES = [
 
 @pytest.mark.parametrize(
     ("lines", "published", "ignored", "malformed"),
-    [(BINANCE_LINES, 4, 1, 9), (CSV_LINES, 3, 0, 8)],
+    [(BINANCE_LINES, 4, 1, 10), (CSV_LINES, 3, 0, 8)],
     ids=["binance", "csv"],
 )
 def test_the_independent_pass_and_the_reader_agree_on_good_and_bad_lines(
@@ -344,6 +441,51 @@ def test_the_independent_pass_and_the_reader_agree_on_good_and_bad_lines(
     report = json.loads(capsys.readouterr().out)
     found = report["published"], sum(report["ignored"].values()), report["malformed"]
     assert found == (published, ignored, malformed)
+
+
+@pytest.mark.parametrize(
+    ("member", "lines", "published", "ignored", "malformed"),
+    [
+        (
+            "20140508_eurusd_tick_quote.csv",
+            ["1,1.3,1.4", "2,1.3", "x,1.3,1.4", "86400000,1.3,1.4", "3,1.3,x", "4,1.2,1.3"],
+            2,
+            0,
+            4,
+        ),
+        (
+            "20131008_spy_Trade_Tick.csv",
+            ["1,10,1,Q,0,0", "2,10,1,Q,0", "3,10,1,Q,0,1", "4,1.0,1,Q,0,0", "5,10,1,?,0,0"],
+            1,
+            1,
+            3,
+        ),
+    ],
+    ids=["forex", "equity"],
+)
+def test_the_independent_pass_and_the_reader_agree_on_lean_zips(
+    capsys: Captured,
+    tmp_path: Path,
+    member: str,
+    lines: list[str],
+    published: int,
+    ignored: int,
+    malformed: int,
+) -> None:
+    path = tmp_path / "capture.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(member, "\n".join(lines))
+    assert cli.main(["replay", "--json", "--subscribers", "1", str(path)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    found = report["published"], sum(report["ignored"].values()), report["malformed"]
+    assert found == (published, ignored, malformed)
+    assert report["totals_agree"]
+
+
+def test_the_independent_pass_finds_nothing_without_the_columns(tmp_path: Path) -> None:
+    path = tmp_path / "trades.csv"
+    path.write_text("time,price,size\n1,1,1\n", encoding="utf-8")
+    assert oracle.tally_capture(path, "csv") == {}
 
 
 def test_the_independent_pass_shares_no_parsing_code_with_the_reader() -> None:

@@ -39,7 +39,7 @@ def tally_capture(path: Path, format: str) -> Instruments:
                 _tally_lean_forex(file, path, member, totals)
             case "lean-equity":
                 _tally_lean_equity(file, member, totals)
-            case "csv":
+            case _:  # csv
                 _tally_csv(file, totals)
     return dict(totals)
 

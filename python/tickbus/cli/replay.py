@@ -168,11 +168,9 @@ class _Producer(threading.Thread):
     def run(self) -> None:
         try:
             self._publish_all()
-        except Closed as why:
-            if not self._stopped.is_set():
-                self.error = why
         except BaseException as why:
-            self.error = why
+            if not (isinstance(why, Closed) and self._stopped.is_set()):
+                self.error = why
         finally:
             self._bus.close()
 
