@@ -46,7 +46,7 @@ def interpreter(version: str) -> Path:
     )
 
 
-def environment(version: str, profile: str, group: str) -> Path:
+def environment(version: str, profile: str, group: str, *features: str) -> Path:
     """Returns the interpreter of a virtual environment with a wheel built for this version."""
     home = FOLDER / version
     python = home / "bin" / "python"
@@ -58,6 +58,7 @@ def environment(version: str, profile: str, group: str) -> Path:
     _call(
         *(Path(sys.executable).parent / "maturin", "build", "--quiet", "--profile", profile),
         *("--interpreter", python, "--out", wheels, "--target-dir", FOLDER / "cargo"),
+        *(f"--features={feature}" for feature in features),
     )
     (wheel,) = wheels.glob("*.whl")
     install = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet")
@@ -72,7 +73,7 @@ def test(versions: list[str], options: list[str]) -> list[str]:
     """Runs the Python tests on each version and returns where they failed."""
     failed = []
     for version in versions:
-        python = environment(version, "release", "dev")
+        python = environment(version, "release", "dev", "native-producer")
         _say(f"testing on {_ask(python, '--version').strip()}")
         # From the wheel: the sources have no module that was compiled for this version.
         if not _passes(

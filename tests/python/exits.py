@@ -158,6 +158,40 @@ SCENARIOS = {
         producer = native(bus)
         assert producer.published == 1
     """,
+    "python_code_inside_calls_of_the_bus": """
+        bus = tickbus.EventBus({backend!r}, 8, tickbus.BackpressureConfig(drop_oldest=True))
+        lagging = bus.subscribe()
+        narrow = tickbus.LockFreeEventBus(1)
+        full = narrow.subscribe(policy="reject")
+
+        class Event:
+            def __init__(self):
+                self.links = [number for number in range(10)]
+
+            def __del__(self):
+                self.links = [number for number in range(10)]
+
+        def generate_flat_out():
+            while True:
+                bus.publish_many(Event() for _ in range(100))
+
+        def lag_flat_out():
+            while True:
+                try:
+                    lagging.recv()
+                except tickbus.Lagged:
+                    pass
+
+        def refuse_flat_out():
+            while True:
+                try:
+                    narrow.publish(Event())
+                except tickbus.Full:
+                    pass
+
+        for call in (generate_flat_out, lag_flat_out, refuse_flat_out):
+            start(call)
+    """,
     "everything_at_once": """
         bus = tickbus.EventBus({backend!r}, 8, tickbus.BackpressureConfig(drop_oldest=True))
         narrow = tickbus.LockFreeEventBus(1, patient)

@@ -11,7 +11,7 @@ import pytest
 from exits import SCENARIOS, end_all
 from support import BACKENDS, run_child
 
-CHILDREN = 108
+CHILDREN = 100
 
 
 def test_this_build_has_the_native_producer() -> None:

@@ -149,7 +149,7 @@ impl Awaitable {
             }
         }
         let progress = match &mut self.job {
-            Job::Recv(subscription) => subscription.get().poll_one(py, error::closed),
+            Job::Recv(subscription) => subscription.get().poll_one(py, || error::closed(py)),
             Job::Next(subscription) => {
                 subscription.get().poll_one(py, || PyStopAsyncIteration::new_err(()))
             }

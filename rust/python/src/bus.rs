@@ -15,7 +15,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyString, PyWeakref, PyWeakrefMethods, PyWeakrefReference};
+use pyo3::types::{PyList, PyString, PyWeakref, PyWeakrefMethods, PyWeakrefReference};
 use smallvec::SmallVec;
 use std::future::Future;
 use std::ops::Deref;
@@ -240,24 +240,10 @@ impl EventBus {
         events: &Bound<'_, PyAny>,
         topic: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<usize> {
-        let events: Vec<Py<PyAny>> =
-            events.try_iter()?.map(|event| event.map(Bound::unbind)).collect::<PyResult<_>>()?;
-        if events.iter().any(|event| event.is_none(py)) {
-            return Err(none_is_no_event());
-        }
-        let mut deadline = None;
-        let mut accepted = 0;
-        for event in events {
-            match self.publish_until(py, event, topic, &mut deadline) {
-                Ok(_) => accepted += 1,
-                Err(error) => {
-                    // An exception of a key function may take no attributes.
-                    let _ = error.value(py).setattr(intern!(py, "accepted"), accepted);
-                    return Err(error);
-                }
-            }
-        }
-        Ok(accepted)
+        let list = calls::make(&py.get_type::<PyList>(), [events.clone()])?;
+        let published = self.publish_each(py, list.cast::<PyList>()?, topic);
+        calls::release(py, list.unbind());
+        published
     }
 
     /// Returns an awaitable that publishes an event and gives the number of subscriptions that
@@ -486,6 +472,31 @@ impl EventBus {
             return Err(none_is_no_event());
         }
         Ok(self.slab.get().insert(event))
+    }
+
+    /// The list keeps its events until they are all published: none ends in between.
+    fn publish_each(
+        &self,
+        py: Python<'_>,
+        list: &Bound<'_, PyList>,
+        topic: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<usize> {
+        if list.iter().any(|event| event.is_none()) {
+            return Err(none_is_no_event());
+        }
+        let mut deadline = None;
+        let mut accepted = 0;
+        for event in list {
+            match self.publish_until(py, event.unbind(), topic, &mut deadline) {
+                Ok(_) => accepted += 1,
+                Err(error) => {
+                    // An exception of a key function may take no attributes.
+                    let _ = error.value(py).setattr(intern!(py, "accepted"), accepted);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(accepted)
     }
 
     #[inline]

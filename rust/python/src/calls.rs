@@ -9,7 +9,7 @@ use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyString, PyTuple};
+use pyo3::types::{PyString, PyTuple, PyType};
 use smallvec::SmallVec;
 
 /// Stops the thread for good when it is unwound.
@@ -62,6 +62,34 @@ pub(crate) fn call<'py>(
         let result = guarded(ffi::PyObject_Vectorcall, function, arguments.as_ptr(), 1, names);
         Bound::from_owned_ptr_or_err(argument.py(), result)
     }
+}
+
+/// Makes an instance of a class.
+pub(crate) fn make<'py, const N: usize>(
+    class: &Bound<'py, PyType>,
+    arguments: [Bound<'py, PyAny>; N],
+) -> PyResult<Bound<'py, PyAny>> {
+    let all = arguments.each_ref().map(Bound::as_ptr);
+    let (class_ptr, names) = (class.as_ptr(), std::ptr::null_mut());
+    // SAFETY: attached; N positional arguments; the result is an owned reference or null with an
+    // exception set.
+    unsafe {
+        let result = guarded(ffi::PyObject_Vectorcall, class_ptr, all.as_ptr(), N, names);
+        Bound::from_owned_ptr_or_err(class.py(), result)
+    }
+}
+
+/// Lets go of an object, whose destructor may be Python code.
+pub(crate) fn release(_py: Python<'_>, object: Py<PyAny>) {
+    type Drop = unsafe extern "C" fn(*mut ffi::PyObject);
+    type UnwindingDrop = unsafe extern "C-unwind" fn(*mut ffi::PyObject);
+    // SAFETY: the two kinds of function pointers differ only in what unwinding does.
+    let drop = unsafe { std::mem::transmute::<Drop, UnwindingDrop>(ffi::Py_DecRef) };
+    let drop = std::hint::black_box(drop);
+    let guard = HangWhenUnwound;
+    // SAFETY: attached; the reference was owned.
+    unsafe { drop(object.into_ptr()) };
+    std::mem::forget(guard);
 }
 
 /// Calls a method of the first argument with the others, and with `context=` by name if there is

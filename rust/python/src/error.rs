@@ -1,10 +1,12 @@
 //! Maps the core's errors to the tree in `tickbus.errors`.
 
+use crate::calls;
 use crate::slab::Handle;
+use pyo3::PyTypeInfo;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::import_exception;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyBool, PyString, PyTuple};
 use tickbus::{Lagged as CoreLagged, PublishError, SubscribeError};
 
 import_exception!(tickbus.errors, Closed);
@@ -28,6 +30,19 @@ pub(crate) fn prepare(py: Python<'_>) {
     py.get_type::<WrongLoop>();
 }
 
+/// Returns an error that is made now. PyO3 would make it when somebody looks at it, and give the
+/// lock up for that, which a thread may not get back while the interpreter ends.
+fn made<'py, T: PyTypeInfo, const N: usize>(
+    py: Python<'py>,
+    arguments: [Bound<'py, PyAny>; N],
+) -> PyErr {
+    calls::make(&py.get_type::<T>(), arguments).map_or_else(|error| error, PyErr::from_value)
+}
+
+fn text<'py>(py: Python<'py>, text: &str) -> Bound<'py, PyAny> {
+    PyString::new(py, text).into_any()
+}
+
 #[cold]
 pub(crate) fn config(error: &tickbus::ConfigError) -> PyErr {
     ConfigError::new_err(error.to_string())
@@ -45,14 +60,14 @@ pub(crate) fn subscribe(error: &SubscribeError) -> PyErr {
 #[cold]
 pub(crate) fn publish(py: Python<'_>, error: PublishError<Handle>) -> PyErr {
     let message = error.to_string();
-    let ids = |ids: &[u64]| PyTuple::new(py, ids).map(Bound::unbind);
+    let ids = |ids: &[u64]| PyTuple::new(py, ids).map(Bound::into_any);
     match &error {
         PublishError::Full { subscriptions, .. } => match ids(subscriptions) {
-            Ok(ids) => Full::new_err((message, ids)),
+            Ok(ids) => made::<Full, _>(py, [text(py, &message), ids]),
             Err(error) => error,
         },
         PublishError::Timeout { subscriptions, .. } => match ids(subscriptions) {
-            Ok(ids) => PublishTimeout::new_err((message, ids)),
+            Ok(ids) => made::<PublishTimeout, _>(py, [text(py, &message), ids]),
             Err(error) => error,
         },
         // What the key function raised goes on as it is.
@@ -60,18 +75,22 @@ pub(crate) fn publish(py: Python<'_>, error: PublishError<Handle>) -> PyErr {
             Some(raised) => raised.clone_ref(py),
             None => PyRuntimeError::new_err(message),
         },
-        _ => Closed::new_err(message),
+        _ => made::<Closed, _>(py, [text(py, &message)]),
     }
 }
 
 #[cold]
-pub(crate) fn lagged(lagged: CoreLagged) -> PyErr {
-    Lagged::new_err((lagged.missed, lagged.exact))
+pub(crate) fn lagged(py: Python<'_>, lagged: CoreLagged) -> PyErr {
+    let missed = match lagged.missed.into_pyobject(py) {
+        Ok(missed) => missed.into_any(),
+        Err(never) => match never {},
+    };
+    made::<Lagged, _>(py, [missed, PyBool::new(py, lagged.exact).to_owned().into_any()])
 }
 
 #[cold]
-pub(crate) fn closed() -> PyErr {
-    Closed::new_err(tickbus::RecvError::Closed.to_string())
+pub(crate) fn closed(py: Python<'_>) -> PyErr {
+    made::<Closed, _>(py, [text(py, &tickbus::RecvError::Closed.to_string())])
 }
 
 /// Returns whether iteration ends with this error: everything was read.

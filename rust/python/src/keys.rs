@@ -106,14 +106,14 @@ impl Place {
         let function = self.with(|f| f.as_ref().map(|f| f.function.clone_ref(py)));
         // Both are there until the garbage collector has ended the bus.
         let (Some(function), Some(event)) = (function, event.object(py)) else {
-            return Err(error::closed());
+            return Err(error::closed(py));
         };
         let key = calls::call(&function, event.bind(py))?;
         let hash = key.hash()?;
         loop {
             let looked_up =
                 self.with(|f| f.as_ref().map(|f| (f.next_number, f.known_by(py, hash))));
-            let Some((next_number, known)) = looked_up else { return Err(error::closed()) };
+            let Some((next_number, known)) = looked_up else { return Err(error::closed(py)) };
             for (other, number) in known {
                 if other.is(&key) || other.bind(py).eq(&key)? {
                     return Ok(number.into());

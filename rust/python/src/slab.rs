@@ -6,6 +6,7 @@
 //!         └► queues ────► Handle ──────────┘   graveyard: objects to be dropped last
 //! ```
 
+use crate::calls;
 use crate::gil::GilCell;
 use crate::keys::KeyFunctions;
 use pyo3::gc::{PyTraverseError, PyVisit};
@@ -126,7 +127,7 @@ impl Slab {
     #[cold]
     fn bury_all(&self, py: Python<'_>) {
         while let Some(object) = self.0.entries.with(|store| store.graveyard.pop()) {
-            object.drop_ref(py);
+            calls::release(py, object);
         }
     }
 }

@@ -45,13 +45,13 @@ impl Inner {
         let result = self.core.try_recv();
         settle(py);
         match result {
-            Ok(handle) => handle.into_object(py).map(Some).ok_or_else(error::closed),
+            Ok(handle) => handle.into_object(py).map(Some).ok_or_else(|| error::closed(py)),
             Err(TryRecvError::Empty) => {
                 self.slab.get().bury(py);
                 Ok(None)
             }
-            Err(TryRecvError::Lagged(lagged)) => Err(error::lagged(lagged)),
-            Err(_) => Err(error::closed()),
+            Err(TryRecvError::Lagged(lagged)) => Err(error::lagged(py, lagged)),
+            Err(_) => Err(error::closed(py)),
         }
     }
 
@@ -68,8 +68,8 @@ impl Inner {
                 Ok(Some(PyList::new(py, batch.into_iter().map(object))?.into_any().unbind()))
             }
             Err(TryRecvError::Empty) => Ok(None),
-            Err(TryRecvError::Lagged(lagged)) => Err(error::lagged(lagged)),
-            Err(_) => Err(error::closed()),
+            Err(TryRecvError::Lagged(lagged)) => Err(error::lagged(py, lagged)),
+            Err(_) => Err(error::closed(py)),
         }
     }
 
@@ -271,7 +271,7 @@ common!(
     fn recv(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         Self::refuse_on_a_loop(py, "recv()")?;
         let taken = self.wait(py, None, || self.inner.take(py))?;
-        taken.ok_or_else(error::closed)
+        taken.ok_or_else(|| error::closed(py))
     },
     /// Waits for the next event, at most `timeout` seconds.
     ///
@@ -300,7 +300,7 @@ common!(
         let limit = error::count("limit", limit)?;
         Self::refuse_on_a_loop(py, "recv_many()")?;
         let taken = self.wait(py, None, || self.inner.take_many(py, limit))?;
-        taken.ok_or_else(error::closed)
+        taken.ok_or_else(|| error::closed(py))
     },
     /// Leaves the bus; pending events are counted as `closed`. Again does nothing.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
