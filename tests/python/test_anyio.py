@@ -150,6 +150,30 @@ def test_cancelling_a_receive_loses_nothing(make_bus: MakeBus, library: str) -> 
     assert_sums_closed(bus)
 
 
+def test_a_wake_up_and_a_cancellation_at_once_lose_nothing(make_bus: MakeBus, library: str) -> None:
+    bus = make_bus()
+    number = 64  # trio runs in random order what is ready at once
+    received: list[Any] = []
+
+    async def main() -> None:
+        async with EventReceiveStream(bus.subscribe_async()) as stream:
+
+            async def receive() -> None:
+                received.append(await stream.receive())
+
+            for event in range(number):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(receive)
+                    await _settle()
+                    bus.publish(event)
+                    group.cancel_scope.cancel()
+                if len(received) == event:
+                    await receive()
+
+    anyio.run(main, backend=library)
+    assert received == list(range(number))
+
+
 def test_a_stream_is_read_in_one_run_after_the_other(make_bus: MakeBus, library: str) -> None:
     bus = make_bus()
     stream = EventReceiveStream(bus.subscribe_async())
