@@ -258,9 +258,9 @@ def test_a_second_loop_is_refused_while_the_first_one_waits(
     bus = make_bus()
     stream = EventReceiveStream(bus.subscribe_async())
 
-    def read_elsewhere() -> None:
-        with pytest.raises(tickbus.WrongLoop):
-            anyio.run(stream.receive, backend="asyncio")
+    async def read_elsewhere() -> None:
+        with anyio.fail_after(20), pytest.raises(tickbus.WrongLoop):
+            await stream.receive()
 
     async def main() -> Any:
         received: list[Any] = []
@@ -271,7 +271,7 @@ def test_a_second_loop_is_refused_while_the_first_one_waits(
         async with anyio.create_task_group() as group:
             group.start_soon(read)
             await _settle()
-            await anyio.to_thread.run_sync(read_elsewhere)
+            await anyio.to_thread.run_sync(lambda: anyio.run(read_elsewhere, backend="asyncio"))
             bus.publish("event")
         return received
 
