@@ -262,7 +262,7 @@ fn what_was_done_before_a_publication_was_begun_can_be_counted_in() {
     let entry = bus.enter();
     let entered = Instant::now();
     until(|| entered.elapsed() >= BEFORE);
-    bus.publication(0, None, false).since(entry).poll(Patience::Left).unwrap();
+    bus.publication_since(entry, 0, None, false).poll(Patience::Left).unwrap();
     assert!(bus.metrics().publish_latency.sum >= BEFORE);
     let before = bus.metrics().publish_latency.sum;
     let _subscription = bus.subscribe_with(named("everything")).unwrap();

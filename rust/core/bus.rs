@@ -970,13 +970,6 @@ where
     R: Exclusion,
     S: Deref<Target = Shared<T, R>>,
 {
-    /// Counts what was done before it was begun as part of its latency.
-    #[must_use]
-    pub fn since(mut self, entry: Entry) -> Self {
-        self.pending.entry = entry;
-        self
-    }
-
     /// Tries to publish. Returns how many subscriptions took the event, or `None` if it has to
     /// wait, which happens only with [`Patience::Left`].
     ///
@@ -1449,7 +1442,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
 
     /// Publishes an event where nothing has to be decided: every subscription that wants it has
     /// room and nobody waits for any. Gives the event back otherwise, for a
-    /// [`Bus::publication`] [since](Publication::since) the same entry.
+    /// [`Bus::publication_since`] the same entry.
     ///
     /// # Panics
     ///
@@ -1487,7 +1480,23 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         topic: Option<&Topic>,
         rejects_wait: bool,
     ) -> Publication<&Shared<T, R>, T, R> {
-        let pending = self.pending(event, topic, rejects_wait);
+        self.publication_since(self.enter(), event, topic, rejects_wait)
+    }
+
+    /// As [`Bus::publication`], with what was done since the entry as part of its latency.
+    ///
+    /// # Panics
+    ///
+    /// If the topic belongs to another bus.
+    #[inline]
+    pub fn publication_since(
+        &self,
+        entry: Entry,
+        event: T,
+        topic: Option<&Topic>,
+        rejects_wait: bool,
+    ) -> Publication<&Shared<T, R>, T, R> {
+        let pending = self.pending(entry, event, topic, rejects_wait);
         Publication { shared: self.shared(), pending, marker: PhantomData }
     }
 
@@ -1500,7 +1509,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         let entry = self.enter();
         self.publish_ready(event, topic, entry).or_else(|event| {
             let patience = self.backpressure().max_block_duration;
-            let mut publication = self.publication(event, topic, false).since(entry);
+            let mut publication = self.publication_since(entry, event, topic, false);
             publication.run(|| Instant::now().checked_add(patience))
         })
     }
@@ -1516,7 +1525,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         topic: Option<&Topic>,
         rejects_wait: bool,
     ) -> Publication<Arc<Shared<T, R>>, T, R> {
-        let pending = self.pending(event, topic, rejects_wait);
+        let pending = self.pending(self.enter(), event, topic, rejects_wait);
         Publication { shared: self.shared().clone(), pending, marker: PhantomData }
     }
 
@@ -1531,9 +1540,15 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         topic.id
     }
 
-    fn pending(&self, event: T, topic: Option<&Topic>, rejects_wait: bool) -> Pending<T> {
+    fn pending(
+        &self,
+        entry: Entry,
+        event: T,
+        topic: Option<&Topic>,
+        rejects_wait: bool,
+    ) -> Pending<T> {
         Pending {
-            entry: self.enter(),
+            entry,
             event: Some(event),
             topic: self.topic_id(topic),
             rejects_wait,
@@ -1657,7 +1672,7 @@ pub trait EventBus<T: Clone> {
             self.bus()
                 .publish_ready(event, None, entry)
                 .or_else(|event| {
-                    self.bus().publication(event, None, false).since(entry).run(|| {
+                    self.bus().publication_since(entry, event, None, false).run(|| {
                         *deadline.get_or_insert_with(|| Instant::now().checked_add(patience))
                     })
                 })

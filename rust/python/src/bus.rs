@@ -15,7 +15,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyString, PyWeakref, PyWeakrefMethods, PyWeakrefReference};
+use pyo3::types::{PyList, PyString, PyWeakref, PyWeakrefMethods};
 use smallvec::SmallVec;
 use std::future::Future;
 use std::ops::Deref;
@@ -561,7 +561,8 @@ impl EventBus {
         entry: Entry,
         deadline: &mut Option<Instant>,
     ) -> PyResult<usize> {
-        let mut publication = Own::new(self.core.publication(handle, topic, false).since(entry));
+        let publication = self.core.publication_since(entry, handle, topic, false);
+        let mut publication = Own::new(publication);
         self.close_abandoned(py, &publication);
         let result = match publication.poll(Patience::Left) {
             Ok(Some(taken)) => Ok(taken),
@@ -651,10 +652,10 @@ impl EventBus {
     /// Keeps a subscription in sight without keeping it alive, and forgets those that are gone.
     fn watch(&self, subscription: &Bound<'_, AsyncEventSubscription>) -> PyResult<()> {
         let py = subscription.py();
-        let weak = PyWeakrefReference::new(subscription)?.into_any().cast_into::<PyWeakref>()?;
+        let Some(weak) = subscription.get().weak(py) else { return Ok(()) };
         let mut known = self.on_loops.with(std::mem::take);
         known.retain(|(_, weak)| weak.bind(py).upgrade().is_some());
-        known.push((subscription.get().inner.core.id(), weak.unbind()));
+        known.push((subscription.get().inner.core.id(), weak));
         // Looking runs no Python code, dropping may: another thread may have added some.
         self.on_loops.with(|others| {
             known.append(others);

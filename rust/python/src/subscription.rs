@@ -420,9 +420,13 @@ impl Streak {
     /// Counts a ready completion; true if the loop must have a turn first.
     #[inline]
     pub(crate) fn is_over(&self) -> bool {
-        let count = self.0.get();
-        self.0.set(if count >= READY_IN_A_ROW { 0 } else { count + 1 });
-        count >= READY_IN_A_ROW
+        let is_over = self.is_at_end();
+        if is_over {
+            self.interrupt()
+        } else {
+            self.count()
+        }
+        is_over
     }
 
     #[inline]
@@ -460,9 +464,7 @@ impl AsyncEventSubscription {
         }
         let handle = self.inner.core.take_ready()?;
         self.ready_in_a_row.count();
-        if self.sleepers.line.with(|line| !line.is_empty()) {
-            self.wake_next(py);
-        }
+        self.wake_next(py);
         settle(py);
         Some(handle)
     }
@@ -490,9 +492,7 @@ impl AsyncEventSubscription {
         }
         loop {
             if let Some(taken) = take()? {
-                if self.sleepers.line.with(|line| !line.is_empty()) {
-                    self.wake_next(py);
-                }
+                self.wake_next(py);
                 return Ok(Progress::Done(taken));
             }
             if let Some(wakeup) = self.join_line(py)? {
@@ -506,9 +506,7 @@ impl AsyncEventSubscription {
     fn join_line(&self, py: Python<'_>) -> PyResult<Option<Py<Wakeup>>> {
         // Looking up the running loop is dear, and a task refuses the wake-up of another loop than
         // its own: see `rebind`.
-        let bound = self.sleepers.bridge.with(|b| b.as_ref().map(|b| b.clone_ref(py)));
-        let bound = bound.map(|bound| bound.into_bound(py));
-        let event_loop = match bound.as_ref().and_then(|b| b.get().event_loop_here(py)) {
+        let event_loop = match self.bridge(py).and_then(|b| b.get().event_loop_here(py)) {
             Some(event_loop) => event_loop,
             None => {
                 let event_loop = running_loop(py)?;
@@ -537,8 +535,10 @@ impl AsyncEventSubscription {
     /// that it was bound to. Returns false if that is the running one.
     pub(crate) fn rebind(&self, py: Python<'_>) -> PyResult<bool> {
         let event_loop = running_loop(py)?;
-        let bound = self.sleepers.bridge.with(|b| b.as_ref().map(|b| b.clone_ref(py)));
-        if bound.is_some_and(|b| b.get().event_loop(py).is_some_and(|b| b.is(&event_loop))) {
+        if self
+            .bridge(py)
+            .is_some_and(|b| b.get().event_loop(py).is_some_and(|b| b.is(&event_loop)))
+        {
             return Ok(false);
         }
         self.bind(&event_loop).map(|()| true)
@@ -547,8 +547,7 @@ impl AsyncEventSubscription {
     /// Binds the subscription to the loop, unless a live loop has it.
     fn bind(&self, event_loop: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = event_loop.py();
-        let bound = self.sleepers.bridge.with(|b| b.as_ref().map(|b| b.clone_ref(py)));
-        if let Some(bound) = bound {
+        if let Some(bound) = self.bridge(py) {
             if bound.get().event_loop(py).is_some_and(|bound| bound.is(event_loop)) {
                 bound.get().runs_here();
                 return Ok(());
@@ -574,8 +573,7 @@ impl AsyncEventSubscription {
 
     /// Closes the subscription if it was read on an event loop that has ended.
     pub(crate) fn close_if_loop_is_over(&self, py: Python<'_>) {
-        let bridge = self.sleepers.bridge.with(|b| b.as_ref().map(|b| b.clone_ref(py)));
-        if bridge.is_some_and(|bridge| bridge.get().is_over(py)) {
+        if self.bridge(py).is_some_and(|bridge| bridge.get().is_over(py)) {
             // Publishers have checked the process.
             let _ = self.inner.close(py);
         }
@@ -593,15 +591,30 @@ impl AsyncEventSubscription {
     }
 
     /// Passes the baton: what is still there is for the next in line.
+    #[inline]
     pub(crate) fn wake_next(&self, py: Python<'_>) {
-        // In a forked child it would wake the parent's loop.
-        if !self.inner.process().is_current() {
-            return;
+        if self.sleepers.line.with(|line| !line.is_empty()) {
+            self.wake_first(py);
         }
-        if self.inner.core.is_ready() && self.sleepers.line.with(|line| !line.is_empty()) {
+    }
+
+    #[cold]
+    fn wake_first(&self, py: Python<'_>) {
+        // In a forked child it would wake the parent's loop.
+        if self.inner.process().is_current() && self.inner.core.is_ready() {
             self.sleepers.wake_by_ref();
             settle(py);
         }
+    }
+
+    /// Returns a weak reference to the subscription.
+    pub(crate) fn weak(&self, py: Python<'_>) -> Option<Py<PyWeakref>> {
+        self.sleepers.subscription.with(|weak| weak.as_ref().map(|weak| weak.clone_ref(py)))
+    }
+
+    /// Returns the bridge of the loop to which the subscription is bound.
+    fn bridge<'py>(&self, py: Python<'py>) -> Option<Bound<'py, LoopBridge>> {
+        self.sleepers.bridge.with(|bridge| bridge.as_ref().map(|b| b.clone_ref(py).into_bound(py)))
     }
 }
 
