@@ -1,0 +1,654 @@
+//! The bus: one publish token, under which room is reserved at every subscription first and the
+//! event is pushed second, so that an error means that nobody has it.
+//!
+//! ```text
+//!  publish ─► token ─► row of the topic ─► 1 room everywhere? ─► 2 push ─► release ─► wake, drop
+//!                                             │ no: block waits in line, without the token
+//! ```
+//!
+//! The publisher keeps a private count of each subscription's room and asks the queue only when
+//! the count is used up. Waiting publishers stand in line at the subscription that stops them, in
+//! the order in which they came; freed room goes to the first in line.
+//! Events that made way for newer ones, and those that nobody wanted, are dropped after the token
+//! is released, and so are wake-ups and warnings given. Key functions run before it is taken:
+//! a publication that lacks a key when it has the token gives it back, asks, and tries again.
+
+mod faces;
+mod options;
+mod publication;
+mod publishing;
+mod slot;
+
+#[cfg(feature = "broadcast")]
+pub use faces::BroadcastEventBus;
+pub use faces::{EventBus, EventBusImpl, LockFreeEventBus};
+pub use options::{Backend, BusConfig, SubscribeError, SubscribeOptions};
+pub use publication::{Patience, Publication};
+
+use crate::backend::{Channel, Reader, Source, TopicNames};
+use crate::conflation::Conflation;
+use crate::error::{ConfigError, PublishError};
+use crate::histogram::{Entry, Latencies};
+use crate::last::LastEvents;
+use crate::metrics::{EventBusMetrics, Explanation, SubscriptionMetrics, Warning};
+use crate::policy::{BackpressureConfig, Policy, rounded_capacity};
+use crate::subscription::{EventSubscription, Inbox};
+use crate::sync::{
+    AtomicU64, Counter, Exclusion, Flag, Mutex, Ordering, ThreadExclusion, store_load_fence,
+};
+use crate::topic::{NO_TOPIC, Topic, TopicTable, check_topic};
+use crate::wait::Sleepers;
+use arc_swap::ArcSwap;
+use parking_lot::RwLock;
+use publication::Pending;
+use publishing::PublishState;
+use slot::{Carrier, Conflating, NEWCOMER, Other, Slot};
+use smallvec::SmallVec;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Instant;
+use tokio::sync::Notify;
+#[cfg(feature = "broadcast")]
+use tokio::sync::broadcast;
+
+/// A bus on either backend. [`LockFreeEventBus`](crate::LockFreeEventBus) and
+/// [`BroadcastEventBus`](crate::BroadcastEventBus) are its two public faces; the handle is cheap
+/// to clone, and dropping the last one closes the bus.
+pub struct Bus<T: Clone, R: Exclusion = ThreadExclusion> {
+    owner: Arc<Owner<T, R>>,
+}
+
+impl<T: Clone, R: Exclusion> Clone for Bus<T, R> {
+    fn clone(&self) -> Self {
+        Self { owner: self.owner.clone() }
+    }
+}
+
+impl<T: Clone, R: Exclusion> fmt::Debug for Bus<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bus")
+            .field("id", &self.shared().id)
+            .field("backend", &self.shared().backend)
+            .field("capacity", &self.shared().capacity)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A handle that does not keep the bus open.
+pub struct WeakBus<T: Clone, R: Exclusion = ThreadExclusion>(Weak<Owner<T, R>>);
+
+impl<T: Clone, R: Exclusion> fmt::Debug for WeakBus<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WeakBus").field("is_alive", &self.is_alive()).finish()
+    }
+}
+
+impl<T: Clone, R: Exclusion> WeakBus<T, R> {
+    /// Returns the bus, unless its last handle was dropped.
+    pub fn upgrade(&self) -> Option<Bus<T, R>> {
+        self.0.upgrade().map(|owner| Bus { owner })
+    }
+
+    /// Returns whether the bus has a handle.
+    pub fn is_alive(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
+
+struct Owner<T: Clone, R: Exclusion>(Arc<Shared<T, R>>);
+
+impl<T: Clone, R: Exclusion> Drop for Owner<T, R> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+type WarningSink = Box<dyn Fn(Warning) + Send + Sync>;
+
+/// What publishers and readers of one bus share.
+pub struct Shared<T: Clone, R: Exclusion> {
+    id: u64,
+    backend: Backend,
+    config: BusConfig,
+    capacity: usize,
+    /// Publishing where there is room decides nothing: nobody asked to be warned, and nothing is
+    /// kept.
+    may_skip_decisions: bool,
+    token: Mutex<R, PublishState<T, R>>,
+    /// The subscriptions, for readers of metrics, who never take the token.
+    roster: ArcSwap<Roster<T, R>>,
+    latencies: Latencies,
+    /// By topic id, for readers of the shared channel, who never take the token.
+    topic_names: RwLock<Vec<Arc<str>>>,
+    /// Sleeping readers over all subscriptions: with none, publishing looks at no gate.
+    pub(crate) sleepers: Sleepers,
+    pub(crate) closed: Flag,
+    published: Counter,
+    /// Entries ever sent through the shared channel (`broadcast`).
+    pub(crate) sent: Counter,
+    next_subscription: AtomicU64,
+    on_warning: OnceLock<WarningSink>,
+}
+
+/// Who is here and what those who left have lost: one, so that sums over both never step back.
+struct Roster<T: Clone, R: Exclusion> {
+    inboxes: Vec<Arc<Inbox<T, R>>>,
+    left_dropped: u64,
+}
+
+impl<T: Clone, R: Exclusion> Default for Roster<T, R> {
+    fn default() -> Self {
+        Self { inboxes: Vec::new(), left_dropped: 0 }
+    }
+}
+
+impl<T: Clone, R: Exclusion> fmt::Debug for Shared<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl<T: Clone, R: Exclusion> TopicNames for Shared<T, R> {
+    fn topic_name(&self, id: u32) -> Arc<str> {
+        self.topic_names.read()[id as usize].clone()
+    }
+}
+
+impl<T: Clone, R: Exclusion> Shared<T, R> {
+    pub(crate) fn is_shared_channel(&self) -> bool {
+        self.backend != Backend::LockFree
+    }
+
+    fn close(&self) {
+        let lines: Vec<Arc<Notify>> = {
+            let mut state = self.token.lock();
+            state.closed = true;
+            state
+                .slots
+                .iter()
+                .flatten()
+                .flat_map(|slot| &slot.line)
+                .map(|other| other.notify.clone())
+                .collect()
+        };
+        if self.closed.set() {
+            store_load_fence::<R>();
+            lines.iter().for_each(|notify| notify.notify_one());
+            for inbox in &self.roster.load().inboxes {
+                inbox.gate.wake_all();
+            }
+        }
+    }
+
+    /// Passes freed room on to the publishers in line.
+    #[cold]
+    pub(crate) fn room_was_freed(&self, inbox: &Inbox<T, R>) {
+        let mut state = self.token.lock();
+        if let Some(slot) = &mut state.slots[inbox.slot as usize]
+            && slot.inbox.id == inbox.id
+        {
+            slot.serve_line();
+        }
+    }
+
+    fn subscribe(&self, options: SubscribeOptions<T>) -> Result<Arc<Inbox<T, R>>, SubscribeError> {
+        let policy = self.backend.policy(options.policy, self.config.backpressure.drop_oldest)?;
+        if options.key.is_some() && policy != Policy::Conflate {
+            return Err(ConfigError::new(format!(
+                "key was given with policy {}; only conflate has keys: ask for policy conflate, or \
+                 leave the key out",
+                policy.name()
+            ))
+            .into());
+        }
+        if options.snapshot && self.config.keep_last.is_none() {
+            return Err(keeps_nothing("snapshot").into());
+        }
+        let capacity = match options.capacity {
+            Some(capacity) => rounded_capacity(capacity)?,
+            None => self.capacity,
+        };
+        let id = self.next_subscription.fetch_add(1, Ordering::Relaxed);
+        let joined = Instant::now();
+        let mut state = self.token.lock();
+        if state.closed {
+            return Err(SubscribeError::Closed);
+        }
+        let roster = self.roster.load_full();
+        if let Some(name) = &options.name {
+            check_name(name, roster.inboxes.iter().map(|other| &other.name))?;
+        }
+        let (capacity, carrier, source) = match self.backend {
+            _ if policy == Policy::Conflate => {
+                let map = Arc::new(Mutex::new(Conflation::new(capacity)));
+                let conflating = Conflating { map: map.clone(), key: options.key };
+                let carrier = Carrier::Other(Other::Conflating(Box::new(conflating)));
+                (capacity, carrier, Source::Conflation(map))
+            }
+            Backend::LockFree => {
+                let channel = Channel::new(capacity);
+                (capacity, Carrier::Own(channel.clone()), Source::Channel(channel))
+            }
+            #[cfg(feature = "broadcast")]
+            Backend::Broadcast => {
+                if capacity > self.capacity {
+                    return Err(ConfigError::new(format!(
+                        "capacity was {capacity}; the shared channel holds {}: ask for less, make \
+                         the bus with more, or use backend lock_free",
+                        self.capacity
+                    ))
+                    .into());
+                }
+                let Some(sender) = &state.broadcast else { return Err(SubscribeError::Closed) };
+                let source = Source::Broadcast(sender.subscribe());
+                (self.capacity, Carrier::Other(Other::Shared), source)
+            }
+        };
+        let slot = match state.slots.iter().position(Option::is_none) {
+            Some(free) => free,
+            None => {
+                state.slots.push(None);
+                state.slots.len() - 1
+            }
+        };
+        let index = u32::try_from(slot)
+            .map_err(|_| ConfigError::new("a bus cannot have more than 2^32 subscriptions"))?;
+        state.topics.join(index, options.pattern.as_ref());
+        let snapshot = match &state.last {
+            Some(last) if options.snapshot => {
+                last.snapshot(|topic| state.topics.wanted(topic).contains(&index))
+            }
+            _ => Vec::new(),
+        };
+        let offered = snapshot.len() as u64;
+        let inbox = Arc::new(Inbox::new(
+            id,
+            options.name,
+            joined,
+            index,
+            policy,
+            options.on_lag,
+            capacity,
+            options.pattern,
+            offered,
+            self.sent.value(),
+            Reader::new(source.after(snapshot), offered),
+        ));
+        let conflates = policy == Policy::Conflate;
+        state.conflating += usize::from(conflates);
+        state.slots[slot] = Some(Slot {
+            inbox: inbox.clone(),
+            policy,
+            carrier,
+            room: if conflates { 0 } else { capacity },
+            offered,
+            peak_holds_until: 0,
+            warned: false,
+            line: Vec::new(),
+        });
+        let mut inboxes = roster.inboxes.clone();
+        inboxes.push(inbox.clone());
+        self.roster.store(Arc::new(Roster { inboxes, left_dropped: roster.left_dropped }));
+        Ok(inbox)
+    }
+
+    /// Takes a subscription out of the bus; its pending events are counted as closed.
+    pub(crate) fn unsubscribe(&self, inbox: &Inbox<T, R>) {
+        let left = {
+            let mut state = self.token.lock();
+            if !inbox.closed.set() {
+                return;
+            }
+            state.topics.leave(inbox.slot);
+            state.conflating -= usize::from(inbox.policy == Policy::Conflate);
+            inbox.left_at.publish(self.sent.value());
+            let discarded = inbox.discard(self);
+            let Roster { inboxes, left_dropped } = &**self.roster.load();
+            let mut inboxes = inboxes.clone();
+            inboxes.retain(|other| other.id != inbox.id);
+            let left_dropped = left_dropped + inbox.dropped.read().total();
+            self.roster.store(Arc::new(Roster { inboxes, left_dropped }));
+            (state.slots[inbox.slot as usize].take(), discarded)
+        };
+        store_load_fence::<R>();
+        if let (Some(slot), _discarded) = left {
+            slot.line.iter().for_each(|other| other.notify.notify_one());
+        }
+        inbox.gate.wake_all();
+    }
+
+    fn rows(&self, roster: &Roster<T, R>) -> Vec<SubscriptionMetrics> {
+        let now = Instant::now();
+        roster.inboxes.iter().map(|inbox| inbox.metrics(self, now)).collect()
+    }
+}
+
+/// Returns why a subscription cannot have the name. Where metrics name subscriptions, those without
+/// a name are numbers.
+fn check_name<'a>(
+    name: &str,
+    mut others: impl Iterator<Item = &'a Option<String>>,
+) -> Result<(), ConfigError> {
+    if name.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(ConfigError::new(format!(
+            "name was {name:?}; it must have something else than digits, or be None"
+        )));
+    }
+    match others.any(|other| other.as_deref() == Some(name)) {
+        true => Err(ConfigError::new(format!(
+            "name was {name:?}, which another subscription of the bus has; choose another one"
+        ))),
+        false => Ok(()),
+    }
+}
+
+#[cold]
+fn keeps_nothing(asked: &str) -> ConfigError {
+    ConfigError::new(format!(
+        "{asked} was asked of a bus that keeps no last events; make the bus with keep_last, as in \
+         keep_last=\">\" for every topic"
+    ))
+}
+
+fn next_bus_id() -> u64 {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}
+
+impl<T: Clone, R: Exclusion> Bus<T, R> {
+    /// Returns a bus on the given backend.
+    ///
+    /// # Errors
+    ///
+    /// `ConfigError` if a number is zero or too large.
+    pub fn new(backend: Backend, config: BusConfig) -> Result<Self, ConfigError> {
+        let capacity = rounded_capacity(config.capacity)?;
+        if config.max_topics == 0 || config.max_topics >= u32::MAX as usize {
+            return Err(ConfigError::new(format!(
+                "max_topics was {}; it must be between 1 and 2^32 - 2",
+                config.max_topics
+            )));
+        }
+        if config.backpressure.warn_threshold == Some(0) {
+            return Err(ConfigError::new(
+                "warn_threshold was 0; it must be at least 1 pending event, or None",
+            ));
+        }
+        let latencies = Latencies::new(config.latency_sampling)?;
+        let shared = Shared {
+            id: next_bus_id(),
+            backend,
+            capacity,
+            may_skip_decisions: config.backpressure.warn_threshold.is_none()
+                && config.keep_last.is_none(),
+            token: Mutex::new(PublishState {
+                slots: Vec::new(),
+                topics: TopicTable::new(config.max_topics),
+                next_ticket: 0,
+                closed: false,
+                conflating: 0,
+                last: config.keep_last.clone().map(LastEvents::new),
+                #[cfg(feature = "broadcast")]
+                broadcast: (backend == Backend::Broadcast)
+                    .then(|| broadcast::Sender::new(capacity)),
+            }),
+            roster: ArcSwap::default(),
+            latencies,
+            topic_names: RwLock::new(vec!["".into()]),
+            sleepers: Sleepers::default(),
+            closed: Flag::default(),
+            published: Counter::default(),
+            sent: Counter::default(),
+            next_subscription: AtomicU64::new(0),
+            on_warning: OnceLock::new(),
+            config,
+        };
+        Ok(Self { owner: Arc::new(Owner(Arc::new(shared))) })
+    }
+
+    fn shared(&self) -> &Arc<Shared<T, R>> {
+        &self.owner.0
+    }
+
+    /// Returns a handle that does not keep the bus open.
+    pub fn downgrade(&self) -> WeakBus<T, R> {
+        WeakBus(Arc::downgrade(&self.owner))
+    }
+
+    /// Returns the bus's id, unique in the process.
+    pub fn id(&self) -> u64 {
+        self.shared().id
+    }
+
+    /// Returns how the bus carries events.
+    pub fn backend(&self) -> Backend {
+        self.shared().backend
+    }
+
+    /// Returns the default capacity of a subscription in events, a power of two.
+    pub fn capacity(&self) -> usize {
+        self.shared().capacity
+    }
+
+    /// Returns how the bus treats subscriptions that cannot keep up.
+    pub fn backpressure(&self) -> &BackpressureConfig {
+        &self.shared().config.backpressure
+    }
+
+    /// Calls `sink` in the publisher's thread, after publication, whenever a subscription reaches
+    /// `warn_threshold`. Returns false if there was a sink already.
+    pub fn on_warning(&self, sink: impl Fn(Warning) + Send + Sync + 'static) -> bool {
+        self.shared().on_warning.set(Box::new(sink)).is_ok()
+    }
+
+    /// Returns the named topic, compiled against every subscription.
+    ///
+    /// # Errors
+    ///
+    /// `ConfigError` if the name is no topic or the bus knows `max_topics` already.
+    pub fn topic(&self, name: &str) -> Result<Topic, ConfigError> {
+        let mut state = self.shared().token.lock();
+        let PublishState { slots, topics, last, .. } = &mut *state;
+        let subscriptions =
+            slots.iter().flatten().map(|slot| (slot.inbox.slot, slot.inbox.pattern.as_ref()));
+        let (id, name) = topics.intern(name, subscriptions)?;
+        let mut names = self.shared().topic_names.write();
+        if names.len() == id as usize {
+            names.push(name.clone());
+        }
+        if let Some(last) = last {
+            last.learn(id, &name);
+        }
+        Ok(Topic { bus: self.shared().id, id, name })
+    }
+
+    /// Returns the last event that was published on a topic, as [`EventBus::last`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventBus::last`].
+    pub fn last(&self, topic: &str) -> Result<Option<T>, ConfigError> {
+        let state = self.shared().token.lock();
+        let Some(last) = &state.last else { return Err(keeps_nothing("last()")) };
+        let known = state.topics.find(topic);
+        if known.is_none() {
+            check_topic(topic)?;
+        }
+        last.last(known, topic)
+    }
+
+    /// Begins to publish an event: the time from here on is its latency if it is one of those that
+    /// are measured.
+    #[inline]
+    pub fn enter(&self) -> Entry {
+        self.shared().latencies.enter()
+    }
+
+    /// Publishes an event where nothing has to be decided: every subscription that wants it has
+    /// room and nobody waits for any. Gives the event back otherwise, for a
+    /// [`Bus::publication_since`] the same entry.
+    ///
+    /// # Panics
+    ///
+    /// If the topic belongs to another bus.
+    #[inline]
+    pub fn publish_ready(&self, event: T, topic: Option<&Topic>, entry: Entry) -> Result<usize, T> {
+        let shared = &**self.shared();
+        if !shared.may_skip_decisions {
+            return Err(event);
+        }
+        let topic = self.topic_id(topic);
+        let mut state = shared.token.lock();
+        let taken = state.publish_ready(topic, event, shared)?;
+        shared.published.add_exclusive(1);
+        if shared.sleepers.any_after_store::<R>() {
+            let wake = state.sleepers_on(topic);
+            drop(state);
+            wake.into_iter().for_each(|inbox| inbox.gate.wake_one());
+        } else {
+            drop(state);
+        }
+        shared.latencies.leave(entry);
+        Ok(taken)
+    }
+
+    /// Begins to publish an event; `rejects_wait` makes `reject` subscriptions worth waiting for.
+    ///
+    /// # Panics
+    ///
+    /// If the topic belongs to another bus.
+    #[inline]
+    pub fn publication(
+        &self,
+        event: T,
+        topic: Option<&Topic>,
+        rejects_wait: bool,
+    ) -> Publication<&Shared<T, R>, T, R> {
+        self.publication_since(self.enter(), event, topic, rejects_wait)
+    }
+
+    /// As [`Bus::publication`], with what was done since the entry as part of its latency.
+    ///
+    /// # Panics
+    ///
+    /// If the topic belongs to another bus.
+    #[inline]
+    pub fn publication_since(
+        &self,
+        entry: Entry,
+        event: T,
+        topic: Option<&Topic>,
+        rejects_wait: bool,
+    ) -> Publication<&Shared<T, R>, T, R> {
+        let pending = self.pending(entry, event, topic, rejects_wait);
+        Publication { shared: self.shared(), pending, marker: PhantomData }
+    }
+
+    #[inline]
+    fn publish_as_configured(
+        &self,
+        event: T,
+        topic: Option<&Topic>,
+    ) -> Result<usize, PublishError<T>> {
+        let entry = self.enter();
+        self.publish_ready(event, topic, entry).or_else(|event| {
+            let patience = self.backpressure().max_block_duration;
+            let mut publication = self.publication_since(entry, event, topic, false);
+            publication.run(|| Instant::now().checked_add(patience))
+        })
+    }
+
+    /// As [`Bus::publication`], for keeping across suspensions.
+    ///
+    /// # Panics
+    ///
+    /// If the topic belongs to another bus.
+    pub fn owned_publication(
+        &self,
+        event: T,
+        topic: Option<&Topic>,
+        rejects_wait: bool,
+    ) -> Publication<Arc<Shared<T, R>>, T, R> {
+        let pending = self.pending(self.enter(), event, topic, rejects_wait);
+        Publication { shared: self.shared().clone(), pending, marker: PhantomData }
+    }
+
+    #[inline]
+    fn topic_id(&self, topic: Option<&Topic>) -> u32 {
+        let Some(topic) = topic else { return NO_TOPIC };
+        assert!(
+            topic.bus == self.shared().id,
+            "topic {:?} belongs to another bus; make it with topic() of this one",
+            topic.name
+        );
+        topic.id
+    }
+
+    fn pending(
+        &self,
+        entry: Entry,
+        event: T,
+        topic: Option<&Topic>,
+        rejects_wait: bool,
+    ) -> Pending<T> {
+        Pending {
+            entry,
+            event: Some(event),
+            topic: self.topic_id(topic),
+            rejects_wait,
+            ticket: NEWCOMER,
+            notify: None,
+            keys: SmallVec::new(),
+            stand: None,
+        }
+    }
+
+    /// Returns a subscription for this thread's kind of waiting.
+    ///
+    /// # Errors
+    ///
+    /// `SubscribeError::Config` if the backend cannot keep what was asked for, `Closed` after
+    /// `close()`.
+    pub fn subscribe_with(
+        &self,
+        options: SubscribeOptions<T>,
+    ) -> Result<EventSubscription<T, R>, SubscribeError> {
+        let inbox = self.shared().subscribe(options)?;
+        Ok(EventSubscription::new(self.shared().clone(), inbox))
+    }
+
+    /// Closes the bus: publishing ends at once, readers first read what is pending.
+    pub fn close(&self) {
+        self.shared().close();
+    }
+
+    /// Returns whether the bus is closed.
+    pub fn is_closed(&self) -> bool {
+        self.shared().closed.is_set()
+    }
+
+    /// Returns the bus's numbers, read one after another while others go on.
+    pub fn metrics(&self) -> EventBusMetrics {
+        let shared = self.shared();
+        let roster = shared.roster.load_full();
+        let subscriptions = shared.rows(&roster);
+        let pending: u64 = subscriptions.iter().map(|row| row.pending).sum();
+        EventBusMetrics {
+            total_published: shared.published.value(),
+            total_dropped: roster.left_dropped
+                + subscriptions.iter().map(|row| row.dropped.total()).sum::<u64>(),
+            subscriber_count: subscriptions.len(),
+            avg_queue_depth: pending as f64 / subscriptions.len().max(1) as f64,
+            publish_latency: shared.latencies.read(),
+            subscriptions,
+        }
+    }
+
+    /// Returns who stops publishers now, how far each subscription is behind, and since when. It
+    /// reads what [`Bus::metrics`] reads and stops nobody either.
+    pub fn explain(&self) -> Explanation {
+        let shared = self.shared();
+        Explanation::new(shared.id, self.is_closed(), shared.rows(&shared.roster.load_full()))
+    }
+}

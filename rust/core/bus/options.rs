@@ -1,0 +1,151 @@
+//! What a bus and a subscription are asked to be.
+
+use crate::conflation::KeyFn;
+use crate::error::ConfigError;
+use crate::policy::{BackpressureConfig, OnLag, Policy};
+use crate::topic::Pattern;
+
+/// How a bus carries events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Backend {
+    /// One bounded channel per subscription.
+    LockFree,
+    /// One shared channel that overwrites.
+    #[cfg(feature = "broadcast")]
+    Broadcast,
+}
+
+impl Backend {
+    /// Every backend that is compiled in.
+    pub const ALL: &[Self] = &[
+        Self::LockFree,
+        #[cfg(feature = "broadcast")]
+        Self::Broadcast,
+    ];
+
+    /// Returns the backend's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LockFree => "lock_free",
+            #[cfg(feature = "broadcast")]
+            Self::Broadcast => "broadcast",
+        }
+    }
+
+    /// Returns the policy that a subscription has, or why the backend cannot keep it.
+    pub(super) fn policy(
+        self,
+        asked: Option<Policy>,
+        drop_oldest: bool,
+    ) -> Result<Policy, ConfigError> {
+        match self {
+            Self::LockFree => Ok(asked.unwrap_or(match drop_oldest {
+                true => Policy::DropOldest,
+                false => Policy::Block,
+            })),
+            #[cfg(feature = "broadcast")]
+            Self::Broadcast => match asked {
+                None | Some(Policy::DropOldest) => Ok(Policy::DropOldest),
+                Some(Policy::Conflate) => Ok(Policy::Conflate),
+                Some(policy) => Err(ConfigError::new(format!(
+                    "policy was {}; backend broadcast can only overwrite (drop_oldest) and \
+                     conflate: use backend lock_free",
+                    policy.name()
+                ))),
+            },
+        }
+    }
+}
+
+impl std::str::FromStr for Backend {
+    type Err = ConfigError;
+
+    fn from_str(name: &str) -> Result<Self, ConfigError> {
+        Self::ALL.iter().copied().find(|backend| backend.name() == name).ok_or_else(|| {
+            let names: Vec<_> = Self::ALL.iter().map(|backend| backend.name()).collect();
+            ConfigError::new(format!(
+                "backend was {name:?}; it must be one of {}",
+                names.join(", ")
+            ))
+        })
+    }
+}
+
+/// What a bus is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BusConfig {
+    /// The capacity of a subscription that asks for none (`lock_free`), or of the shared channel
+    /// (`broadcast`), in events; rounded up to a power of two.
+    pub capacity: usize,
+    /// What happens to subscriptions that cannot keep up.
+    pub backpressure: BackpressureConfig,
+    /// The most topics the bus will know.
+    pub max_topics: usize,
+    /// The topics of which the last event is kept for [`EventBus::last`] and for snapshots; `None`
+    /// keeps nothing.
+    pub keep_last: Option<Pattern>,
+    /// Publications for each one whose latency is measured, in the mean: they are drawn at random.
+    /// `None` measures none.
+    pub latency_sampling: Option<u32>,
+}
+
+impl Default for BusConfig {
+    fn default() -> Self {
+        Self {
+            capacity: 10_000,
+            backpressure: BackpressureConfig::default(),
+            max_topics: 65_536,
+            keep_last: None,
+            latency_sampling: Some(128),
+        }
+    }
+}
+
+/// What a subscription asks for.
+#[derive(Debug, Clone)]
+pub struct SubscribeOptions<T> {
+    /// What metrics and explanations call it, unique among the subscriptions of the bus.
+    pub name: Option<String>,
+    /// The topics it wants; `None` wants everything, also events without a topic.
+    pub pattern: Option<Pattern>,
+    /// The most events it can hold, rounded up to a power of two; `None` is the bus's capacity.
+    pub capacity: Option<usize>,
+    /// What happens when it has no room; `None` is the bus's.
+    pub policy: Option<Policy>,
+    /// What its reader is told about missed events.
+    pub on_lag: OnLag,
+    /// What a `conflate` subscription keeps the newest event of; `None` is the topic, and events
+    /// without one are one key of their own. Other policies have no key.
+    pub key: Option<KeyFn<T>>,
+    /// Whether it begins with the last events of the topics that it wants, as far as the bus keeps
+    /// them, in the order in which they were published. They count as offered, stand before
+    /// everything else, and take no room. Live events go on exactly where they end.
+    pub snapshot: bool,
+}
+
+impl<T> Default for SubscribeOptions<T> {
+    fn default() -> Self {
+        Self {
+            pattern: None,
+            capacity: None,
+            policy: None,
+            on_lag: OnLag::default(),
+            key: None,
+            snapshot: false,
+            name: None,
+        }
+    }
+}
+
+/// Why a subscription could not be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubscribeError {
+    /// The backend cannot keep what was asked for.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The bus is closed.
+    #[error("the bus is closed; subscribe before close()")]
+    Closed,
+}
