@@ -15,6 +15,64 @@ impl ConfigError {
     }
 }
 
+/// Why a symbol or a source was not named.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NameError {
+    /// The name could not be a part of a topic.
+    #[error(transparent)]
+    Invalid(#[from] ConfigError),
+    /// The table is full.
+    #[error(
+        "{what} {name:?} would be number {}; a process knows at most {limit}: names are a bounded \
+         vocabulary, put what varies into the event",
+        *limit as u64 + 1
+    )]
+    Full {
+        /// What is named: a symbol or a source.
+        what: &'static str,
+        /// The name that found no room.
+        name: Box<str>,
+        /// The most names that the table can have.
+        limit: u32,
+    },
+}
+
+/// Why a code was not registered as an event type.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EventTypeError {
+    /// The name could not be a level of a topic.
+    #[error(transparent)]
+    Invalid(#[from] ConfigError),
+    /// The name has another code.
+    #[error(
+        "event type {name:?} was to be code {code}, but it is {known} already; use that one, or \
+         another name"
+    )]
+    NameTaken {
+        /// The name.
+        name: Box<str>,
+        /// The code that was wanted for it.
+        code: u8,
+        /// The code that it has.
+        known: u8,
+    },
+    /// The code has another name.
+    #[error(
+        "event type {code} was to be named {name:?}, but it is {known:?} already; take a code \
+         that is free"
+    )]
+    CodeTaken {
+        /// The code.
+        code: u8,
+        /// The name that was wanted for it.
+        name: Box<str>,
+        /// The name that it has.
+        known: &'static str,
+    },
+}
+
 /// Why an event was not published; nobody has it, so a retry never doubles.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -8,9 +8,12 @@ mod backend;
 mod bus;
 mod conflation;
 mod error;
+mod event;
+mod event_type;
 mod histogram;
 mod last;
 mod metrics;
+mod names;
 mod policy;
 mod queue;
 mod select;
@@ -34,11 +37,14 @@ pub use bus::{
 };
 pub use conflation::{Key, KeyFn};
 pub use error::{
-    ConfigError, KeyError, Lagged, PublishError, PublishManyError, RecvError, RecvTimeoutError,
-    TryRecvError,
+    ConfigError, EventTypeError, KeyError, Lagged, NameError, PublishError, PublishManyError,
+    RecvError, RecvTimeoutError, TryRecvError,
 };
+pub use event::{EVENT_BYTES, Event, Lane, Priority};
+pub use event_type::EventType;
 pub use histogram::{Entry, LatencyBucket, LatencyHistogram};
 pub use metrics::{Dropped, EventBusMetrics, Explanation, SubscriptionMetrics, Warning};
+pub use names::{MAX_NAME_BYTES, MAX_SOURCES, MAX_SYMBOLS, Names, SourceId, Symbol};
 pub use policy::{BackpressureConfig, MAX_CAPACITY, OnLag, Policy};
 pub use queue::{CrossbeamQueue, EventQueue};
 pub use select::{Selected, Selector, Shutdown, select};

@@ -103,10 +103,15 @@ fn check_levels(what: &str, text: &str) -> Result<(), ConfigError> {
 
 /// Returns an error if the name is no topic's.
 pub(crate) fn check_topic(name: &str) -> Result<(), ConfigError> {
-    check_levels("topic", name)?;
+    check_exact("topic", name)
+}
+
+/// Returns an error if the name, that of a `what`, cannot stand in a topic.
+pub(crate) fn check_exact(what: &str, name: &str) -> Result<(), ConfigError> {
+    check_levels(what, name)?;
     if name.contains(['*', '>']) {
         return Err(ConfigError::new(format!(
-            "topic was {name:?}; wildcards belong to patterns, an event has one exact topic"
+            "{what} was {name:?}; wildcards belong to patterns, an event has one exact topic"
         )));
     }
     Ok(())
