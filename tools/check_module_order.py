@@ -22,6 +22,7 @@ ORDER = (
     ("names",),
     ("event_type",),
     ("event",),
+    ("arrow",),
     ("policy",),
     ("histogram",),
     ("wait",),

@@ -10,16 +10,21 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+from typing import TYPE_CHECKING
 
 from tickbus import _core, _warnings
 from tickbus._core import (
     AsyncEventSubscription,
     BusyPoll,
+    Event,
+    EventBatch,
     EventSubscription,
     Shutdown,
     Topic,
     __version__,
     select,
+    sources,
+    symbols,
 )
 from tickbus._metrics import (
     EventBusMetrics,
@@ -41,6 +46,11 @@ from tickbus.errors import (
     ReceiveTimeout,
     WrongLoop,
 )
+from tickbus.event import EventType, Priority
+
+if TYPE_CHECKING:
+    # Imported with NumPy when it is used.
+    from tickbus.arrays import EVENT_DTYPE as EVENT_DTYPE
 
 __all__ = [
     "AsyncEventSubscription",
@@ -50,9 +60,12 @@ __all__ = [
     "BusyPoll",
     "Closed",
     "ConfigError",
+    "Event",
+    "EventBatch",
     "EventBus",
     "EventBusMetrics",
     "EventSubscription",
+    "EventType",
     "Explanation",
     "ForkedError",
     "Full",
@@ -60,6 +73,7 @@ __all__ = [
     "LatencyHistogram",
     "LockFreeEventBus",
     "ParseError",
+    "Priority",
     "PublishTimeout",
     "ReceiveTimeout",
     "Shutdown",
@@ -68,9 +82,19 @@ __all__ = [
     "WrongLoop",
     "__version__",
     "select",
+    "sources",
+    "symbols",
 ]
 
 logging.getLogger("tickbus").addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> object:
+    if name == "EVENT_DTYPE":
+        from tickbus.arrays import EVENT_DTYPE
+
+        return EVENT_DTYPE
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,21 +1,27 @@
 """Types of the compiled core."""
 
-from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
 from contextvars import Context
 from types import GenericAlias, TracebackType
 from typing import (
     Any,
+    ClassVar,
     Generic,
     Literal,
     Protocol,
     Self,
+    SupportsIndex,
     TypeAlias,
     TypeVar,
     final,
+    overload,
     type_check_only,
 )
 
-from typing_extensions import disjoint_base
+from numpy.typing import NDArray
+from typing_extensions import Buffer, CapsuleType, disjoint_base
+
+from tickbus.event import EventType, Priority
 
 _T = TypeVar("_T")
 _Policy: TypeAlias = Literal["block", "reject", "drop_newest", "drop_oldest", "conflate"]
@@ -41,18 +47,131 @@ __version__: str
 __all__ = [
     "AsyncEventSubscription",
     "BusyPoll",
+    "Event",
+    "EventBatch",
     "EventBus",
     "EventSubscription",
+    "Names",
     "Shutdown",
     "Topic",
     "__version__",
     "_after_fork",
     "_backends",
+    "_built_in_event_types",
     "_close_all",
+    "_event_type_code",
+    "_event_type_name",
     "_recv_warning",
+    "_register_event_type",
+    "_restore_batch",
     "_stop_warnings",
+    "_use_codes",
     "select",
+    "sources",
+    "symbols",
 ]
+
+@final
+class Event:
+    __match_args__: tuple[str, str, str, str, str, str, str]
+    def __new__(
+        cls,
+        timestamp: int,
+        event_type: EventType | int | str,
+        priority: Priority | int = 0,
+        source_id: int | str | None = 0,
+        symbol: str | int | None = None,
+        value: float = 0.0,
+        metadata: int = 0,
+    ) -> Self: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def event_type(self) -> EventType: ...
+    @property
+    def priority(self) -> Priority: ...
+    @property
+    def source_id(self) -> int: ...
+    @property
+    def source(self) -> str | None: ...
+    @property
+    def symbol_id(self) -> int: ...
+    @property
+    def symbol(self) -> str | None: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def metadata(self) -> int: ...
+    @property
+    def topic(self) -> str | None: ...
+    @property
+    def lane(self) -> Literal["critical", "high", "normal"]: ...
+    def to_bytes(self) -> bytes: ...
+    def __bytes__(self) -> bytes: ...
+    @staticmethod
+    def from_bytes(data: bytes, /) -> Event: ...
+    def replace(
+        self,
+        *,
+        timestamp: int = ...,
+        event_type: EventType | int | str = ...,
+        priority: Priority | int = ...,
+        source_id: int | str | None = ...,
+        symbol: str | int | None = ...,
+        value: float = ...,
+        metadata: int = ...,
+    ) -> Event: ...
+    def __replace__(
+        self,
+        *,
+        timestamp: int = ...,
+        event_type: EventType | int | str = ...,
+        priority: Priority | int = ...,
+        source_id: int | str | None = ...,
+        symbol: str | int | None = ...,
+        value: float = ...,
+        metadata: int = ...,
+    ) -> Event: ...
+    def __copy__(self) -> Event: ...
+    def __deepcopy__(self, memo: object, /) -> Event: ...
+    def __reduce__(self) -> tuple[Any, ...]: ...
+    def __hash__(self) -> int: ...
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class EventBatch:
+    def __new__(cls, events: Iterable[Event] | NDArray[Any], /) -> Self: ...
+    @staticmethod
+    def from_bytes(data: Buffer, /) -> EventBatch: ...
+    def to_bytes(self) -> bytes: ...
+    def __bytes__(self) -> bytes: ...
+    def to_numpy(self) -> NDArray[Any]: ...
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, place: SupportsIndex, /) -> Event: ...
+    @overload
+    def __getitem__(self, place: slice, /) -> EventBatch: ...
+    def __iter__(self) -> Iterator[Event]: ...
+    def __contains__(self, event: object, /) -> bool: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    __hash__: ClassVar[None]  # type: ignore[assignment]
+    def __reduce__(self) -> tuple[Any, ...]: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __arrow_c_schema__(self) -> CapsuleType: ...
+    def __arrow_c_array__(
+        self, requested_schema: object | None = None
+    ) -> tuple[CapsuleType, CapsuleType]: ...
+
+@final
+class Names:
+    def intern(self, name: str, /) -> int: ...
+    def find(self, name: str, /) -> int | None: ...
+    def name(self, id: int, /) -> str: ...
+    def __len__(self) -> int: ...
+    def __contains__(self, name: object, /) -> bool: ...
+
+symbols: Names
+sources: Names
 
 @disjoint_base
 class EventBus(Generic[_T]):
@@ -248,6 +367,18 @@ def select(
 ) -> EventSubscription[_T] | None: ...
 def _after_fork() -> None: ...
 def _backends() -> tuple[str, ...]: ...
+def _built_in_event_types() -> list[tuple[str, int]]: ...
 def _close_all() -> None: ...
+def _event_type_code(name: str) -> int: ...
+def _event_type_name(code: int) -> str | None: ...
 def _recv_warning(timeout: float) -> tuple[int, int, int, int] | None: ...
+def _register_event_type(name: str, code: int) -> None: ...
+def _restore_batch(
+    data: Buffer,
+    types: dict[int, str],
+    sources: dict[int, str],
+    symbols: dict[int, str],
+    /,
+) -> EventBatch: ...
 def _stop_warnings() -> None: ...
+def _use_codes(event_types: Sequence[object], priorities: Sequence[object]) -> None: ...

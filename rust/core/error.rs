@@ -73,6 +73,19 @@ pub enum EventTypeError {
     },
 }
 
+/// A timestamp after 2262-04-11, which does not fit into a signed number of nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "event {place} has the timestamp {timestamp}; columns hold nanoseconds up to 2^63 - 1: give \
+     it a right one, or 0 for unknown"
+)]
+pub struct TimestampError {
+    /// Which event, from 0.
+    pub place: usize,
+    /// Its timestamp.
+    pub timestamp: u64,
+}
+
 /// Why an event was not published; nobody has it, so a retry never doubles.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -4,6 +4,7 @@
     allow(dead_code, unused_variables, reason = "only the shared channel is walked over")
 )]
 
+pub mod arrow;
 mod backend;
 mod bus;
 mod conflation;
@@ -38,7 +39,7 @@ pub use bus::{
 pub use conflation::{Key, KeyFn};
 pub use error::{
     ConfigError, EventTypeError, KeyError, Lagged, NameError, PublishError, PublishManyError,
-    RecvError, RecvTimeoutError, TryRecvError,
+    RecvError, RecvTimeoutError, TimestampError, TryRecvError,
 };
 pub use event::{EVENT_BYTES, Event, Lane, Priority};
 pub use event_type::EventType;

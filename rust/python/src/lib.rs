@@ -3,16 +3,20 @@
 //! The bus itself is the crate `tickbus`. Here it carries [`slab`] handles under the
 //! [`gil`] exclusion, and finds their [`keys`]; [`awaitable`] and [`loop_bridge`] connect it to
 //! asyncio, and [`direct`] is the short way in for calls in which nothing has to be decided.
+//! Beside it stand the compact [`event`], its [`names`] and the [`batch`].
 
 mod awaitable;
+mod batch;
 mod bus;
 mod busy_poll;
 mod calls;
 mod direct;
 mod error;
+mod event;
 mod gil;
 mod keys;
 mod loop_bridge;
+mod names;
 #[cfg(feature = "native-producer")]
 mod native_producer;
 mod process;
@@ -38,14 +42,25 @@ fn _backends(py: Python<'_>) -> PyResult<Bound<'_, pyo3::types::PyTuple>> {
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     process::refuse_subinterpreters()?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_class::<batch::EventBatch>()?;
     module.add_class::<bus::EventBus>()?;
     module.add_class::<bus::Topic>()?;
     module.add_class::<busy_poll::BusyPoll>()?;
+    module.add_class::<event::PyEvent>()?;
+    module.add_class::<names::Names>()?;
+    module.add("symbols", names::Names::symbols())?;
+    module.add("sources", names::Names::sources())?;
     module.add_class::<select::Shutdown>()?;
     module.add_class::<subscription::AsyncEventSubscription>()?;
     module.add_class::<subscription::EventSubscription>()?;
     module.add_function(wrap_pyfunction!(_backends, module)?)?;
+    module.add_function(wrap_pyfunction!(batch::_restore_batch, module)?)?;
     module.add_function(wrap_pyfunction!(bus::_close_all, module)?)?;
+    module.add_function(wrap_pyfunction!(event::_built_in_event_types, module)?)?;
+    module.add_function(wrap_pyfunction!(event::_event_type_code, module)?)?;
+    module.add_function(wrap_pyfunction!(event::_event_type_name, module)?)?;
+    module.add_function(wrap_pyfunction!(event::_register_event_type, module)?)?;
+    module.add_function(wrap_pyfunction!(event::_use_codes, module)?)?;
     module.add_function(wrap_pyfunction!(process::_after_fork, module)?)?;
     module.add_function(wrap_pyfunction!(select::select, module)?)?;
     module.add_function(wrap_pyfunction!(warnings::_recv_warning, module)?)?;
