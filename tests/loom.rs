@@ -1,6 +1,6 @@
 //! Models of the protocols that locks alone do not carry, over every interleaving and every value
 //! that a relaxed load may return: parking and waking, waiting for room, telling a hole at the
-//! end, closing, joining and leaving. Each stands beside a twin that lacks one fence, ordering or
+//! end, closing, joining and leaving, and names that are read while others are added. Each stands beside a twin that lacks one fence, ordering or
 //! lock, and in which loom must find the mistake.
 //!
 //! The queues are stand-ins: loom cannot see into crossbeam's. Run by `make loom`.
@@ -434,4 +434,93 @@ fn a_list_read_without_the_token_misses_a_subscription_that_joined() {
     assert_fails(|| {
         joining_before_a_publish(|_, unlocked| unlocked.load(Ordering::Relaxed) == 1);
     });
+}
+
+/// A table of names with one place: a name's text, the index's place, and a wider index.
+#[derive(Default)]
+struct Table {
+    /// What carries the news is what comes after it.
+    text: Relaxed,
+    place: Counter,
+    wider: Counter,
+    level: Counter,
+}
+
+/// A number without any ordering; 0 at first.
+struct Relaxed(AtomicUsize);
+
+impl Default for Relaxed {
+    fn default() -> Self {
+        Self(AtomicUsize::new(0))
+    }
+}
+
+impl Table {
+    /// As `Names::probe`: the number that is found at the newest level.
+    fn find(&self, observe: fn(&Counter) -> u64) -> u64 {
+        match observe(&self.level) {
+            0 => observe(&self.place),
+            _ => observe(&self.wider),
+        }
+    }
+
+    /// As `Names::add`.
+    fn add(&self) {
+        self.text.0.store(7, Ordering::Relaxed);
+        self.place.publish(1);
+    }
+
+    /// As `Names::grow`: the wider index is filled before anybody looks into it.
+    fn grow(&self) {
+        self.wider.add_exclusive(self.place.value());
+        self.level.publish(1);
+    }
+}
+
+/// Whoever finds a number reads its name.
+fn a_name_that_is_added(observe: fn(&Counter) -> u64) {
+    let table = Arc::new(Table::default());
+    let adding = {
+        let table = table.clone();
+        thread::spawn(move || {
+            table.add();
+            table.grow();
+        })
+    };
+    if table.find(observe) == 1 {
+        assert_eq!(table.text.0.load(Ordering::Relaxed), 7, "a number without its name");
+    }
+    adding.join().unwrap();
+}
+
+#[test]
+fn a_number_that_is_found_has_its_name() {
+    model(|| a_name_that_is_added(Counter::observe));
+}
+
+#[test]
+fn without_acquire_a_number_is_found_before_its_name() {
+    assert_fails(|| a_name_that_is_added(Counter::value));
+}
+
+/// Whoever knows a name goes on knowing it while the index grows.
+fn a_name_that_is_known(observe: fn(&Counter) -> u64) {
+    let table = Arc::new(Table::default());
+    table.add();
+    let growing = {
+        let table = table.clone();
+        thread::spawn(move || table.grow())
+    };
+    assert_eq!(table.find(observe), 1, "a known name was not found");
+    growing.join().unwrap();
+}
+
+#[test]
+fn a_known_name_stays_known_while_the_index_grows() {
+    model(|| a_name_that_is_known(Counter::observe));
+}
+
+#[test]
+fn without_acquire_a_known_name_is_missed_while_the_index_grows() {
+    assert_fails(|| a_name_that_is_known(Counter::value));
 }

@@ -1,5 +1,6 @@
 """Types of the compiled core."""
 
+import sys
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
 from contextvars import Context
 from types import GenericAlias, TracebackType
@@ -156,7 +157,8 @@ class EventBatch:
     def __eq__(self, other: object, /) -> bool: ...
     __hash__: ClassVar[None]  # type: ignore[assignment]
     def __reduce__(self) -> tuple[Any, ...]: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
     def __arrow_c_schema__(self) -> CapsuleType: ...
     def __arrow_c_array__(
         self, requested_schema: object | None = None

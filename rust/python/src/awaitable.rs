@@ -12,7 +12,7 @@
 
 use crate::bus::PublishTask;
 use crate::error;
-use crate::gil::GilCell;
+use crate::spare::Spare;
 use crate::stop;
 use crate::subscription::AsyncEventSubscription;
 use crate::wakeup::{Wakeup, track};
@@ -89,31 +89,8 @@ struct Awaitable {
     state: State,
 }
 
-/// Awaitables that are gone, each with the reference that its next user gets and one to its class:
-/// most live for one call only.
-struct Spare {
-    objects: [*mut ffi::PyObject; 64],
-    count: usize,
-}
-
-// SAFETY: only attached threads touch it.
-unsafe impl Send for Spare {}
-
-static SPARE: GilCell<Spare> = GilCell::new(Spare { objects: [ptr::null_mut(); 64], count: 0 });
-
-impl Spare {
-    #[inline]
-    fn pop(&mut self) -> Option<*mut ffi::PyObject> {
-        self.count = self.count.checked_sub(1)?;
-        Some(self.objects[self.count])
-    }
-
-    #[inline]
-    fn push(&mut self, object: *mut ffi::PyObject) -> bool {
-        let place = self.objects.get_mut(self.count);
-        place.map(|place| *place = object).inspect(|()| self.count += 1).is_some()
-    }
-}
+/// Awaitables that are gone: most live for one call only.
+static SPARE: Spare = Spare::new();
 
 /// Returns an awaitable that does `job`.
 #[inline]
@@ -121,7 +98,7 @@ pub(crate) fn awaitable(py: Python<'_>, job: Job) -> PyResult<Py<PyAny>> {
     // SAFETY: the type is a GC type of `Awaitable`'s size; the fields are written before anybody
     // can see the object, which is untracked until it suspends.
     unsafe {
-        let object = match SPARE.with(Spare::pop) {
+        let object = match SPARE.pop() {
             Some(spare) => spare.cast(),
             None => ffi::PyObject_GC_New::<Awaitable>(class(py)?.as_type_ptr()),
         };
@@ -393,9 +370,7 @@ unsafe extern "C" fn dealloc(object: *mut ffi::PyObject) {
         if let State::Waiting(wakeup) = ptr::read(&raw const (*object.cast::<Awaitable>()).state) {
             wakeup.drop_ref(py);
         }
-        if SPARE.with(|spare| spare.push(object)) {
-            ffi::Py_INCREF(object);
-        } else {
+        if !SPARE.push(object) {
             let class = ffi::Py_TYPE(object);
             ffi::PyObject_GC_Del(object.cast());
             ffi::Py_DECREF(class.cast());

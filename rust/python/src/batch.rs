@@ -40,12 +40,14 @@ struct NumPy {
 
 fn numpy(py: Python<'_>) -> PyResult<&NumPy> {
     static NUMPY: PyOnceLock<NumPy> = PyOnceLock::new();
-    NUMPY.get_or_try_init(py, || {
-        // It says what to install if NumPy is not there.
-        let dtype = py.import("tickbus.arrays")?.getattr("EVENT_DTYPE")?.unbind();
-        let frombuffer = py.import("numpy")?.getattr("frombuffer")?.unbind();
-        Ok(NumPy { dtype, frombuffer })
-    })
+    if let Some(numpy) = NUMPY.get(py) {
+        return Ok(numpy);
+    }
+    // Imported before the cell is touched, so that a `fork` meanwhile does not leave it half made.
+    // It says what to install if NumPy is not there.
+    let dtype = py.import("tickbus.arrays")?.getattr("EVENT_DTYPE")?.unbind();
+    let frombuffer = py.import("numpy")?.getattr("frombuffer")?.unbind();
+    NUMPY.get_or_try_init(py, || Ok(NumPy { dtype, frombuffer }))
 }
 
 impl EventBatch {
@@ -220,7 +222,7 @@ impl EventBatch {
         let place: isize = place.extract()?;
         let from_start = if place < 0 { place + self.length } else { place };
         match usize::try_from(from_start).ok().and_then(|place| self.events.get(place)) {
-            Some(event) => Ok(Bound::new(py, PyEvent(*event))?.into_any()),
+            Some(event) => Ok(PyEvent(*event).object(py)?.into_any()),
             None => Err(PyIndexError::new_err(format!(
                 "index was {place}; the batch has {} events",
                 self.length
@@ -374,13 +376,13 @@ impl BatchIterator {
         this
     }
 
-    fn __next__(&self) -> Option<PyEvent> {
+    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyEvent>>> {
         let event = self.next.with(|next| {
             let event = self.batch.get().events.get(*next)?;
             *next += 1;
             Some(*event)
         });
-        event.map(PyEvent)
+        event.map(|event| PyEvent(event).object(py)).transpose()
     }
 
     fn __length_hint__(&self) -> usize {

@@ -1,5 +1,5 @@
-//! `publish`, `recv` and what tasks call of a wake-up, against the C interface, for the calls in
-//! which nothing has to be decided.
+//! `publish`, `recv`, what tasks call of a wake-up, and making and reading compact events, against
+//! the C interface, for the calls in which nothing has to be decided.
 //! What PyO3 does around a call (counting attachments, taking arguments apart, catching panics)
 //! costs as much as these calls do themselves.
 //!
@@ -8,18 +8,40 @@
 
 use crate::awaitable::{Job, awaitable};
 use crate::bus::EventBus;
+use crate::event::{self, PyEvent, assemble};
+use crate::names::{source_text, symbol_text};
 use crate::subscription::AsyncEventSubscription;
 use crate::wakeup::Wakeup;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyType;
+use pyo3::types::{PyString, PyType};
 use smallvec::SmallVec;
+use std::ffi::c_void;
 use std::ptr;
 
 static PUBLISH: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static ADD_DONE_CALLBACK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static RESULT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+
+/// Makes a getter of an event's field out of an expression for an object.
+macro_rules! reader {
+    (|$event:ident, $py:ident| $object:expr) => {{
+        unsafe extern "C" fn read(
+            event: *mut ffi::PyObject,
+            _nothing: *mut c_void,
+        ) -> *mut ffi::PyObject {
+            // SAFETY: getters are called attached, on an object of the class that has them.
+            unsafe {
+                let $py = Python::assume_attached();
+                let event = Bound::from_borrowed_ptr($py, event).cast_into_unchecked::<PyEvent>();
+                let $event = event.get();
+                $object
+            }
+        }
+        read
+    }};
+}
 
 /// Puts the quick methods in front of those of the classes.
 pub(crate) fn install(py: Python<'_>) -> PyResult<()> {
@@ -37,7 +59,22 @@ pub(crate) fn install(py: Python<'_>) -> PyResult<()> {
     let _ = RESULT.set(py, put_in_front(&wakeup, "result", result)?);
     let add = ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: add_done_callback };
     let _ = ADD_DONE_CALLBACK.set(py, put_in_front(&wakeup, "add_done_callback", add)?);
-    Ok(())
+
+    let class = py.get_type::<PyEvent>();
+    // SAFETY: the class is PyO3's own, has no subclasses, and has no instance yet.
+    unsafe { event::make_plain(class.as_type_ptr(), construct) };
+    let readers: [(&str, ffi::getter); 9] = [
+        ("timestamp", reader!(|event, py| unsigned(event.0.timestamp))),
+        ("event_type", reader!(|event, py| event.event_type_object(py).clone().into_ptr())),
+        ("priority", reader!(|event, py| event.priority_object(py).clone().into_ptr())),
+        ("source_id", reader!(|event, py| unsigned(event.0.source_id.0.into()))),
+        ("source", reader!(|event, py| text(py, source_text(py, event.0.source_id)))),
+        ("symbol_id", reader!(|event, py| unsigned(event.0.symbol.0.into()))),
+        ("symbol", reader!(|event, py| text(py, symbol_text(py, event.0.symbol)))),
+        ("value", reader!(|event, py| ffi::PyFloat_FromDouble(event.0.value))),
+        ("metadata", reader!(|event, py| unsigned(event.0.metadata))),
+    ];
+    readers.into_iter().try_for_each(|(name, read)| read_in_front(&class, name, read))
 }
 
 /// Replaces a method by a function of the same calling convention and returns the method.
@@ -59,6 +96,58 @@ fn put_in_front(
     };
     class.setattr(name, quick)?;
     Ok(behind.unbind())
+}
+
+/// Replaces how a property is read, by a function of the same calling convention.
+fn read_in_front(class: &Bound<'_, PyType>, name: &str, read: ffi::getter) -> PyResult<()> {
+    let behind = class.getattr(name)?;
+    // SAFETY: what a class has under the name of a getter of `#[pymethods]` is a descriptor with a
+    // definition that lives as long as the process; the copy does too.
+    let quick = unsafe {
+        debug_assert_eq!(ffi::Py_TYPE(behind.as_ptr()), &raw mut ffi::PyGetSetDescr_Type);
+        let mut definition = *(*behind.as_ptr().cast::<ffi::PyGetSetDescrObject>()).d_getset;
+        definition.get = Some(read);
+        let definition = Box::leak(Box::new(definition));
+        let quick = ffi::PyDescr_NewGetSet(class.as_type_ptr(), definition);
+        Bound::from_owned_ptr_or_err(class.py(), quick)?
+    };
+    class.setattr(name, quick)
+}
+
+fn unsigned(number: u64) -> *mut ffi::PyObject {
+    // SAFETY: getters are called attached.
+    unsafe { ffi::PyLong_FromUnsignedLongLong(number) }
+}
+
+fn text(py: Python<'_>, text: Option<Py<PyString>>) -> *mut ffi::PyObject {
+    text.map_or_else(|| py.None().into_ptr(), Py::into_ptr)
+}
+
+/// `Event(timestamp, event_type, ...)`.
+unsafe extern "C" fn construct(
+    _class: *mut ffi::PyObject,
+    arguments: *const *mut ffi::PyObject,
+    count: usize,
+    keywords: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    // SAFETY: classes are called attached, with `count` borrowed references and behind them those
+    // of the keywords, all of which outlive the call.
+    unsafe {
+        let py = Python::assume_attached();
+        let count = ffi::PyVectorcall_NARGS(count) as usize;
+        let named = if keywords.is_null() { 0 } else { ffi::PyTuple_GET_SIZE(keywords) as usize };
+        let argument = |place: usize| Borrowed::from_ptr(py, *arguments.add(place));
+        let name =
+            |place: usize| Borrowed::from_ptr(py, ffi::PyTuple_GET_ITEM(keywords, place as isize));
+        let named = (0..named).map(|place| (name(place), argument(count + place)));
+        match assemble((0..count).map(argument), named).and_then(|event| event.object(py)) {
+            Ok(event) => event.into_ptr(),
+            Err(error) => {
+                error.restore(py);
+                ptr::null_mut()
+            }
+        }
+    }
 }
 
 /// `EventBus.publish(event, topic=None)`.

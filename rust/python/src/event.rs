@@ -2,11 +2,13 @@
 
 use crate::error;
 use crate::names::{self, source_text, symbol_text};
+use crate::spare::Spare;
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyFloat, PyString, PyTuple};
+use std::ptr;
 use tickbus::{EVENT_BYTES, EventType, Priority, SourceId, Symbol};
 
 /// The fields, in the order of the constructor.
@@ -96,8 +98,12 @@ fn unsigned_slowly(value: &Bound<'_, PyAny>, field: &str, limit: u64) -> PyResul
     let index =
         unsafe { Bound::from_owned_ptr_or_err(value.py(), ffi::PyNumber_Index(value.as_ptr())) };
     let Ok(index) = index else {
+        let wanted = match field {
+            "event_type" | "source_id" | "symbol" => "a name or an integer",
+            _ => "an integer",
+        };
         return Err(PyTypeError::new_err(format!(
-            "{field} was {}; it must be an integer",
+            "{field} was {}; it must be {wanted}",
             value.repr()?
         )));
     };
@@ -108,6 +114,24 @@ fn unsigned_slowly(value: &Bound<'_, PyAny>, field: &str, limit: u64) -> PyResul
             value.repr()?
         ))),
     }
+}
+
+#[inline]
+fn number(value: &Bound<'_, PyAny>) -> PyResult<f64> {
+    // SAFETY: attached, and an object; an error is fetched below.
+    let number = unsafe { ffi::PyFloat_AsDouble(value.as_ptr()) };
+    if number == -1.0
+        && let Some(error) = PyErr::take(value.py())
+    {
+        if !error.is_instance_of::<PyTypeError>(value.py()) {
+            return Err(error);
+        }
+        return Err(PyTypeError::new_err(format!(
+            "value was {}; it must be a number",
+            value.repr()?
+        )));
+    }
+    Ok(number)
 }
 
 fn event_type(value: &Bound<'_, PyAny>) -> PyResult<EventType> {
@@ -151,15 +175,7 @@ pub(crate) fn set_field(
         2 => event.priority = Priority(unsigned(value, "priority", u8::MAX.into())? as u8),
         3 => event.source_id = source(value)?,
         4 => event.symbol = symbol(value)?,
-        5 => {
-            // SAFETY: attached, and an object.
-            event.value = unsafe { ffi::PyFloat_AsDouble(value.as_ptr()) };
-            if event.value == -1.0
-                && let Some(error) = PyErr::take(value.py())
-            {
-                return Err(error);
-            }
-        }
+        5 => event.value = number(value)?,
         _ => event.metadata = unsigned(value, "metadata", u64::MAX)?,
     }
     Ok(())
@@ -169,8 +185,8 @@ pub(crate) fn set_field(
 #[inline]
 fn field_named(name: &Bound<'_, PyAny>) -> PyResult<usize> {
     // What stands in code is interned, so one of them is nearly always the very object.
-    let interned = interned_fields(name.py())?;
-    if let Some(field) = interned.iter().position(|field| field.is(name)) {
+    let interned = INTERNED.get(name.py()).into_iter().flatten();
+    if let Some((field, _)) = interned.enumerate().find(|(_, field)| field.is(name)) {
         return Ok(field);
     }
     let name = name.cast::<PyString>()?.to_str()?;
@@ -180,15 +196,16 @@ fn field_named(name: &Bound<'_, PyAny>) -> PyResult<usize> {
     })
 }
 
-#[inline]
-fn interned_fields(py: Python<'_>) -> PyResult<&[Py<PyString>; 7]> {
-    static INTERNED: PyOnceLock<[Py<PyString>; 7]> = PyOnceLock::new();
-    INTERNED.get_or_try_init(py, || Ok(FIELDS.map(|field| PyString::intern(py, field).unbind())))
+static INTERNED: PyOnceLock<[Py<PyString>; 7]> = PyOnceLock::new();
+
+/// Makes what would else be made on first use; see `process::prepare`.
+pub(crate) fn prepare(py: Python<'_>) {
+    let _ = INTERNED.set(py, FIELDS.map(|field| PyString::intern(py, field).unbind()));
 }
 
 /// Returns the event of a constructor's arguments.
 #[inline]
-fn assemble<'a, 'py: 'a>(
+pub(crate) fn assemble<'a, 'py: 'a>(
     positional: impl ExactSizeIterator<Item = Borrowed<'a, 'py, PyAny>>,
     named: impl Iterator<Item = (Borrowed<'a, 'py, PyAny>, Borrowed<'a, 'py, PyAny>)>,
 ) -> PyResult<PyEvent> {
@@ -215,7 +232,25 @@ fn assemble<'a, 'py: 'a>(
     Ok(PyEvent(event))
 }
 
+/// Events that are gone: many live for one step of a loop only.
+static SPARE: Spare = Spare::new();
+
 impl PyEvent {
+    /// Returns a new object.
+    #[inline]
+    pub(crate) fn object(self, py: Python<'_>) -> PyResult<Bound<'_, Self>> {
+        match SPARE.pop() {
+            // SAFETY: it was an event, and its one reference is passed on. An event has nothing to
+            // drop, so it is only written over.
+            Some(spare) => unsafe {
+                let event = Bound::from_owned_ptr(py, spare).cast_into_unchecked::<Self>();
+                ptr::from_ref(event.get()).cast_mut().write(self);
+                Ok(event)
+            },
+            None => Bound::new(py, self),
+        }
+    }
+
     #[inline]
     pub(crate) fn event_type_object<'py>(&self, py: Python<'py>) -> &Bound<'py, PyAny> {
         codes(py).event_types[usize::from(self.0.event_type.0)].bind(py)
@@ -224,6 +259,36 @@ impl PyEvent {
     #[inline]
     pub(crate) fn priority_object<'py>(&self, py: Python<'py>) -> &Bound<'py, PyAny> {
         codes(py).priorities[usize::from(self.0.priority.0)].bind(py)
+    }
+}
+
+/// Makes the class one of plain memory, and has calls of it reach `construct`. PyO3 makes every
+/// class a part of the garbage collection; events hold no references, and many of them would only
+/// make the collector run.
+///
+/// # Safety
+///
+/// It is the class of events, and there is none yet.
+pub(crate) unsafe fn make_plain(class: *mut ffi::PyTypeObject, construct: ffi::vectorcallfunc) {
+    // SAFETY: the caller's promise; nobody else looks at the class meanwhile.
+    unsafe {
+        (*class).tp_flags &= !ffi::Py_TPFLAGS_HAVE_GC;
+        (*class).tp_traverse = None;
+        (*class).tp_clear = None;
+        (*class).tp_free = Some(ffi::PyObject_Free);
+        (*class).tp_dealloc = Some(dealloc);
+        (*class).tp_vectorcall = Some(construct);
+    }
+}
+
+unsafe extern "C" fn dealloc(event: *mut ffi::PyObject) {
+    // SAFETY: the last reference is gone; an event has nothing to drop, and its class came with it.
+    unsafe {
+        if !SPARE.push(event) {
+            let class = ffi::Py_TYPE(event);
+            ffi::PyObject_Free(event.cast());
+            ffi::Py_DECREF(class.cast());
+        }
     }
 }
 
@@ -251,7 +316,7 @@ pub(crate) fn outside_name(
 
 #[pymethods]
 impl PyEvent {
-    /// Behind `construct`, which calls of the class reach.
+    /// Behind `direct::construct`, which calls of the class reach.
     #[new]
     #[pyo3(signature = (*arguments, **named))]
     #[pyo3(text_signature = "(timestamp, event_type, priority=0, source_id=0, symbol=None, \

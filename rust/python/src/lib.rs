@@ -22,6 +22,7 @@ mod native_producer;
 mod process;
 mod select;
 mod slab;
+mod spare;
 mod stop;
 mod subscription;
 mod wakeup;

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import assert_type
+from typing import Literal, assert_type
 
 from prometheus_client import CollectorRegistry
 
@@ -10,12 +10,16 @@ import tickbus
 from tickbus import (
     AsyncEventSubscription,
     BackpressureConfig,
+    Event,
+    EventBatch,
     EventBus,
     EventBusMetrics,
     EventSubscription,
+    EventType,
     Explanation,
     LatencyHistogram,
     LockFreeEventBus,
+    Priority,
     Shutdown,
     SubscriptionMetrics,
     Topic,
@@ -126,6 +130,34 @@ def measuring(bus: EventBus[Trade]) -> None:
     assert_type(collector, BusCollector)
     collector.add(bus, name="market")
     CollectorRegistry().register(collector)
+
+
+def compact(event: Event, batch: EventBatch) -> None:
+    Event(1, "price_update", Priority.High, "binance", "BTCUSDT", 1.5, 0)
+    Event(1, EventType.PriceUpdate, symbol=7, source_id=None)
+    Event(1)  # type: ignore[call-arg]
+    Event(1, 0, price=1.5)  # type: ignore[call-arg]
+    event.value = 1.5  # type: ignore[misc]
+    assert_type(event.event_type, EventType)
+    assert_type(event.priority, Priority)
+    assert_type(event.symbol, str | None)
+    assert_type(event.symbol_id, int)
+    assert_type(event.lane, Literal["critical", "high", "normal"])
+    assert_type(event.replace(value=2.5), Event)
+    assert_type(Event.from_bytes(event.to_bytes()), Event)
+    assert_type(EventType.PriceUpdate, EventType)
+    assert_type(EventType.register("alpha_decay", 40), EventType)
+    assert_type(EventType.known(), tuple[EventType, ...])
+    assert_type(EventType("price_update").is_market, bool)
+    assert_type(Priority(1), Priority)
+    assert_type(tickbus.symbols.intern("BTCUSDT"), int)
+    assert_type(tickbus.sources.find("binance"), int | None)
+    assert_type(batch[0], Event)
+    assert_type(batch[1:], EventBatch)
+    assert_type([*batch], list[Event])
+    assert_type(EventBatch(batch.to_numpy()), EventBatch)
+    EventBatch([1])  # type: ignore[list-item]
+    batch[0] = event  # type: ignore[index]
 
 
 def failing(full: tickbus.Full, lagged: tickbus.Lagged, bad: tickbus.ParseError) -> None:
