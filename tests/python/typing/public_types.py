@@ -154,7 +154,8 @@ def compact(event: Event, batch: EventBatch) -> None:
     assert_type(tickbus.sources.find("binance"), int | None)
     assert_type(batch[0], Event)
     assert_type(batch[1:], EventBatch)
-    assert_type([*batch], list[Event])
+    for each in batch:
+        assert_type(each, Event)
     assert_type(EventBatch(batch.to_numpy()), EventBatch)
     EventBatch([1])  # type: ignore[list-item]
     batch[0] = event  # type: ignore[index]
