@@ -9,8 +9,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use support::{FOREVER, assert_sums_close, bus_that_keeps, patient_bus};
 use tickbus::{
-    AsyncEventSubscription, Backend, EventBus, EventBusImpl, EventSubscription, KeyFn, Pattern,
-    Policy, SubscribeOptions, TryRecvError,
+    AsyncEventSubscription, Backend, Event, EventBus, EventBusImpl, EventSubscription, EventType,
+    KeyFn, Lane, Pattern, Policy, Priority, SourceId, SubscribeOptions, Symbol, TryRecvError,
 };
 
 thread_local! {
@@ -205,6 +205,29 @@ fn keeping_last_events_and_reading_them_allocates_nothing() {
         });
         assert_eq!(allocated, 0, "{}", backend.name());
     }
+}
+
+#[test]
+fn compact_events_and_names_that_are_known_allocate_nothing() {
+    Symbol::new("BTCUSDT").unwrap();
+    SourceId::new("binance").unwrap();
+    let allocated = allocations(|| {
+        for timestamp in 0..ROUNDS {
+            let event = Event {
+                timestamp,
+                event_type: EventType::from_name("price_update").unwrap(),
+                priority: Priority::High,
+                source_id: SourceId::new("binance").unwrap(),
+                symbol: Symbol::new("BTCUSDT").unwrap(),
+                value: 1.5,
+                metadata: 0,
+            };
+            assert_eq!(event.symbol.name(), Some("BTCUSDT"));
+            assert_eq!(event.lane(), Lane::High);
+            assert_eq!(Event::from_bytes(event.to_bytes()), event);
+        }
+    });
+    assert_eq!(allocated, 0);
 }
 
 #[test]

@@ -56,4 +56,4 @@ pub use topic::{MAX_TOPIC_BYTES, Pattern, Topic};
 /// The names that were asked for, compiled.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/names.md")]
-struct Names;
+struct AskedFor;
