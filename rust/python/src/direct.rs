@@ -17,7 +17,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyString, PyType};
 use smallvec::SmallVec;
-use std::ffi::c_void;
+use std::ffi::{CStr, c_void};
 use std::ptr;
 
 static PUBLISH: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
@@ -63,18 +63,54 @@ pub(crate) fn install(py: Python<'_>) -> PyResult<()> {
     let class = py.get_type::<PyEvent>();
     // SAFETY: the class is PyO3's own, has no subclasses, and has no instance yet.
     unsafe { event::make_plain(class.as_type_ptr(), construct) };
-    let readers: [(&str, ffi::getter); 9] = [
-        ("timestamp", reader!(|event, py| unsigned(event.0.timestamp))),
-        ("event_type", reader!(|event, py| event.event_type_object(py).clone().into_ptr())),
-        ("priority", reader!(|event, py| event.priority_object(py).clone().into_ptr())),
-        ("source_id", reader!(|event, py| unsigned(event.0.source_id.0.into()))),
-        ("source", reader!(|event, py| text(py, source_text(py, event.0.source_id)))),
-        ("symbol_id", reader!(|event, py| unsigned(event.0.symbol.0.into()))),
-        ("symbol", reader!(|event, py| text(py, symbol_text(py, event.0.symbol)))),
-        ("value", reader!(|event, py| ffi::PyFloat_FromDouble(event.0.value))),
-        ("metadata", reader!(|event, py| unsigned(event.0.metadata))),
+    let readers: [(&CStr, &CStr, ffi::getter); 9] = [
+        (
+            c"timestamp",
+            c"When it happened: nanoseconds since the Unix epoch, UTC; 0 is unknown.",
+            reader!(|event, py| unsigned(event.0.timestamp)),
+        ),
+        (
+            c"event_type",
+            c"What it tells.",
+            reader!(|event, py| event.event_type_object(py).clone().into_ptr()),
+        ),
+        (
+            c"priority",
+            c"How urgent it is among those of its kind.",
+            reader!(|event, py| event.priority_object(py).clone().into_ptr()),
+        ),
+        (
+            c"source_id",
+            c"The number of who made it; 0 is nobody.",
+            reader!(|event, py| unsigned(event.0.source_id.0.into())),
+        ),
+        (
+            c"source",
+            c"The name of who made it; None if there is none or this process does not know it.",
+            reader!(|event, py| text(py, source_text(py, event.0.source_id))),
+        ),
+        (
+            c"symbol_id",
+            c"The number of what it is about; 0 is nothing.",
+            reader!(|event, py| unsigned(event.0.symbol.0.into())),
+        ),
+        (
+            c"symbol",
+            c"The name of what it is about; None if there is none or this process does not know it.",
+            reader!(|event, py| text(py, symbol_text(py, event.0.symbol))),
+        ),
+        (
+            c"value",
+            c"A number that depends on the type; no money.",
+            reader!(|event, py| ffi::PyFloat_FromDouble(event.0.value)),
+        ),
+        (
+            c"metadata",
+            c"Whatever the type and the source agreed on.",
+            reader!(|event, py| unsigned(event.0.metadata)),
+        ),
     ];
-    readers.into_iter().try_for_each(|(name, read)| read_in_front(&class, name, read))
+    readers.into_iter().try_for_each(|(name, doc, read)| add_reader(&class, name, doc, read))
 }
 
 /// Replaces a method by a function of the same calling convention and returns the method.
@@ -98,20 +134,26 @@ fn put_in_front(
     Ok(behind.unbind())
 }
 
-/// Replaces how a property is read, by a function of the same calling convention.
-fn read_in_front(class: &Bound<'_, PyType>, name: &str, read: ffi::getter) -> PyResult<()> {
-    let behind = class.getattr(name)?;
-    // SAFETY: what a class has under the name of a getter of `#[pymethods]` is a descriptor with a
-    // definition that lives as long as the process; the copy does too.
-    let quick = unsafe {
-        debug_assert_eq!(ffi::Py_TYPE(behind.as_ptr()), &raw mut ffi::PyGetSetDescr_Type);
-        let mut definition = *(*behind.as_ptr().cast::<ffi::PyGetSetDescrObject>()).d_getset;
-        definition.get = Some(read);
-        let definition = Box::leak(Box::new(definition));
-        let quick = ffi::PyDescr_NewGetSet(class.as_type_ptr(), definition);
-        Bound::from_owned_ptr_or_err(class.py(), quick)?
+/// Gives a class a property.
+fn add_reader(
+    class: &Bound<'_, PyType>,
+    name: &'static CStr,
+    doc: &'static CStr,
+    read: ffi::getter,
+) -> PyResult<()> {
+    let definition = Box::leak(Box::new(ffi::PyGetSetDef {
+        name: name.as_ptr(),
+        get: Some(read),
+        set: None,
+        doc: doc.as_ptr(),
+        closure: ptr::null_mut(),
+    }));
+    // SAFETY: attached; the definition lives as long as the process.
+    let property = unsafe {
+        let property = ffi::PyDescr_NewGetSet(class.as_type_ptr(), definition);
+        Bound::from_owned_ptr_or_err(class.py(), property)?
     };
-    class.setattr(name, quick)
+    class.setattr(PyString::intern(class.py(), &name.to_string_lossy()), property)
 }
 
 fn unsigned(number: u64) -> *mut ffi::PyObject {

@@ -16,6 +16,7 @@ pub(crate) const FIELDS: [&str; 7] =
     ["timestamp", "event_type", "priority", "source_id", "symbol", "value", "metadata"];
 
 /// An event in 32 bytes.
+// `direct` makes its objects and reads its fields.
 #[pyclass(frozen, module = "tickbus", name = "Event")]
 #[derive(Debug)]
 pub(crate) struct PyEvent(pub(crate) tickbus::Event);
@@ -330,53 +331,6 @@ impl PyEvent {
     #[classattr]
     fn __match_args__(py: Python<'_>) -> PyResult<Bound<'_, PyTuple>> {
         PyTuple::new(py, FIELDS)
-    }
-
-    #[getter]
-    fn timestamp(&self) -> u64 {
-        self.0.timestamp
-    }
-
-    #[getter]
-    fn event_type<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
-        self.event_type_object(py).clone()
-    }
-
-    #[getter]
-    fn priority<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
-        self.priority_object(py).clone()
-    }
-
-    #[getter]
-    fn source_id(&self) -> u16 {
-        self.0.source_id.0
-    }
-
-    /// The source's name; `None` if there is none or this process does not know it.
-    #[getter]
-    fn source(&self, py: Python<'_>) -> Option<Py<PyString>> {
-        source_text(py, self.0.source_id)
-    }
-
-    #[getter]
-    fn symbol_id(&self) -> u32 {
-        self.0.symbol.0
-    }
-
-    /// The symbol's name; `None` if there is none or this process does not know it.
-    #[getter]
-    fn symbol(&self, py: Python<'_>) -> Option<Py<PyString>> {
-        symbol_text(py, self.0.symbol)
-    }
-
-    #[getter]
-    fn value(&self) -> f64 {
-        self.0.value
-    }
-
-    #[getter]
-    fn metadata(&self) -> u64 {
-        self.0.metadata
     }
 
     /// The topic, such as `price_update.BTCUSDT`; `None` if type or symbol has no name here.
