@@ -1,16 +1,16 @@
 //! How long publishing takes: a random sample of the calls, in buckets as wide as an eighth of
 //! their values.
 //!
-//! A call is drawn when it begins, before it waits for anything, so that waiting counts. Each
-//! thread counts down from a number drawn from an exponential distribution, and every call takes
-//! its bus's rate off; whoever crosses zero is measured. An exponential distribution has no memory,
-//! so each call is drawn with the probability of its own bus, independently of all others, whatever
-//! buses and rates the thread mixes; no pattern in the calls can hide from it.
-//! The countdown belongs to the thread: nothing is shared before the token, and a call that is not
-//! drawn reads no clock.
+//! A call is drawn when it begins, before it waits for anything, so that waiting counts. A
+//! countdown begins at a number drawn from an exponential distribution, and every call takes its
+//! bus's rate off; whoever crosses zero is measured. An exponential distribution has no memory, so
+//! each call is drawn with the probability of its own bus, independently of all others, whatever
+//! buses and rates are mixed; no pattern in the calls can hide from it.
+//! Each thread has a countdown, so that nothing is shared before the token; where the exclusion is
+//! there already, each bus has one, which is found sooner. A call that is not drawn reads no clock.
 
 use crate::error::ConfigError;
-use crate::sync::Counter;
+use crate::sync::{Counter, Exclusion, Mutex};
 use std::cell::Cell;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, Instant};
@@ -25,40 +25,47 @@ const BUCKETS: usize = PER_OCTAVE * (1 + (u64::BITS - PER_OCTAVE_BITS) as usize)
 /// The fixed point of countdowns and rates.
 const ONE: f64 = (1_u64 << 40) as f64;
 
+#[derive(Clone, Copy)]
 struct Countdown {
-    left: Cell<i64>,
+    left: i64,
     /// The state of the generator; 0 before the first draw.
-    seed: Cell<u64>,
+    seed: u64,
 }
 
 thread_local! {
-    static COUNTDOWN: Countdown =
-        const { Countdown { left: Cell::new(0), seed: Cell::new(0) } };
+    static COUNTDOWN: Cell<Countdown> = const { Cell::new(Countdown::NEW) };
 }
 
 impl Countdown {
+    const NEW: Self = Self { left: 0, seed: 0 };
+
+    /// Counts a call and returns whether it is measured.
+    #[inline]
+    fn count(&mut self, rate: i64) -> bool {
+        self.left -= rate;
+        self.left < 0 && self.crossed(rate)
+    }
+
     /// Draws anew for a call that crossed zero, and returns whether it is measured: the first call
-    /// of a thread crosses because nothing was drawn before.
+    /// crosses because nothing was drawn before.
     #[cold]
-    fn crossed(&self, rate: i64) -> bool {
-        if self.seed.get() == 0 {
+    fn crossed(&mut self, rate: i64) -> bool {
+        if self.seed == 0 {
             // A fresh hasher is keyed at random; any odd number is a good seed.
-            self.seed.set(RandomState::new().build_hasher().finish() | 1);
-            let left = self.draw() - rate;
-            if left >= 0 {
-                self.left.set(left);
+            self.seed = RandomState::new().build_hasher().finish() | 1;
+            self.left = self.draw() - rate;
+            if self.left >= 0 {
                 return false;
             }
         }
-        self.left.set(self.draw());
+        self.left = self.draw();
         true
     }
 
-    fn draw(&self) -> i64 {
+    fn draw(&mut self) -> i64 {
         // splitmix64 (Steele, Lea, Flood 2014).
-        let seed = self.seed.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
-        self.seed.set(seed);
-        let mut bits = (seed ^ (seed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        self.seed = self.seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut bits = (self.seed ^ (self.seed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         bits ^= bits >> 31;
         // In (0, 1], so that the logarithm is finite.
@@ -72,15 +79,16 @@ impl Countdown {
 pub struct Entry(Option<Instant>);
 
 /// The latencies of one bus.
-#[derive(Debug)]
-pub(crate) struct Latencies {
-    /// What a call takes off its thread's countdown; 0 where nothing is measured.
+pub(crate) struct Latencies<R: Exclusion> {
+    /// What a call takes off the countdown; 0 where nothing is measured.
     rate: i64,
+    /// Of the bus, where locking costs nothing; elsewhere threads have their own.
+    countdown: Mutex<R, Countdown>,
     buckets: Box<[Counter]>,
     nanoseconds: Counter,
 }
 
-impl Latencies {
+impl<R: Exclusion> Latencies<R> {
     /// Measures one in `mean_gap` calls in the mean, or none.
     pub(crate) fn new(mean_gap: Option<u32>) -> Result<Self, ConfigError> {
         let rate = match mean_gap {
@@ -97,6 +105,7 @@ impl Latencies {
         let buckets = if mean_gap.is_some() { BUCKETS } else { 0 };
         Ok(Self {
             rate,
+            countdown: Mutex::new(Countdown::NEW),
             buckets: (0..buckets).map(|_| Counter::default()).collect(),
             nanoseconds: Counter::default(),
         })
@@ -108,14 +117,16 @@ impl Latencies {
         if self.rate == 0 {
             return Entry(None);
         }
-        COUNTDOWN.with(|countdown| {
-            let left = countdown.left.get() - self.rate;
-            if left >= 0 {
-                countdown.left.set(left);
-                return Entry(None);
-            }
-            Entry(countdown.crossed(self.rate).then(Instant::now))
-        })
+        let is_measured = match R::SERIALIZES_SLEEP {
+            true => self.countdown.lock().count(self.rate),
+            false => COUNTDOWN.with(|of_thread| {
+                let mut countdown = of_thread.get();
+                let is_measured = countdown.count(self.rate);
+                of_thread.set(countdown);
+                is_measured
+            }),
+        };
+        Entry(is_measured.then(Instant::now))
     }
 
     /// Ends a call that has published.
@@ -213,6 +224,42 @@ impl LatencyHistogram {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::queue::CrossbeamQueue;
+    use crate::sync::ThreadExclusion;
+
+    /// As an exclusion that is there anyway: there each bus has a countdown, and not each thread.
+    struct Serial(ThreadExclusion);
+
+    // SAFETY: the lock inside excludes.
+    unsafe impl lock_api::RawMutex for Serial {
+        const INIT: Self = Self(ThreadExclusion::INIT);
+
+        type GuardMarker = <ThreadExclusion as lock_api::RawMutex>::GuardMarker;
+
+        fn lock(&self) {
+            self.0.lock();
+        }
+
+        fn try_lock(&self) -> bool {
+            self.0.try_lock()
+        }
+
+        unsafe fn unlock(&self) {
+            // SAFETY: whoever calls this holds the lock, which is the lock inside.
+            unsafe { self.0.unlock() }
+        }
+    }
+
+    // SAFETY: nobody sleeps.
+    unsafe impl Exclusion for Serial {
+        type Queue<E> = CrossbeamQueue<E>;
+
+        const SERIALIZES_SLEEP: bool = true;
+    }
+
+    fn latencies<R: Exclusion>(mean_gap: Option<u32>) -> Latencies<R> {
+        Latencies::new(mean_gap).unwrap()
+    }
 
     #[test]
     fn every_latency_is_in_the_bucket_that_bounds_it_within_an_eighth() {
@@ -238,7 +285,7 @@ mod tests {
 
     #[test]
     fn a_quantile_is_the_bound_of_the_bucket_that_reaches_it() {
-        let latencies = Latencies::new(Some(1)).unwrap();
+        let latencies = latencies::<ThreadExclusion>(Some(1));
         assert_eq!(latencies.read().quantile(0.5), None);
         for latency in [1, 2, 3, 1_000] {
             latencies.record(Duration::from_nanos(latency));
@@ -251,7 +298,7 @@ mod tests {
     }
 
     /// Returns the gaps between the calls that are measured, by their position.
-    fn gaps(latencies: &Latencies, samples: usize) -> Vec<u64> {
+    fn gaps<R: Exclusion>(latencies: &Latencies<R>, samples: usize) -> Vec<u64> {
         let mut gap = 0;
         let mut gaps = Vec::new();
         while gaps.len() < samples {
@@ -264,11 +311,10 @@ mod tests {
         gaps
     }
 
-    #[test]
-    fn gaps_have_the_mean_and_the_spread_of_a_geometric_distribution() {
+    fn check_gaps<R: Exclusion>() {
         const SAMPLES: usize = 40_000;
         for mean_gap in [2_u32, 64] {
-            let gaps = gaps(&Latencies::new(Some(mean_gap)).unwrap(), SAMPLES);
+            let gaps = gaps(&latencies::<R>(Some(mean_gap)), SAMPLES);
             let count = SAMPLES as f64;
             let mean = gaps.iter().sum::<u64>() as f64 / count;
             let variance = gaps.iter().map(|&gap| (gap as f64 - mean).powi(2)).sum::<f64>() / count;
@@ -281,9 +327,14 @@ mod tests {
     }
 
     #[test]
-    fn buses_with_other_gaps_in_the_same_thread_do_not_change_a_bus_s_share() {
+    fn gaps_have_the_mean_and_the_spread_of_a_geometric_distribution() {
+        check_gaps::<ThreadExclusion>();
+        check_gaps::<Serial>();
+    }
+
+    fn check_shares<R: Exclusion>() {
         const CALLS: u32 = 400_000;
-        let buses = [Some(1), Some(16), None].map(|gap| Latencies::new(gap).unwrap());
+        let buses = [Some(1), Some(16), None].map(latencies::<R>);
         let mut drawn = [0_u32; 3];
         for _ in 0..CALLS {
             for (bus, drawn) in buses.iter().zip(&mut drawn) {
@@ -296,12 +347,23 @@ mod tests {
     }
 
     #[test]
-    fn the_first_call_of_a_thread_is_measured_as_rarely_as_any_other() {
-        const THREADS: u32 = 400;
-        let first = || Latencies::new(Some(4)).unwrap().enter().0.is_some();
-        let drawn: u32 =
-            (0..THREADS).map(|_| std::thread::spawn(first).join().unwrap()).map(u32::from).sum();
+    fn buses_with_other_gaps_in_the_same_thread_do_not_change_a_bus_s_share() {
+        check_shares::<ThreadExclusion>();
+        check_shares::<Serial>();
+    }
+
+    #[test]
+    fn the_first_call_of_a_thread_or_of_a_bus_is_measured_as_rarely_as_any_other() {
+        const FIRST_CALLS: u32 = 400;
+        fn is_drawn<R: Exclusion>() -> u32 {
+            u32::from(latencies::<R>(Some(4)).enter().0.is_some())
+        }
+        let in_thread = |_| std::thread::spawn(is_drawn::<ThreadExclusion>).join().unwrap();
+        let of_threads: u32 = (0..FIRST_CALLS).map(in_thread).sum();
+        let of_buses: u32 = (0..FIRST_CALLS).map(|_| is_drawn::<Serial>()).sum();
         // 100 in the mean, with a standard deviation of 8.7.
-        assert!(drawn.abs_diff(THREADS / 4) < 70, "{drawn}");
+        for drawn in [of_threads, of_buses] {
+            assert!(drawn.abs_diff(FIRST_CALLS / 4) < 70, "{drawn}");
+        }
     }
 }

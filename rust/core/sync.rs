@@ -32,7 +32,7 @@ pub unsafe trait Exclusion: lock_api::RawMutex + Send + Sync + 'static {
     type Queue<E>: EventQueue<E>;
 
     /// Whether arming, checking and publishing are serialized by something outside the bus, which
-    /// makes the store-load fence of the wake-up protocol superfluous.
+    /// makes the store-load fence of the wake-up protocol superfluous and locking free.
     const SERIALIZES_SLEEP: bool;
 }
 

@@ -118,7 +118,7 @@ pub struct Shared<T: Clone, R: Exclusion> {
     token: Mutex<R, PublishState<T, R>>,
     /// The subscriptions, for readers of metrics, who never take the token.
     roster: ArcSwap<Roster<T, R>>,
-    latencies: Latencies,
+    latencies: Latencies<R>,
     /// By topic id, for readers of the shared channel, who never take the token.
     topic_names: RwLock<Vec<Arc<str>>>,
     /// Sleeping readers over all subscriptions: with none, publishing looks at no gate.
