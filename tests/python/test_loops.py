@@ -79,6 +79,35 @@ def test_more_sleepers_than_are_stepped_in_one_go_are_all_woken(
     assert_sums_closed(bus)
 
 
+def test_tasks_written_in_python_are_woken_and_cancelled_as_those_written_in_c(
+    make_bus: MakeBus, any_loop: str
+) -> None:
+    bus = make_bus()
+    python_task = getattr(asyncio.tasks, "_PyTask")  # noqa: B009 - typeshed lacks it
+
+    def in_python(loop: Any, coroutine: Any, **options: Any) -> Any:
+        return python_task(coroutine, loop=loop, **options)
+
+    async def main() -> list[object]:
+        asyncio.get_running_loop().set_task_factory(in_python)
+        subscription = bus.subscribe_async()
+        tasks = [asyncio.create_task(subscription.recv()) for _ in range(3)]
+        assert {type(task) for task in tasks} == {python_task}
+        await spin()
+        tasks[1].cancel()
+        bus.publish("from the loop")
+        thread = threading.Thread(target=bus.publish, args=("from a thread",))
+        thread.start()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        thread.join()
+        return results
+
+    woken, cancelled, last = asyncio.run(main())
+    assert (woken, last) == ("from the loop", "from a thread")
+    assert isinstance(cancelled, asyncio.CancelledError)
+    assert_sums_closed(bus)
+
+
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_in_one_woken_task_leaves_the_others_woken(
     make_bus: MakeBus, interrupt: type[BaseException]

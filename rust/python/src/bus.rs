@@ -1019,7 +1019,7 @@ impl Sleep {
     ) -> PyResult<Option<Self>> {
         let py = event_loop.py();
         let Some(notify) = publication.notify() else { return Ok(None) };
-        let wakeup = Wakeup::new(event_loop.clone())?;
+        let wakeup = bridge.get().wakeup(py)?;
         let left = deadline.saturating_duration_since(Instant::now()).as_secs_f64();
         let left = left.into_pyobject(py)?.into_any();
         let ring = pyo3::wrap_pyfunction!(_ring, py)?.into_any();

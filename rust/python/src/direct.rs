@@ -1,4 +1,4 @@
-//! `publish`, `recv`, what tasks call of a wake-up, and making and reading compact events, against
+//! `publish`, `recv`, how tasks wait for a wake-up, and making and reading compact events, against
 //! the C interface, for the calls in which nothing has to be decided.
 //! What PyO3 does around a call (counting attachments, taking arguments apart, catching panics)
 //! costs as much as these calls do themselves.
@@ -22,7 +22,6 @@ use std::ptr;
 
 static PUBLISH: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static ADD_DONE_CALLBACK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-static RESULT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
 /// Makes a getter of an event's field out of an expression for an object.
 macro_rules! reader {
@@ -53,10 +52,6 @@ pub(crate) fn install(py: Python<'_>) -> PyResult<()> {
     put_in_front(&py.get_type::<AsyncEventSubscription>(), "recv", recv)?;
 
     let wakeup = py.get_type::<Wakeup>();
-    let get_loop = ffi::PyMethodDefPointer { PyCFunction: get_loop };
-    put_in_front(&wakeup, "get_loop", get_loop)?;
-    let result = ffi::PyMethodDefPointer { PyCFunction: result };
-    let _ = RESULT.set(py, put_in_front(&wakeup, "result", result)?);
     let add = ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: add_done_callback };
     let _ = ADD_DONE_CALLBACK.set(py, put_in_front(&wakeup, "add_done_callback", add)?);
 
@@ -239,35 +234,6 @@ unsafe fn call_behind(
         all.push(this);
         all.extend((0..count + named).map(|index| *arguments.offset(index)));
         ffi::PyObject_Vectorcall(behind.as_ptr(), all.as_ptr(), 1 + count as usize, keywords)
-    }
-}
-
-/// `Wakeup.get_loop()`.
-unsafe extern "C" fn get_loop(
-    wakeup: *mut ffi::PyObject,
-    _nothing: *mut ffi::PyObject,
-) -> *mut ffi::PyObject {
-    // SAFETY: methods are called attached, on an object of the class that has them.
-    unsafe {
-        let py = Python::assume_attached();
-        let wakeup = Bound::from_borrowed_ptr(py, wakeup).cast_into_unchecked::<Wakeup>();
-        wakeup.get().get_loop(py).into_ptr()
-    }
-}
-
-/// `Wakeup.result()`.
-unsafe extern "C" fn result(
-    wakeup: *mut ffi::PyObject,
-    _nothing: *mut ffi::PyObject,
-) -> *mut ffi::PyObject {
-    // SAFETY: as above.
-    unsafe {
-        let py = Python::assume_attached();
-        let this = Bound::from_borrowed_ptr(py, wakeup).cast_into_unchecked::<Wakeup>();
-        match this.get().is_woken() {
-            true => py.None().into_ptr(),
-            false => call_behind(py, &RESULT, wakeup, ptr::null(), 0, ptr::null_mut()),
-        }
     }
 }
 

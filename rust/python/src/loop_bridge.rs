@@ -242,9 +242,14 @@ impl LoopBridge {
         self.event_loop.bind(py).upgrade()
     }
 
-    /// Returns the loop if the calling thread ran it last.
-    pub(crate) fn event_loop_here<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
-        if self.is_here() { self.event_loop(py) } else { None }
+    /// Returns whether the loop is alive and the calling thread ran it last.
+    pub(crate) fn is_alive_here(&self, py: Python<'_>) -> bool {
+        self.is_here() && self.event_loop(py).is_some()
+    }
+
+    /// Returns a new wake-up for a task of the loop.
+    pub(crate) fn wakeup(&self, py: Python<'_>) -> PyResult<Py<Wakeup>> {
+        Wakeup::new(py, &self.event_loop)
     }
 
     /// Returns whether the loop is gone or closed.

@@ -506,21 +506,17 @@ impl AsyncEventSubscription {
     fn join_line(&self, py: Python<'_>) -> PyResult<Option<Py<Wakeup>>> {
         // Looking up the running loop is dear, and a task refuses the wake-up of another loop than
         // its own: see `rebind`.
-        let event_loop = match self.bridge(py).and_then(|b| b.get().event_loop_here(py)) {
-            Some(event_loop) => event_loop,
-            None => {
-                let event_loop = running_loop(py)?;
-                self.bind(&event_loop)?;
-                event_loop
-            }
+        let bridge = match self.bridge(py).filter(|bridge| bridge.get().is_alive_here(py)) {
+            Some(bridge) => bridge,
+            None => self.bind(&running_loop(py)?)?,
         };
-        self.stand_in_line(event_loop)
+        self.stand_in_line(&bridge)
     }
 
-    /// As `join_line`, in a loop to which the subscription is bound.
-    fn stand_in_line(&self, event_loop: Bound<'_, PyAny>) -> PyResult<Option<Py<Wakeup>>> {
-        let py = event_loop.py();
-        let wakeup = Wakeup::new(event_loop)?;
+    /// As `join_line`, in the loop to which the subscription is bound.
+    fn stand_in_line(&self, bridge: &Bound<'_, LoopBridge>) -> PyResult<Option<Py<Wakeup>>> {
+        let py = bridge.py();
+        let wakeup = bridge.get().wakeup(py)?;
         let kept = wakeup.clone_ref(py);
         self.sleepers.line.with(|line| line.push_back(kept));
         self.inner.core.arm();
@@ -541,16 +537,16 @@ impl AsyncEventSubscription {
         {
             return Ok(false);
         }
-        self.bind(&event_loop).map(|()| true)
+        self.bind(&event_loop).map(|_| true)
     }
 
-    /// Binds the subscription to the loop, unless a live loop has it.
-    fn bind(&self, event_loop: &Bound<'_, PyAny>) -> PyResult<()> {
+    /// Binds the subscription to the loop, unless a live loop has it, and returns the bridge.
+    fn bind<'py>(&self, event_loop: &Bound<'py, PyAny>) -> PyResult<Bound<'py, LoopBridge>> {
         let py = event_loop.py();
         if let Some(bound) = self.bridge(py) {
             if bound.get().event_loop(py).is_some_and(|bound| bound.is(event_loop)) {
                 bound.get().runs_here();
-                return Ok(());
+                return Ok(bound);
             }
             if !bound.get().is_over(py) {
                 return Err(error::WrongLoop::new_err(format!(
@@ -562,13 +558,14 @@ impl AsyncEventSubscription {
         }
         let bridge = LoopBridge::of(event_loop)?;
         bridge.get().runs_here();
-        let old = self.sleepers.bridge.with(|bound| bound.replace(bridge));
+        let kept = bridge.clone_ref(py);
+        let old = self.sleepers.bridge.with(|bound| bound.replace(kept));
         self.sleepers.scheduled.clear();
         // Who still stands in line waited in a loop that has ended, and will not look again.
         let gone = self.sleepers.line.with(std::mem::take);
         gone.iter().for_each(|_| self.inner.core.disarm());
         drop((old, gone));
-        Ok(())
+        Ok(bridge.into_bound(py))
     }
 
     /// Closes the subscription if it was read on an event loop that has ended.
@@ -648,8 +645,7 @@ common!(
     /// For other loops than those of asyncio: returns a wake-up to wait for, which the loop's
     /// `call_soon_threadsafe` brings, or `None` if something has come. Leave it afterwards.
     fn _join(&self, event_loop: &Bound<'_, PyAny>) -> PyResult<Option<Py<Wakeup>>> {
-        self.bind(event_loop)?;
-        self.stand_in_line(event_loop.clone())
+        self.stand_in_line(&self.bind(event_loop)?)
     },
     /// Leaves the line; whoever stands next is woken if there is something for it.
     fn _leave(&self, py: Python<'_>, wakeup: Py<Wakeup>) {

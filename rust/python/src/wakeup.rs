@@ -10,7 +10,7 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyType;
+use pyo3::types::{IntoPyDict, PyBool, PyType, PyWeakref, PyWeakrefMethods};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -41,7 +41,9 @@ struct Parts {
 #[pyclass(frozen, freelist = 64, module = "tickbus._core", name = "_Wakeup")]
 #[derive(Debug)]
 pub(crate) struct Wakeup {
-    event_loop: Py<PyAny>,
+    /// The loop's weak reference: called, it gives the loop, and asking for it makes no method.
+    #[pyo3(get)]
+    get_loop: Py<PyWeakref>,
     parts: GilCell<Parts>,
 }
 
@@ -55,10 +57,6 @@ impl Wakeup {
     #[setter(_asyncio_future_blocking)]
     fn set_blocking(&self, blocking: bool) {
         self.parts.with(|parts| parts.blocking = blocking);
-    }
-
-    pub(crate) fn get_loop(&self, py: Python<'_>) -> Py<PyAny> {
-        self.event_loop.clone_ref(py)
     }
 
     fn done(&self) -> bool {
@@ -152,7 +150,7 @@ impl Wakeup {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.event_loop)?;
+        visit.call(&self.get_loop)?;
         self.parts.with(|parts| {
             visit.call(&parts.message)?;
             parts.first.iter().chain(&parts.more).try_for_each(|callback| {
@@ -168,7 +166,8 @@ impl Wakeup {
 }
 
 impl Wakeup {
-    pub(crate) fn new(event_loop: Bound<'_, PyAny>) -> PyResult<Py<Self>> {
+    /// Returns one of the loop to which the reference is.
+    pub(crate) fn new(py: Python<'_>, event_loop: &Py<PyWeakref>) -> PyResult<Py<Self>> {
         let parts = Parts {
             state: State::Pending,
             blocking: true,
@@ -176,9 +175,8 @@ impl Wakeup {
             more: Vec::new(),
             message: None,
         };
-        let py = event_loop.py();
-        let parts = GilCell::new(parts);
-        let wakeup = Py::new(py, Self { event_loop: event_loop.unbind(), parts })?;
+        let get_loop = event_loop.clone_ref(py);
+        let wakeup = Py::new(py, Self { get_loop, parts: GilCell::new(parts) })?;
         // PyO3 tracks new memory only, not what comes from its list of free objects.
         track(wakeup.as_ptr());
         Ok(wakeup)
@@ -255,13 +253,14 @@ impl Wakeup {
 impl Callback {
     fn call(self, wakeup: &Bound<'_, Wakeup>) -> PyResult<()> {
         let py = wakeup.py();
+        let argument = self.argument(wakeup)?;
         // SAFETY: attached; the context is one, as everything that calls `add_done_callback` with a
         // context gives, and if it is not or was entered already, this fails and changes nothing.
         if unsafe { ffi::PyContext_Enter(self.context.as_ptr()) } != 0 {
             let _entered_already = PyErr::take(py);
             return self.call_soon(wakeup);
         }
-        let result = calls::call(&self.function, wakeup).map(drop);
+        let result = calls::call(&self.function, argument).map(drop);
         // SAFETY: it was entered above, and what was called has left every context it entered.
         if unsafe { ffi::PyContext_Exit(self.context.as_ptr()) } != 0 {
             return Err(PyErr::fetch(py));
@@ -271,9 +270,52 @@ impl Callback {
 
     fn call_soon(&self, wakeup: &Bound<'_, Wakeup>) -> PyResult<()> {
         let py = wakeup.py();
-        let event_loop = wakeup.get().event_loop.bind(py);
-        let arguments = [event_loop, self.function.bind(py), wakeup.as_any()];
+        // Who waits in a loop that is gone is gone too.
+        let Some(event_loop) = wakeup.get().get_loop.bind(py).upgrade() else { return Ok(()) };
+        let arguments = [&event_loop, self.function.bind(py), self.argument(wakeup)?];
         calls::call_method(intern!(py, "call_soon"), arguments, Some(&self.context)).map(drop)
+    }
+
+    /// Returns what the function is called with: the wake-up, but a task written in C is told of a
+    /// future that is done, whose result it reads and does not ask for by the name of a method.
+    fn argument<'a, 'py>(&self, wakeup: &'a Bound<'py, Wakeup>) -> PyResult<&'a Bound<'py, PyAny>> {
+        let py = wakeup.py();
+        if !wakeup.get().is_woken() {
+            return Ok(wakeup);
+        }
+        let done = Done::get(py)?;
+        let function = self.function.as_ptr();
+        // SAFETY: attached; what is asked of a function of C is asked after the check that it is one.
+        let is_of_a_task = unsafe {
+            ffi::PyCFunction_CheckExact(function) != 0 && {
+                let task = ffi::PyCFunction_GetSelf(function);
+                !task.is_null() && ffi::PyObject_TypeCheck(task, done.task.as_ptr().cast()) != 0
+            }
+        };
+        Ok(if is_of_a_task { done.future.bind(py) } else { wakeup })
+    }
+}
+
+/// What tasks that were woken are told: one future without a loop, for all.
+struct Done {
+    task: Py<PyType>,
+    future: Py<PyAny>,
+}
+
+impl Done {
+    fn get(py: Python<'_>) -> PyResult<&Self> {
+        static DONE: PyOnceLock<Done> = PyOnceLock::new();
+        DONE.get_or_try_init(py, || {
+            let asyncio = py.import("asyncio")?;
+            // In place of a loop: a future asks it only whether it debugs.
+            let no_loop = [("get_debug", py.get_type::<PyBool>())].into_py_dict(py)?;
+            let no_loop = py.import("types")?.call_method("SimpleNamespace", (), Some(&no_loop))?;
+            let arguments = [("loop", no_loop)].into_py_dict(py)?;
+            let future = asyncio.call_method("Future", (), Some(&arguments))?;
+            future.call_method1("set_result", (py.None(),))?;
+            let task = asyncio.getattr("Task")?.cast_into::<PyType>()?.unbind();
+            Ok(Self { task, future: future.unbind() })
+        })
     }
 }
 
@@ -293,6 +335,7 @@ static CANCELLED: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 /// Makes what would else be made on first use; see `process::prepare`.
 pub(crate) fn prepare(py: Python<'_>) -> PyResult<()> {
     py.get_type::<Wakeup>();
+    Done::get(py)?;
     asyncio_class(py, &INVALID_STATE, "InvalidStateError")?;
     asyncio_class(py, &CANCELLED, "CancelledError").map(drop)
 }
