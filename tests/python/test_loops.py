@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import os
 import sys
 import threading
 from typing import Any
@@ -295,6 +296,47 @@ def test_a_busy_polled_loop_receives_everything_without_sleeping(make_bus: MakeB
     assert asyncio.run(main()) == list(range(number))
     assert poll.hits > 0
     assert poll.spins >= poll.hits
+
+
+@lock_free
+def test_what_a_woken_task_schedules_goes_before_the_next_spin(make_bus: MakeBus) -> None:
+    bus = make_bus()
+    subscription = bus.subscribe_async()
+    poll = tickbus.BusyPoll(0.01, adaptive=False)
+
+    async def main() -> int:
+        async with poll:
+            thread = threading.Thread(target=bus.publish, args=("event",))
+            # Not before this task sleeps.
+            asyncio.get_running_loop().call_soon(thread.start)
+            await subscription.recv()
+            spins = poll.spins
+            await asyncio.sleep(0)
+            thread.join()
+            return poll.spins - spins
+
+    assert asyncio.run(main()) == 0
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or (os.cpu_count() or 1) < 2, reason="needs 2 CPUs"
+)
+def test_a_loop_whose_thread_is_bound_to_one_cpu_can_be_busy_polled() -> None:
+    poll = tickbus.BusyPoll()
+
+    async def main() -> None:
+        async with poll:
+            await spin()
+
+    def run() -> None:
+        # Of this thread alone.
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        asyncio.run(main())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert poll.spins > 0
 
 
 @lock_free

@@ -105,16 +105,16 @@ impl BusyPoll {
     fn __aenter__(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
         let py = slf.py();
         let event_loop = running_loop(py)?;
-        if std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() < 2) {
-            return Err(error::ConfigError::new_err(
-                "busy-polling needs at least 2 CPUs: with one the publisher cannot run meanwhile",
-            ));
-        }
         let bridge = LoopBridge::of(&event_loop)?;
         if !bridge.get().can_spin() {
             return Err(error::ConfigError::new_err(
                 "busy-polling needs an eventfd, which is there on Linux with a loop that has \
                  add_reader()",
+            ));
+        }
+        if machine_cpus() < 2 {
+            return Err(error::ConfigError::new_err(
+                "busy-polling needs at least 2 CPUs: with one the publisher cannot run meanwhile",
             ));
         }
         if slf.get().state.with(|state| state.bridge.is_some()) || !bridge.get().set_poller(slf) {
@@ -154,10 +154,10 @@ impl BusyPoll {
             state.resting = this.adaptive && state.is_not_worthwhile();
             !state.resting
         });
-        if goes_on {
-            Self::spin_soon(slf, &event_loop)?;
-        }
-        if hit { bridge.get().drain(py) } else { Ok(()) }
+        let drained = if hit { bridge.get().drain(py) } else { Ok(()) };
+        // Last, so that tasks get the event first and what they schedule goes before the spin.
+        let spins = if goes_on { Self::spin_soon(slf, &event_loop) } else { Ok(()) };
+        drained.and(spins)
     }
 
     fn __repr__(&self) -> String {
@@ -194,6 +194,16 @@ impl BusyPoll {
         });
         if resumes { Self::spin_soon(slf, event_loop) } else { Ok(()) }
     }
+}
+
+/// Returns how many CPUs the machine has. The thread may use fewer: a loop that is busy-polled is
+/// best bound to a CPU of its own.
+fn machine_cpus() -> usize {
+    #[cfg(target_os = "linux")]
+    // SAFETY: the call takes no pointers.
+    return unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) } as usize;
+    #[cfg(not(target_os = "linux"))]
+    return 1;
 }
 
 impl State {

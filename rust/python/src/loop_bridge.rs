@@ -45,6 +45,10 @@ type Pending = SmallVec<[Arc<dyn Wakeable>; 4]>;
 /// The most tasks that are stepped in one go: what else is ready in the loop comes after them.
 const DIRECT_STEPS: usize = 64;
 
+/// How long a publisher is given to let go of the global interpreter lock, under which it signals:
+/// a thread that asks for it sooner is put to sleep, and waking takes much longer than this.
+const LETTING_GO: Duration = Duration::from_nanos(600);
+
 /// Wakes the sleepers of one event loop. It is the loop's reader callback.
 #[pyclass(frozen, module = "tickbus._core", name = "_LoopBridge")]
 pub(crate) struct LoopBridge {
@@ -137,7 +141,14 @@ impl LoopBridge {
         self.spinning.store(false, Ordering::Relaxed);
         // ORDERING: pairs with the fence in `signal`.
         fence(Ordering::SeqCst);
-        self.signalled.load(Ordering::Acquire)
+        let signalled = self.signalled.load(Ordering::Acquire);
+        if signalled {
+            let seen = Instant::now();
+            while seen.elapsed() < LETTING_GO {
+                std::hint::spin_loop();
+            }
+        }
+        signalled
     }
 
     pub(crate) fn can_spin(&self) -> bool {
