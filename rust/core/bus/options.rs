@@ -82,8 +82,8 @@ pub struct BusConfig {
     pub backpressure: BackpressureConfig,
     /// The most topics the bus will know.
     pub max_topics: usize,
-    /// The topics of which the last event is kept for [`EventBus::last`] and for snapshots; `None`
-    /// keeps nothing.
+    /// The topics of which the last event is kept for [`EventBus::last`](crate::EventBus::last)
+    /// and for snapshots; `None` keeps nothing.
     pub keep_last: Option<Pattern>,
     /// Publications for each one whose latency is measured, in the mean: they are drawn at random.
     /// `None` measures none.
