@@ -16,7 +16,7 @@ _README = (_ROOT / "README.md").read_text(encoding="utf-8")
 _EXAMPLE = re.compile(
     r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE
 )
-_DOCUMENTS = ("README.md", "docs/guide.md")
+_DOCUMENTS = ("README.md", "docs/guide.md", "docs/events.md")
 EXAMPLES = [
     pytest.param(match[1], match[2] or "", id=f"{name}:{text[: match.start()].count(chr(10)) + 1}")
     for name in _DOCUMENTS
