@@ -43,7 +43,7 @@ check: .venv/core.stamp ## check formats, lints, types, docs, the crate and the 
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
-	$(PY) -m mypy.stubtest tickbus --mypy-config-file pyproject.toml
+	$(PY) -m mypy.stubtest tickbus._core --mypy-config-file pyproject.toml
 	$(PY) tools/check_module_order.py
 
 wheel: .venv/dev.stamp ## build the sdist, and from it a manylinux2014 wheel, and test it

@@ -34,6 +34,7 @@ from tickbus._metrics import (
 )
 from tickbus.bus import BroadcastEventBus, EventBus, LockFreeEventBus
 from tickbus.config import BackpressureConfig
+from tickbus.envelope import Clock, Envelope
 from tickbus.errors import (
     BusError,
     Closed,
@@ -58,8 +59,10 @@ __all__ = [
     "BroadcastEventBus",
     "BusError",
     "BusyPoll",
+    "Clock",
     "Closed",
     "ConfigError",
+    "Envelope",
     "Event",
     "EventBatch",
     "EventBus",

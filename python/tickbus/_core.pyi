@@ -24,6 +24,8 @@ from typing_extensions import Buffer, CapsuleType, disjoint_base
 
 from tickbus.event import EventType, Priority
 
+from tickbus.envelope import Clock, Envelope
+
 _T = TypeVar("_T")
 _Policy: TypeAlias = Literal["block", "reject", "drop_newest", "drop_oldest", "conflate"]
 _OnLag: TypeAlias = Literal["raise", "count"]
@@ -55,6 +57,7 @@ __all__ = [
     "Names",
     "Shutdown",
     "Topic",
+    "_Tally",
     "__version__",
     "_after_fork",
     "_backends",
@@ -186,9 +189,12 @@ class EventBus(Generic[_T]):
         max_topics: int = 65_536,
         keep_last: str | None = None,
         latency_sampling: int | None,
+        clock: Clock | None = None,
     ) -> Self: ...
     @property
     def backend(self) -> str: ...
+    @property
+    def clock(self) -> Clock: ...
     @property
     def capacity(self) -> int: ...
     @property
@@ -205,6 +211,7 @@ class EventBus(Generic[_T]):
     ) -> Coroutine[object, None, int]: ...
     def topic(self, name: str) -> Topic: ...
     def last(self, topic: str | Topic) -> _T | None: ...
+    @overload
     def subscribe(
         self,
         pattern: str | None = None,
@@ -215,7 +222,22 @@ class EventBus(Generic[_T]):
         key: Callable[[_T], Hashable] | None = None,
         snapshot: bool = False,
         name: str | None = None,
+        envelope: Literal[False] = False,
     ) -> EventSubscription[_T]: ...
+    @overload
+    def subscribe(
+        self,
+        pattern: str | None = None,
+        capacity: int | None = None,
+        *,
+        policy: _Policy | None = None,
+        on_lag: _OnLag = "raise",
+        key: Callable[[_T], Hashable] | None = None,
+        snapshot: bool = False,
+        name: str | None = None,
+        envelope: Literal[True],
+    ) -> EventSubscription[Envelope[_T]]: ...
+    @overload
     def subscribe_async(
         self,
         pattern: str | None = None,
@@ -226,11 +248,26 @@ class EventBus(Generic[_T]):
         key: Callable[[_T], Hashable] | None = None,
         snapshot: bool = False,
         name: str | None = None,
+        envelope: Literal[False] = False,
     ) -> AsyncEventSubscription[_T]: ...
+    @overload
+    def subscribe_async(
+        self,
+        pattern: str | None = None,
+        capacity: int | None = None,
+        *,
+        policy: _Policy | None = None,
+        on_lag: _OnLag = "raise",
+        key: Callable[[_T], Hashable] | None = None,
+        snapshot: bool = False,
+        name: str | None = None,
+        envelope: Literal[True],
+    ) -> AsyncEventSubscription[Envelope[_T]]: ...
     def close(self) -> None: ...
     def _metrics(
         self,
     ) -> tuple[int, int, float, list[tuple[int, int]], int, list[_Row]]: ...
+    def _published_below(self, name: str) -> int: ...
     def _explain(self) -> tuple[int, bool, list[int], list[_Row], str]: ...
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -330,6 +367,12 @@ class Wakeup(Protocol):
     def add_done_callback(
         self, function: Callable[[Wakeup], object], /, *, context: Context | None = None
     ) -> None: ...
+
+@final
+class _Tally:
+    def __new__(cls) -> Self: ...
+    def add(self, subscription: EventSubscription[Any] | AsyncEventSubscription[Any]) -> None: ...
+    def read(self) -> tuple[int, int]: ...
 
 @final
 class BusyPoll:

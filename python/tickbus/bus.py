@@ -15,6 +15,8 @@ from tickbus.errors import ConfigError
 if TYPE_CHECKING:
     from typing import Self
 
+    from tickbus.envelope import Clock
+
 __all__ = ["BroadcastEventBus", "EventBus", "LockFreeEventBus"]
 
 T = TypeVar("T")
@@ -48,6 +50,7 @@ class EventBus(_Core[T], Generic[T]):
             kept for `last()` and for `subscribe(snapshot=True)`. `None` keeps nothing.
         latency_sampling: Publications for each one whose latency is measured, in the mean, at
             least 1; they are drawn at random. `None` measures none.
+        clock: What tells the time of publishing; `None` is the system's clock.
 
     Raises:
         ConfigError: The backend is unknown or not built in, a number is out of range, or
@@ -74,6 +77,7 @@ class EventBus(_Core[T], Generic[T]):
         max_topics: int = _DEFAULT_MAX_TOPICS,
         keep_last: str | None = None,
         latency_sampling: int | None = _DEFAULT_LATENCY_SAMPLING,
+        clock: Clock | None = None,
     ) -> Self:
         name = _backend_name(backend)
         chosen = cast("type[Self]", _SUBCLASSES[name]) if cls is EventBus else cls
@@ -85,6 +89,7 @@ class EventBus(_Core[T], Generic[T]):
             max_topics=max_topics,
             keep_last=keep_last,
             latency_sampling=latency_sampling,
+            clock=clock,
         )
         if backpressure is not None and backpressure.warn_threshold is not None:
             _warnings.start()
@@ -147,6 +152,7 @@ class LockFreeEventBus(EventBus[T]):
             kept for `last()` and for `subscribe(snapshot=True)`. `None` keeps nothing.
         latency_sampling: Publications for each one whose latency is measured, in the mean, at
             least 1; they are drawn at random. `None` measures none.
+        clock: What tells the time of publishing; `None` is the system's clock.
 
     Raises:
         ConfigError: A number is out of range, or `keep_last` is no pattern.
@@ -162,6 +168,7 @@ class LockFreeEventBus(EventBus[T]):
         max_topics: int = _DEFAULT_MAX_TOPICS,
         keep_last: str | None = None,
         latency_sampling: int | None = _DEFAULT_LATENCY_SAMPLING,
+        clock: Clock | None = None,
     ) -> Self:
         return super().__new__(
             cls,
@@ -171,6 +178,7 @@ class LockFreeEventBus(EventBus[T]):
             max_topics=max_topics,
             keep_last=keep_last,
             latency_sampling=latency_sampling,
+            clock=clock,
         )
 
 
@@ -187,6 +195,7 @@ class BroadcastEventBus(EventBus[T]):
             kept for `last()` and for `subscribe(snapshot=True)`. `None` keeps nothing.
         latency_sampling: Publications for each one whose latency is measured, in the mean, at
             least 1; they are drawn at random. `None` measures none.
+        clock: What tells the time of publishing; `None` is the system's clock.
 
     Raises:
         ConfigError: A number is out of range, `keep_last` is no pattern, or the backend is not
@@ -203,6 +212,7 @@ class BroadcastEventBus(EventBus[T]):
         max_topics: int = _DEFAULT_MAX_TOPICS,
         keep_last: str | None = None,
         latency_sampling: int | None = _DEFAULT_LATENCY_SAMPLING,
+        clock: Clock | None = None,
     ) -> Self:
         return super().__new__(
             cls,
@@ -212,6 +222,7 @@ class BroadcastEventBus(EventBus[T]):
             max_topics=max_topics,
             keep_last=keep_last,
             latency_sampling=latency_sampling,
+            clock=clock,
         )
 
 

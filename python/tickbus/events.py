@@ -22,7 +22,7 @@ from decimal import Decimal
 from typing import Literal, NamedTuple, TypeAlias
 
 try:
-    from msgspec import Struct
+    from msgspec import Struct as Struct
 except ModuleNotFoundError as _missing:
     raise ModuleNotFoundError(
         "tickbus.events needs msgspec; install it with: pip install 'tickbus[events]'",

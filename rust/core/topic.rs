@@ -25,6 +25,11 @@ impl Topic {
         self.bus
     }
 
+    /// Returns the topic's number in its bus: they are counted from 1.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
     /// Returns the topic's name.
     pub fn name(&self) -> &str {
         &self.name

@@ -66,6 +66,7 @@ def make_bus(backend: str) -> Iterator[MakeBus]:
         max_topics: int = 65_536,
         keep_last: str | None = None,
         latency_sampling: int | None = 128,
+        clock: tickbus.Clock | None = None,
     ) -> tickbus.EventBus[Any]:
         backpressure = tickbus.BackpressureConfig(drop_oldest, warn_threshold, max_block_duration)
         bus = ClosingBus(
@@ -75,6 +76,7 @@ def make_bus(backend: str) -> Iterator[MakeBus]:
             max_topics=max_topics,
             keep_last=keep_last,
             latency_sampling=latency_sampling,
+            clock=clock,
         )
         opened.append(bus)
         return bus

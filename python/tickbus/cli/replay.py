@@ -24,6 +24,7 @@ from typing import Literal, TypeAlias
 from tickbus import AsyncEventSubscription, BackpressureConfig, Closed, EventBus, Lagged
 from tickbus.captures import MarketEvent, Trade, topic_name
 from tickbus.cli.totals import EXACT, Instruments, Totals
+from tickbus.pacing import LONGEST_GAP, Pacer
 
 __all__ = ["ReplayOutcome", "ReplayPlan", "replay"]
 
@@ -45,7 +46,7 @@ class ReplayPlan:
     subscribers: int = 4
     capacity: int = 10_000
     speed: float = 0.0
-    longest_gap: float = 3_600.0
+    longest_gap: float = LONGEST_GAP
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +159,11 @@ class _Producer(threading.Thread):
         self.published = 0
         self.first_ns = 0
         self.shortfalls = 0
-        self.skipped_gaps = 0
         self.error: BaseException | None = None
         self._bus = bus
         self._events = events
         self._plan = plan
+        self._pacer: Pacer | None = None
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -174,6 +175,11 @@ class _Producer(threading.Thread):
         finally:
             self._bus.close()
 
+    @property
+    def skipped_gaps(self) -> int:
+        """Gaps that were not waited for."""
+        return 0 if self._pacer is None else self._pacer.skipped_gaps
+
     def stop(self) -> None:
         """Ends the thread soon, also where it waits for room or for the next event's time."""
         self._stopped.set()
@@ -184,31 +190,19 @@ class _Producer(threading.Thread):
         names = [topic_name(event) for event in self._events]
         topics = {name: self._bus.topic(name) for name in sorted(set(names))}
         wanted = self._plan.subscribers
-        pace = self._pace if self._plan.speed > 0 else None
+        plan, pacer = self._plan, None
+        if plan.speed > 0:
+            pacer = self._pacer = Pacer(plan.speed, plan.longest_gap, self._stopped.wait)
         self.first_ns = clock()
-        due = self.first_ns
-        previous = self._events[0].ts_recv if self._events else 0
         for event, name in zip(self._events, names, strict=True):
-            if pace is not None:
-                due = pace(due, event.ts_recv - previous)
-                previous = event.ts_recv
+            if pacer is not None:
+                pacer.wait_for(event.ts_recv)
                 if self._stopped.is_set():
                     return
             taken = publish((clock(), event), topics[name])
             self.published += 1
             if taken != wanted:
                 self.shortfalls += 1
-
-    def _pace(self, due: int, gap: int) -> int:
-        """Waits until the next event is due and returns that moment, both in ns of the clock."""
-        if gap > self._plan.longest_gap * 1e9:
-            self.skipped_gaps += 1
-            return time.perf_counter_ns()
-        due += int(max(gap, 0) / self._plan.speed)
-        wait = due - time.perf_counter_ns()
-        if wait > 0:
-            self._stopped.wait(wait / 1e9)
-        return due
 
 
 @dataclass(slots=True)

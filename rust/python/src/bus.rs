@@ -5,9 +5,10 @@ use crate::calls;
 use crate::error;
 use crate::gil::{Gil, GilCell};
 use crate::keys::key_function;
+use crate::ledger::Ledger;
 use crate::loop_bridge::{LoopBridge, Wakeable, Woken, on_a_loop, running_loop, settle};
 use crate::process::{Own, Process, no_pickle};
-use crate::slab::{Handle, Slab};
+use crate::slab::{Handle, Mark, Slab};
 use crate::subscription::{AsyncEventSubscription, EventSubscription, Inner, SIGNAL_SLICE, Streak};
 use crate::wakeup::Wakeup;
 use crate::warnings;
@@ -25,9 +26,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 use tickbus::{
-    Backend, BackpressureConfig, Bus, BusConfig, Entry, OnLag, Patience, Pattern, Policy,
-    Publication, PublishError, Shared, SubscribeOptions, SubscriptionMetrics, Topic as CoreTopic,
-    WeakBus,
+    Backend, BackpressureConfig, Bus, BusConfig, OnLag, Patience, Pattern, Policy, Publication,
+    PublishError, Shared, SubscribeOptions, SubscriptionMetrics, Topic as CoreTopic, WeakBus,
 };
 use tokio::sync::futures::OwnedNotified;
 
@@ -100,11 +100,12 @@ impl EventBus {
     #[pyo3(
         signature = (
             capacity = None, backpressure = None, *, backend, max_topics = None, keep_last = None,
-            latency_sampling
+            latency_sampling, clock = None
         ),
         text_signature = "(capacity=10000, backpressure=None, *, backend, max_topics=65536, \
-            keep_last=None, latency_sampling)"
+            keep_last=None, latency_sampling, clock=None)"
     )]
+    #[expect(clippy::too_many_arguments, reason = "all but two are named by their callers")]
     fn new(
         py: Python<'_>,
         capacity: Option<&Bound<'_, PyAny>>,
@@ -113,6 +114,7 @@ impl EventBus {
         max_topics: Option<&Bound<'_, PyAny>>,
         keep_last: Option<&str>,
         latency_sampling: Option<&Bound<'_, PyAny>>,
+        clock: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let backend: Backend = backend.parse().map_err(|error| error::config(&error))?;
         let mut config = BusConfig::default();
@@ -134,6 +136,11 @@ impl EventBus {
         if core.backpressure().warn_threshold.is_some() {
             core.on_warning(warnings::push);
         }
+        let ledger = Ledger::new(clock);
+        if keep_last.is_some() {
+            // A snapshot may be asked for in envelopes.
+            ledger.stamp_from_now_on();
+        }
         let weak = core.downgrade();
         BUSES.with(|buses| {
             buses.retain(WeakBus::is_alive);
@@ -141,7 +148,7 @@ impl EventBus {
         });
         Ok(Self {
             core: Own::new(core),
-            slab: Py::new(py, Slab::new())?,
+            slab: Py::new(py, Slab::new(ledger))?,
             topics: GilCell::default(),
             ready_in_a_row: Streak::default(),
             on_loops: GilCell::default(),
@@ -171,6 +178,15 @@ impl EventBus {
     #[getter]
     fn id(&self) -> u64 {
         self.core.id()
+    }
+
+    /// What tells the time of publishing: an object with `time_ns()`, in ns since the Unix epoch.
+    #[getter]
+    fn clock(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        match self.ledger().clock() {
+            Some(clock) => Ok(clock.clone_ref(py)),
+            None => Ok(py.import("time")?.into_any().unbind()),
+        }
     }
 
     /// Publishes an event and returns how many matching subscriptions took it.
@@ -218,10 +234,10 @@ impl EventBus {
             return Err(error::on_a_loop("publish_timeout()", "publish_async()"));
         }
         let topic = self.resolve(py, topic)?;
-        let handle = self.insert(py, event)?;
+        let (handle, note) = self.insert(py, event, topic.as_deref())?;
         let mut publication = Own::new(self.core.publication(handle, topic.as_deref(), true));
         let deadline = Instant::now() + timeout;
-        let result = self.wait_for_room(py, &mut publication, deadline);
+        let result = self.wait_for_room(py, &mut publication, note, deadline);
         drop(publication);
         self.finish(py, result)
     }
@@ -262,10 +278,11 @@ impl EventBus {
         let py = slf.py();
         let bus = slf.get();
         let topic = bus.resolve(py, topic)?;
-        let handle = bus.insert(py, event)?;
+        let (handle, note) = bus.insert(py, event, topic.as_deref())?;
         let publication = bus.core.owned_publication(handle, topic.as_deref(), true);
         let task = PublishTask {
             publication: Some(Own::new(publication)),
+            note,
             bus: slf.clone().unbind(),
             deadline: None,
             sleep: None,
@@ -279,7 +296,9 @@ impl EventBus {
     ///     ConfigError: The name is no topic's, or the bus knows `max_topics` already.
     fn topic(&self, name: &str) -> PyResult<Topic> {
         self.process().check()?;
-        self.core.topic(name).map(Topic).map_err(|error| error::config(&error))
+        let topic = self.core.topic(name).map_err(|error| error::config(&error))?;
+        self.ledger().learn(&topic);
+        Ok(Topic(topic))
     }
 
     /// Returns the last event that was published on a topic, or `None` if there was none yet.
@@ -315,6 +334,9 @@ impl EventBus {
     ///     snapshot: Whether it begins with the last events of the topics it wants, as far as the
     ///         bus keeps them; live events go on exactly where they end.
     ///     name: What metrics and explanations call it, unique among the bus's subscriptions.
+    ///     envelope: Whether it gives each event in a `tickbus.Envelope`, with its number on the
+    ///         bus, its topic and the time of publishing. From the first such subscription on,
+    ///         publishing reads the clock.
     ///
     /// Raises:
     ///     ConfigError: The backend cannot keep what was asked for.
@@ -322,7 +344,7 @@ impl EventBus {
     #[expect(clippy::too_many_arguments, reason = "all but two are named by their callers")]
     #[pyo3(signature = (
         pattern = None, capacity = None, *, policy = None, on_lag = "raise", key = None,
-        snapshot = false, name = None,
+        snapshot = false, name = None, envelope = false,
     ))]
     fn subscribe(
         &self,
@@ -334,8 +356,9 @@ impl EventBus {
         key: Option<Py<PyAny>>,
         snapshot: bool,
         name: Option<String>,
+        envelope: bool,
     ) -> PyResult<EventSubscription> {
-        let wishes = Wishes { pattern, capacity, policy, on_lag, key, snapshot, name };
+        let wishes = Wishes { pattern, capacity, policy, on_lag, key, snapshot, name, envelope };
         self.join(py, wishes).map(EventSubscription::new)
     }
 
@@ -347,7 +370,7 @@ impl EventBus {
     #[expect(clippy::too_many_arguments, reason = "all but two are named by their callers")]
     #[pyo3(signature = (
         pattern = None, capacity = None, *, policy = None, on_lag = "raise", key = None,
-        snapshot = false, name = None,
+        snapshot = false, name = None, envelope = false,
     ))]
     fn subscribe_async(
         &self,
@@ -359,8 +382,9 @@ impl EventBus {
         key: Option<Py<PyAny>>,
         snapshot: bool,
         name: Option<String>,
+        envelope: bool,
     ) -> PyResult<Py<AsyncEventSubscription>> {
-        let wishes = Wishes { pattern, capacity, policy, on_lag, key, snapshot, name };
+        let wishes = Wishes { pattern, capacity, policy, on_lag, key, snapshot, name, envelope };
         let subscription = AsyncEventSubscription::create(py, self.join(py, wishes)?)?;
         self.watch(subscription.bind(py))?;
         Ok(subscription)
@@ -372,6 +396,12 @@ impl EventBus {
         self.core.close();
         self.settle_and_bury(py);
         Ok(())
+    }
+
+    /// Returns how many events were published on the topic of that name and on those below it.
+    fn _published_below(&self, name: &str) -> PyResult<u64> {
+        self.process().check()?;
+        Ok(self.ledger().published_below(name))
     }
 
     fn _metrics(&self) -> PyResult<BusRow> {
@@ -466,12 +496,47 @@ impl EventBus {
     }
 
     #[inline]
-    fn insert(&self, py: Python<'_>, event: Py<PyAny>) -> PyResult<Handle> {
+    fn ledger(&self) -> &Ledger {
+        self.slab.get().ledger()
+    }
+
+    /// Takes an event over, and the time at which it came if the clock is not the system's.
+    #[inline]
+    fn insert(
+        &self,
+        py: Python<'_>,
+        event: Py<PyAny>,
+        topic: Option<&CoreTopic>,
+    ) -> PyResult<(Handle, Note)> {
         self.process().check()?;
         if event.is_none(py) {
             return Err(none_is_no_event());
         }
-        Ok(self.slab.get().insert(event))
+        let called_at = self.ledger().time_of_call(py)?;
+        let handle = self.slab.get().insert(event);
+        let note = Note { mark: handle.mark(), topic: topic.map(CoreTopic::id), called_at };
+        Ok((handle, note))
+    }
+
+    /// Notes a publication that was just pushed.
+    #[inline]
+    fn note(&self, Note { mark, topic, called_at }: Note) {
+        self.ledger().note(topic, called_at, |stamp| mark.stamp(stamp));
+    }
+
+    /// Polls a publication, and notes it when it is done.
+    #[inline]
+    fn poll<S: Deref<Target = Shared<Handle, Gil>>>(
+        &self,
+        publication: &mut Publication<S, Handle, Gil>,
+        patience: Patience,
+        note: Note,
+    ) -> Result<Option<usize>, PublishError<Handle>> {
+        let taken = publication.poll(patience)?;
+        if taken.is_some() {
+            self.note(note);
+        }
+        Ok(taken)
     }
 
     /// The list keeps its events until they are all published: none ends in between.
@@ -509,13 +574,18 @@ impl EventBus {
     ) -> PyResult<usize> {
         let entry = self.core.enter();
         let topic = self.resolve(py, topic)?;
-        let handle = self.insert(py, event)?;
+        let (handle, note) = self.insert(py, event, topic.as_deref())?;
         match self.core.publish_ready(handle, topic.as_deref(), entry) {
             Ok(taken) => {
+                self.note(note);
                 self.settle_and_bury(py);
                 Ok(taken)
             }
-            Err(handle) => self.publish_slowly(py, handle, topic.as_deref(), entry, deadline),
+            Err(handle) => {
+                let publication =
+                    self.core.publication_since(entry, handle, topic.as_deref(), false);
+                self.publish_slowly(py, publication, note, deadline)
+            }
         }
     }
 
@@ -527,7 +597,7 @@ impl EventBus {
         event: Bound<'_, PyAny>,
         topic: Option<&Bound<'_, PyAny>>,
     ) -> Option<usize> {
-        if event.is_none() || !self.process().is_current() {
+        if event.is_none() || !self.process().is_current() || self.ledger().clock().is_some() {
             return None;
         }
         let topic = match topic {
@@ -539,8 +609,10 @@ impl EventBus {
         }
         let entry = self.core.enter();
         let handle = self.slab.get().insert(event.unbind());
+        let mark = handle.mark();
         match self.core.publish_ready(handle, topic, entry) {
             Ok(taken) => {
+                self.note(Note { mark, topic: topic.map(CoreTopic::id), called_at: None });
                 self.settle_and_bury(py);
                 Some(taken)
             }
@@ -556,17 +628,15 @@ impl EventBus {
     fn publish_slowly(
         &self,
         py: Python<'_>,
-        handle: Handle,
-        topic: Option<&CoreTopic>,
-        entry: Entry,
+        publication: BorrowedPublication<'_>,
+        note: Note,
         deadline: &mut Option<Instant>,
     ) -> PyResult<usize> {
-        let publication = self.core.publication_since(entry, handle, topic, false);
         let mut publication = Own::new(publication);
         self.close_abandoned(py, &publication);
-        let result = match publication.poll(Patience::Left) {
+        let result = match self.poll(&mut publication, Patience::Left, note) {
             Ok(Some(taken)) => Ok(taken),
-            Ok(None) => self.wait_as_configured(py, &mut publication, deadline),
+            Ok(None) => self.wait_as_configured(py, &mut publication, note, deadline),
             Err(error) => Err(Failure::Publish(error)),
         };
         drop(publication);
@@ -579,10 +649,11 @@ impl EventBus {
         &self,
         py: Python<'_>,
         publication: &mut Own<BorrowedPublication<'_>>,
+        note: Note,
         deadline: &mut Option<Instant>,
     ) -> Result<usize, Failure> {
         if on_a_loop(py).map_err(Failure::Interrupted)? {
-            let taken = publication.poll(Patience::Spent)?.unwrap_or_default();
+            let taken = self.poll(publication, Patience::Spent, note)?.unwrap_or_default();
             if !self.warned_on_loop.swap(true, Ordering::Relaxed) {
                 warn_on_loop(py, self.core.id());
             }
@@ -590,7 +661,7 @@ impl EventBus {
         }
         let patience = self.core.backpressure().max_block_duration;
         let deadline = *deadline.get_or_insert_with(|| Instant::now() + patience);
-        self.wait_for_room(py, publication, deadline)
+        self.wait_for_room(py, publication, note, deadline)
     }
 
     /// Publishes, parking the thread without the global interpreter lock while there is no room.
@@ -599,13 +670,14 @@ impl EventBus {
         &self,
         py: Python<'_>,
         publication: &mut Own<BorrowedPublication<'_>>,
+        note: Note,
         deadline: Instant,
     ) -> Result<usize, Failure> {
         loop {
             self.close_abandoned(py, publication);
             let now = Instant::now();
             let patience = if now >= deadline { Patience::Spent } else { Patience::Left };
-            if let Some(taken) = publication.poll(patience)? {
+            if let Some(taken) = self.poll(publication, patience, note)? {
                 return Ok(taken);
             }
             settle(py);
@@ -766,7 +838,11 @@ impl EventBus {
         let joined = self.core.subscribe_with(options);
         slab.bury(py);
         let core = joined.map_err(|error| error::subscribe(&error))?;
-        Ok(Inner { core: Own::new(core), slab: self.slab.clone_ref(py), on_lag })
+        if wishes.envelope {
+            self.ledger().stamp_from_now_on();
+        }
+        let slab = self.slab.clone_ref(py);
+        Ok(Inner::new(core, slab, on_lag, wishes.envelope))
     }
 }
 
@@ -779,6 +855,7 @@ struct Wishes<'a, 'py> {
     key: Option<Py<PyAny>>,
     snapshot: bool,
     name: Option<String>,
+    envelope: bool,
 }
 
 fn pattern(text: Option<&str>) -> PyResult<Option<Pattern>> {
@@ -905,10 +982,19 @@ fn backpressure_config(config: &Bound<'_, PyAny>) -> PyResult<BackpressureConfig
 type BorrowedPublication<'a> = Publication<&'a Shared<Handle, Gil>, Handle, Gil>;
 type OwnedPublication = Publication<Arc<Shared<Handle, Gil>>, Handle, Gil>;
 
+/// What is known of a publication before it is pushed.
+#[derive(Clone, Copy)]
+struct Note {
+    mark: Mark,
+    topic: Option<u32>,
+    called_at: Option<u64>,
+}
+
 /// An event being published by a task.
 pub(crate) struct PublishTask {
     /// Declared first: its handle ends before the bus, which holds the slab, may.
     publication: Option<Own<OwnedPublication>>,
+    note: Note,
     bus: Py<EventBus>,
     deadline: Option<Instant>,
     sleep: Option<Sleep>,
@@ -961,7 +1047,7 @@ impl PublishTask {
             let expired = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
             let patience = if expired { Patience::Spent } else { Patience::Left };
             bus.close_abandoned(py, publication);
-            let result = match publication.poll(patience) {
+            let result = match bus.poll(publication, patience, self.note) {
                 Ok(Some(taken)) => Ok(taken),
                 Ok(None) => {
                     settle(py);

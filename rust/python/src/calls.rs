@@ -49,18 +49,19 @@ unsafe fn guarded<A, B, C, D>(
     result
 }
 
-/// Calls `function(argument)`.
-pub(crate) fn call<'py>(
+/// Calls a function.
+pub(crate) fn call<'py, const N: usize>(
+    py: Python<'py>,
     function: &Py<PyAny>,
-    argument: &Bound<'py, PyAny>,
+    arguments: [&Bound<'py, PyAny>; N],
 ) -> PyResult<Bound<'py, PyAny>> {
-    let arguments = [argument.as_ptr()];
+    let all = arguments.map(Bound::as_ptr);
     let (function, names) = (function.as_ptr(), std::ptr::null_mut());
-    // SAFETY: attached; one positional argument; the result is an owned reference or null with an
+    // SAFETY: attached; N positional arguments; the result is an owned reference or null with an
     // exception set.
     unsafe {
-        let result = guarded(ffi::PyObject_Vectorcall, function, arguments.as_ptr(), 1, names);
-        Bound::from_owned_ptr_or_err(argument.py(), result)
+        let result = guarded(ffi::PyObject_Vectorcall, function, all.as_ptr(), N, names);
+        Bound::from_owned_ptr_or_err(py, result)
     }
 }
 

@@ -108,7 +108,7 @@ impl Place {
         let (Some(function), Some(event)) = (function, event.object(py)) else {
             return Err(error::closed(py));
         };
-        let key = calls::call(&function, event.bind(py))?;
+        let key = calls::call(py, &function, [event.bind(py)])?;
         let hash = key.hash()?;
         loop {
             let looked_up =

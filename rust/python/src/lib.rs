@@ -15,6 +15,7 @@ mod error;
 mod event;
 mod gil;
 mod keys;
+mod ledger;
 mod loop_bridge;
 mod names;
 #[cfg(feature = "native-producer")]
@@ -25,6 +26,7 @@ mod slab;
 mod spare;
 mod stop;
 mod subscription;
+mod tally;
 mod wakeup;
 mod warnings;
 
@@ -54,6 +56,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<select::Shutdown>()?;
     module.add_class::<subscription::AsyncEventSubscription>()?;
     module.add_class::<subscription::EventSubscription>()?;
+    module.add_class::<tally::Tally>()?;
     module.add_function(wrap_pyfunction!(_backends, module)?)?;
     module.add_function(wrap_pyfunction!(batch::_restore_batch, module)?)?;
     module.add_function(wrap_pyfunction!(bus::_close_all, module)?)?;

@@ -3,7 +3,7 @@
 
 use crate::error::ForkedError;
 use crate::slab::Slab;
-use crate::{awaitable, bus, error, event, loop_bridge, wakeup, warnings};
+use crate::{awaitable, bus, error, event, ledger, loop_bridge, wakeup, warnings};
 use pyo3::exceptions::PyImportError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -105,6 +105,7 @@ pub(crate) fn prepare(py: Python<'_>) -> PyResult<()> {
     error::prepare(py);
     event::prepare(py);
     awaitable::class(py)?;
+    ledger::prepare(py)?;
     py.get_type::<Slab>();
     loop_bridge::prepare(py)?;
     wakeup::prepare(py)

@@ -9,6 +9,7 @@
 use crate::calls;
 use crate::gil::GilCell;
 use crate::keys::KeyFunctions;
+use crate::ledger::{Ledger, Stamp};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use std::cell::UnsafeCell;
@@ -28,6 +29,8 @@ struct Entry {
     copies: usize,
     next_free: Option<NonNull<Entry>>,
     store: NonNull<Store>,
+    /// What is noted about its publication, once somebody wants envelopes.
+    stamp: Stamp,
 }
 
 #[derive(Debug)]
@@ -42,6 +45,7 @@ struct Entries {
 pub(crate) struct Store {
     entries: GilCell<Entries>,
     pub(crate) key_functions: KeyFunctions,
+    pub(crate) ledger: Ledger,
 }
 
 impl Store {
@@ -63,6 +67,7 @@ pub(crate) struct Slab(Box<Store>);
 impl Slab {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         self.0.key_functions.traverse(&visit)?;
+        self.0.ledger.traverse(&visit)?;
         self.0.entries.with(|store| {
             for entry in store.entries() {
                 // SAFETY: only attached threads, one at a time, touch entries.
@@ -87,10 +92,14 @@ impl Slab {
 }
 
 impl Slab {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(ledger: Ledger) -> Self {
         let entries = Entries { chunks: Vec::new(), free: None, graveyard: Vec::new() };
         let key_functions = KeyFunctions::default();
-        Self(Box::new(Store { entries: GilCell::new(entries), key_functions }))
+        Self(Box::new(Store { entries: GilCell::new(entries), key_functions, ledger }))
+    }
+
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.0.ledger
     }
 
     /// Returns where handles and places point to.
@@ -140,7 +149,8 @@ impl Entries {
     /// Adds a chunk and returns its first entry, the first of the free ones.
     #[cold]
     fn grow(&mut self, store: NonNull<Store>) -> NonNull<Entry> {
-        let empty = || Entry { object: None, copies: 0, next_free: None, store };
+        let stamp = Stamp::default();
+        let empty = || Entry { object: None, copies: 0, next_free: None, store, stamp };
         let before = self.entries().count();
         let added = before.clamp(FIRST_CHUNK, LARGEST_CHUNK);
         let chunk: Box<[_]> = (0..added).map(|_| UnsafeCell::new(empty())).collect();
@@ -201,6 +211,21 @@ impl Handle {
         unsafe { &(*self.0.as_ptr()).object }.as_ref().map(|object| object.clone_ref(py))
     }
 
+    /// Returns where its stamp is, for the moment after its publication.
+    #[inline]
+    pub(crate) fn mark(&self) -> Mark {
+        Mark(self.0)
+    }
+
+    /// Returns the object in an envelope; `None` as for `into_object`.
+    pub(crate) fn into_envelope(self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        // SAFETY: as in `release`.
+        let (stamp, store) = unsafe { ((*self.0.as_ptr()).stamp, (*self.0.as_ptr()).store) };
+        let Some(object) = self.into_object(py) else { return Ok(None) };
+        // SAFETY: the store outlives its entries, and the slab its handles.
+        unsafe { store.as_ref() }.ledger.envelope(py, stamp, object).map(Some)
+    }
+
     /// Returns the object; `None` if the garbage collector has cleared the slab.
     #[inline]
     pub(crate) fn into_object(self, py: Python<'_>) -> Option<Py<PyAny>> {
@@ -209,6 +234,25 @@ impl Handle {
             |_, object| object,
             |object| object.as_ref().map(|object| object.clone_ref(py)),
         )
+    }
+}
+
+/// The place of an event's stamp while it is being published.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mark(NonNull<Entry>);
+
+// SAFETY: a mark is only used by attached threads, one at a time.
+unsafe impl Send for Mark {}
+// SAFETY: as above.
+unsafe impl Sync for Mark {}
+
+impl Mark {
+    /// Writes the stamp. Called before anything that may run Python code since the event was
+    /// pushed, so the entry is still its own, or free if nobody took the event.
+    #[inline]
+    pub(crate) fn stamp(self, stamp: Stamp) {
+        // SAFETY: whoever publishes holds the bus and so the slab, whose entries never move.
+        unsafe { (*self.0.as_ptr()).stamp = stamp };
     }
 }
 

@@ -6,6 +6,7 @@ use crate::gil::{Gil, GilCell, GilFlag};
 use crate::loop_bridge::{LoopBridge, Wakeable, Woken, on_a_loop, running_loop, settle};
 use crate::process::{Own, Process, no_pickle};
 use crate::slab::{Handle, Slab};
+use crate::tally::Tally;
 use crate::wakeup::Wakeup;
 use pyo3::exceptions::PyResourceWarning;
 use pyo3::gc::{PyTraverseError, PyVisit};
@@ -28,11 +29,38 @@ type Core = CoreSubscription<Handle, Gil>;
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) core: Own<Core>,
-    pub(crate) slab: Py<Slab>,
-    pub(crate) on_lag: OnLag,
+    slab: Py<Slab>,
+    on_lag: OnLag,
+    /// Whether events are given in envelopes.
+    envelope: bool,
+    /// Who counts what it reads, until it has left.
+    tally: GilCell<Option<Py<Tally>>>,
 }
 
 impl Inner {
+    pub(crate) fn new(core: Core, slab: Py<Slab>, on_lag: OnLag, envelope: bool) -> Self {
+        Self { core: Own::new(core), slab, on_lag, envelope, tally: GilCell::default() }
+    }
+
+    pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.slab)?;
+        self.tally.with(|tally| visit.call(&*tally))
+    }
+
+    /// Has what it reads counted.
+    pub(crate) fn count_in(&self, tally: Py<Tally>) {
+        drop(self.tally.with(|known| known.replace(tally)));
+    }
+
+    /// Returns the object that a reader gets; `None` if the garbage collector has ended the bus.
+    #[inline]
+    fn object(&self, py: Python<'_>, handle: Handle) -> PyResult<Option<Py<PyAny>>> {
+        match self.envelope {
+            false => Ok(handle.into_object(py)),
+            true => handle.into_envelope(py),
+        }
+    }
+
     #[inline]
     pub(crate) fn process(&self) -> Process {
         self.core.process()
@@ -45,7 +73,7 @@ impl Inner {
         let result = self.core.try_recv();
         settle(py);
         match result {
-            Ok(handle) => handle.into_object(py).map(Some).ok_or_else(|| error::closed(py)),
+            Ok(handle) => self.object(py, handle)?.map(Some).ok_or_else(|| error::closed(py)),
             Err(TryRecvError::Empty) => {
                 self.slab.get().bury(py);
                 Ok(None)
@@ -64,8 +92,17 @@ impl Inner {
         match result {
             Ok(_) => {
                 // An object is missing only where the garbage collector has ended the bus.
-                let object = |handle: Handle| handle.into_object(py).unwrap_or_else(|| py.None());
-                Ok(Some(PyList::new(py, batch.into_iter().map(object))?.into_any().unbind()))
+                let or_none = |object: Option<Py<PyAny>>| object.unwrap_or_else(|| py.None());
+                let list = match self.envelope {
+                    false => {
+                        PyList::new(py, batch.into_iter().map(|h| or_none(h.into_object(py))))?
+                    }
+                    true => {
+                        let all = batch.into_iter().map(|h| h.into_envelope(py).map(or_none));
+                        PyList::new(py, all.collect::<PyResult<Vec<_>>>()?)?
+                    }
+                };
+                Ok(Some(list.into_any().unbind()))
             }
             Err(TryRecvError::Empty) => Ok(None),
             Err(TryRecvError::Lagged(lagged)) => Err(error::lagged(py, lagged)),
@@ -76,9 +113,35 @@ impl Inner {
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         self.process().check()?;
         self.core.close();
+        self.leave_tally(py);
         settle(py);
         self.slab.get().bury(py);
         Ok(())
+    }
+
+    /// Returns how many events it has read and missed, unless those were handed over.
+    pub(crate) fn counted(&self) -> Option<(u64, u64)> {
+        self.tally.with(|tally| tally.is_some()).then(|| {
+            let metrics = self.core.metrics();
+            (metrics.delivered, metrics.dropped.total())
+        })
+    }
+
+    /// Hands the last numbers over to who counts them.
+    fn leave_tally(&self, py: Python<'_>) {
+        if let Some(tally) = self.tally.with(Option::take) {
+            tally.get().left(&self.core);
+            tally.drop_ref(py);
+        }
+    }
+
+    /// Ends it with its last handle.
+    fn end(&self, class: &str) {
+        self.warn_if_open(class);
+        if self.process().is_current() && self.tally.with(|tally| tally.is_some()) {
+            self.core.close();
+            Python::attach(|py| self.leave_tally(py));
+        }
     }
 
     /// Closes at the end of a `with`. A forked child leaves the subscription to its parent, so
@@ -214,7 +277,7 @@ pub(crate) struct EventSubscription {
 
 impl Drop for EventSubscription {
     fn drop(&mut self) {
-        self.inner.warn_if_open("EventSubscription");
+        self.inner.end("EventSubscription");
     }
 }
 
@@ -332,7 +395,7 @@ common!(
         self.inner.leave_block(py);
     },
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.inner.slab)
+        self.inner.traverse(&visit)
     }
 );
 
@@ -405,7 +468,7 @@ pub(crate) struct AsyncEventSubscription {
 
 impl Drop for AsyncEventSubscription {
     fn drop(&mut self) {
-        self.inner.warn_if_open("AsyncEventSubscription");
+        self.inner.end("AsyncEventSubscription");
     }
 }
 
@@ -459,7 +522,10 @@ impl AsyncEventSubscription {
     /// Takes the next event where nothing has to be decided; `None` decides nothing.
     #[inline]
     pub(crate) fn take_quickly(&self, py: Python<'_>) -> Option<Handle> {
-        if !self.inner.process().is_current() || self.ready_in_a_row.is_at_end() {
+        if !self.inner.process().is_current()
+            || self.ready_in_a_row.is_at_end()
+            || self.inner.envelope
+        {
             return None;
         }
         let handle = self.inner.core.take_ready()?;
@@ -681,7 +747,7 @@ common!(
         awaitable(py, Job::Ready(py.None()))
     },
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.inner.slab)?;
+        self.inner.traverse(&visit)?;
         self.sleepers.line.with(|line| line.iter().try_for_each(|wakeup| visit.call(wakeup)))
     }
 );

@@ -260,7 +260,7 @@ impl Callback {
             let _entered_already = PyErr::take(py);
             return self.call_soon(wakeup);
         }
-        let result = calls::call(&self.function, argument).map(drop);
+        let result = calls::call(py, &self.function, [argument]).map(drop);
         // SAFETY: it was entered above, and what was called has left every context it entered.
         if unsafe { ffi::PyContext_Exit(self.context.as_ptr()) } != 0 {
             return Err(PyErr::fetch(py));

@@ -65,9 +65,9 @@ def receiving(bus: EventBus[Trade]) -> None:
     newest = bus.subscribe(policy="conflate", key=lambda trade: id(trade), snapshot=True)
     assert_type(newest, EventSubscription[Trade])
     assert_type(bus.last("trades.BTCUSDT"), Trade | None)
-    bus.subscribe(policy="conflate", key=list[Trade])  # type: ignore[arg-type]
-    bus.subscribe(policy="sometimes")  # type: ignore[arg-type]
-    bus.subscribe(on_lag="never")  # type: ignore[arg-type]
+    bus.subscribe(policy="conflate", key=list[Trade])  # type: ignore[call-overload]
+    bus.subscribe(policy="sometimes")  # type: ignore[call-overload]
+    bus.subscribe(on_lag="never")  # type: ignore[call-overload]
 
 
 async def awaiting(bus: EventBus[Trade]) -> None:
