@@ -30,7 +30,7 @@ ORDER = (
     ("backend",),
     ("metrics",),
     ("bus", "subscription"),
-    ("select",),
+    ("select", "event_queue"),
 )
 
 _STEP = {module: step for step, modules in enumerate(ORDER) for module in modules}

@@ -28,7 +28,9 @@ class Envelope(NamedTuple, Generic[_T]):
             one publisher; two subscriptions may still see two publishers interleaved differently.
             An event that nobody wanted has a number too: a loss is told by `Lagged`, not by a gap.
         topic: The topic that it was published on, or `None`.
-        ts_publish: When it was published, by the bus's clock, in ns since the Unix epoch, UTC.
+        ts_publish: When it was published, by the bus's clock, in ns since the Unix epoch, UTC. 0 is
+            unknown: without a clock of its own, a bus looks at none before somebody wants
+            envelopes, so a snapshot may have such events.
         event: The event.
     """
 

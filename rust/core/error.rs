@@ -237,3 +237,47 @@ pub enum RecvTimeoutError {
     #[error("the subscription is closed and everything was read")]
     Closed,
 }
+
+/// Why an event was not enqueued; nobody has it.
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EnqueueError<T> {
+    /// There was no room, or none in time.
+    #[error(
+        "the queue had no room; nobody has the event: enqueue it again once some were dequeued"
+    )]
+    Full(T),
+    /// The queue is closed.
+    #[error("the queue is closed; events can be enqueued only before close()")]
+    Closed(T),
+}
+
+impl<T> EnqueueError<T> {
+    /// Returns the event that was not enqueued.
+    pub fn into_event(self) -> T {
+        match self {
+            Self::Full(event) | Self::Closed(event) => event,
+        }
+    }
+}
+
+impl<T> fmt::Debug for EnqueueError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Full(_) => "Full",
+            Self::Closed(_) => "Closed",
+        })
+    }
+}
+
+/// Why no event was dequeued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DequeueError {
+    /// There was none, or none came in time.
+    #[error("no event is there to be dequeued")]
+    Empty,
+    /// The queue is closed and everything was dequeued.
+    #[error("the queue is closed and everything was dequeued")]
+    Closed,
+}

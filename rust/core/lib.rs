@@ -10,6 +10,7 @@ mod bus;
 mod conflation;
 mod error;
 mod event;
+mod event_queue;
 mod event_type;
 mod histogram;
 mod last;
@@ -38,10 +39,11 @@ pub use bus::{
 };
 pub use conflation::{Key, KeyFn};
 pub use error::{
-    ConfigError, EventTypeError, KeyError, Lagged, NameError, PublishError, PublishManyError,
-    RecvError, RecvTimeoutError, TimestampError, TryRecvError,
+    ConfigError, DequeueError, EnqueueError, EventTypeError, KeyError, Lagged, NameError,
+    PublishError, PublishManyError, RecvError, RecvTimeoutError, TimestampError, TryRecvError,
 };
 pub use event::{EVENT_BYTES, Event, Lane, Priority};
+pub use event_queue::LockFreeEventQueue;
 pub use event_type::EventType;
 pub use histogram::{Entry, LatencyBucket, LatencyHistogram};
 pub use metrics::{Dropped, EventBusMetrics, Explanation, SubscriptionMetrics, Warning};

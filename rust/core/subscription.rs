@@ -549,7 +549,9 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
         }
     }
 
-    pub(crate) fn notified_owned(&self) -> OwnedNotified {
+    /// Returns a place in the line of those that sleep: it is done once it is worth looking again.
+    /// [`EventSubscription::arm`] it, look, and sleep. It is of no use where there is a waker.
+    pub fn notified_owned(&self) -> OwnedNotified {
         self.inbox.gate.notified_owned()
     }
 
@@ -658,6 +660,11 @@ impl<T: Clone, R: Exclusion> Drop for AsyncEventSubscription<T, R> {
 }
 
 impl<T: Clone, R: Exclusion> AsyncEventSubscription<T, R> {
+    /// Returns what threads read it by.
+    pub(crate) fn subscription(&self) -> &EventSubscription<T, R> {
+        &self.subscription
+    }
+
     /// Returns the subscription's id, unique in its bus.
     pub fn id(&self) -> u64 {
         self.subscription.id()

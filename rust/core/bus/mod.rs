@@ -628,6 +628,11 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         self.shared().closed.is_set()
     }
 
+    /// Returns how many events were published, wanted or not.
+    pub fn published(&self) -> u64 {
+        self.shared().published.value()
+    }
+
     /// Returns the bus's numbers, read one after another while others go on.
     pub fn metrics(&self) -> EventBusMetrics {
         let shared = self.shared();

@@ -176,7 +176,7 @@ where
 
     /// Publishes, waiting in this thread until the deadline at most.
     /// `None` is no deadline.
-    pub(super) fn run(
+    pub(crate) fn run(
         &mut self,
         deadline: impl FnOnce() -> Option<Instant>,
     ) -> Result<usize, PublishError<T>> {

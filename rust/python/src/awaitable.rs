@@ -12,6 +12,7 @@
 
 use crate::bus::PublishTask;
 use crate::error;
+use crate::queue::LockFreeEventQueue;
 use crate::spare::Spare;
 use crate::stop;
 use crate::subscription::AsyncEventSubscription;
@@ -36,6 +37,8 @@ pub(crate) enum Job {
     /// A list of up to so many events.
     RecvMany(Py<AsyncEventSubscription>, usize),
     Publish(Box<PublishTask>),
+    Enqueue(Py<LockFreeEventQueue>, Box<PublishTask>),
+    Dequeue(Py<LockFreeEventQueue>),
     /// Nothing to wait for.
     Ready(Py<PyAny>),
 }
@@ -53,6 +56,11 @@ impl Job {
             }
             Self::Ready(value) => value.drop_ref(py),
             Self::Publish(task) => drop(task),
+            Self::Enqueue(queue, task) => {
+                drop(task);
+                queue.drop_ref(py);
+            }
+            Self::Dequeue(queue) => queue.drop_ref(py),
         }
     }
 
@@ -62,6 +70,8 @@ impl Job {
             Self::Next(_) => "__anext__",
             Self::RecvMany(..) => "recv_many",
             Self::Publish(_) => "publish_async",
+            Self::Enqueue(..) => "enqueue_async",
+            Self::Dequeue(_) => "dequeue_async",
             Self::Ready(_) => "ready",
         }
     }
@@ -132,6 +142,8 @@ impl Awaitable {
             }
             Job::RecvMany(subscription, limit) => subscription.get().poll_many(py, *limit),
             Job::Publish(task) => task.poll(py),
+            Job::Enqueue(queue, task) => queue.get().poll_enqueue(py, task),
+            Job::Dequeue(queue) => queue.get().poll_dequeue(py),
             Job::Ready(value) => Ok(Progress::Done(value.clone_ref(py))),
         }?;
         match &progress {
@@ -148,7 +160,8 @@ impl Awaitable {
             Job::Recv(subscription) | Job::Next(subscription) | Job::RecvMany(subscription, _) => {
                 subscription.get().leave_line(py, wakeup);
             }
-            Job::Publish(task) => task.stop_waiting(py),
+            Job::Publish(task) | Job::Enqueue(_, task) => task.stop_waiting(py),
+            Job::Dequeue(queue) => queue.get().leave_line(wakeup),
             Job::Ready(_) => {}
         }
     }
@@ -177,10 +190,11 @@ impl Awaitable {
                 Job::Recv(subscription)
                 | Job::Next(subscription)
                 | Job::RecvMany(subscription, _) => subscription.get().wake_next(py),
-                Job::Publish(_) | Job::Ready(_) => {}
+                Job::Dequeue(queue) => queue.get().wake_next(py),
+                Job::Publish(_) | Job::Enqueue(..) | Job::Ready(_) => {}
             }
         }
-        if let Job::Publish(task) = &mut self.job {
+        if let Job::Publish(task) | Job::Enqueue(_, task) = &mut self.job {
             task.abandon(py);
         }
     }
@@ -328,7 +342,7 @@ unsafe extern "C" fn traverse(
     // SAFETY: the collector passes a live object and its own `visit`; nothing is changed here.
     unsafe {
         let awaitable = &*object.cast::<Awaitable>();
-        let mut seen = [ptr::null_mut(); 4];
+        let mut seen = [ptr::null_mut(); 5];
         seen[0] = ffi::Py_TYPE(object).cast();
         if let State::Waiting(wakeup) = &awaitable.state {
             seen[1] = wakeup.as_ptr();
@@ -338,6 +352,11 @@ unsafe extern "C" fn traverse(
                 seen[2] = subscription.as_ptr();
             }
             Job::Publish(task) => [seen[2], seen[3]] = task.references(),
+            Job::Enqueue(queue, task) => {
+                [seen[2], seen[3]] = task.references();
+                seen[4] = queue.as_ptr();
+            }
+            Job::Dequeue(queue) => seen[2] = queue.as_ptr(),
             Job::Ready(value) => seen[2] = value.as_ptr(),
         }
         for reference in seen.into_iter().filter(|reference| !reference.is_null()) {
@@ -357,7 +376,7 @@ unsafe extern "C" fn dealloc(object: *mut ffi::PyObject) {
         ffi::PyObject_GC_UnTrack(object.cast());
         // Leaving the line may run Python code, which must not see the caller's exception.
         if !matches!((*object.cast::<Awaitable>()).state, State::Done | State::New)
-            || matches!((*object.cast::<Awaitable>()).job, Job::Publish(_))
+            || matches!((*object.cast::<Awaitable>()).job, Job::Publish(_) | Job::Enqueue(..))
         {
             let pending = PyErr::take(py);
             this(object).abandon(py);

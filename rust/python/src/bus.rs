@@ -3,7 +3,7 @@
 use crate::awaitable::{Job, Progress, awaitable};
 use crate::calls;
 use crate::error;
-use crate::gil::{Gil, GilCell};
+use crate::gil::{Gil, GilCell, GilFlag};
 use crate::keys::key_function;
 use crate::ledger::Ledger;
 use crate::loop_bridge::{LoopBridge, Wakeable, Woken, on_a_loop, running_loop, settle};
@@ -132,28 +132,17 @@ impl EventBus {
             .map(|gap| error::count("latency_sampling", gap))
             .transpose()?
             .map(|gap| u32::try_from(gap).unwrap_or(u32::MAX));
-        let core = Core::new(backend, config).map_err(|error| error::config(&error))?;
-        if core.backpressure().warn_threshold.is_some() {
-            core.on_warning(warnings::push);
-        }
         let ledger = Ledger::new(clock);
         if keep_last.is_some() {
-            // A snapshot may be asked for in envelopes.
+            // A snapshot may be asked for in envelopes; reading the clock for that would cost every
+            // publish half as much again.
             ledger.stamp_from_now_on();
         }
-        let weak = core.downgrade();
-        BUSES.with(|buses| {
-            buses.retain(WeakBus::is_alive);
-            buses.push(weak);
-        });
-        Ok(Self {
-            core: Own::new(core),
-            slab: Py::new(py, Slab::new(ledger))?,
-            topics: GilCell::default(),
-            ready_in_a_row: Streak::default(),
-            on_loops: GilCell::default(),
-            warned_on_loop: AtomicBool::new(false),
-        })
+        let bus = Self::open(py, backend, config, ledger)?;
+        if bus.core.backpressure().warn_threshold.is_some() {
+            bus.core.on_warning(warnings::push);
+        }
+        Ok(bus)
     }
 
     /// The name of the backend.
@@ -222,7 +211,7 @@ impl EventBus {
     ///     Closed: The bus is closed; nobody has the event.
     ///     RuntimeError: The thread runs an event loop; nobody has the event.
     #[pyo3(signature = (event, timeout, topic = None))]
-    fn publish_timeout(
+    pub(crate) fn publish_timeout(
         &self,
         py: Python<'_>,
         event: Py<PyAny>,
@@ -275,19 +264,7 @@ impl EventBus {
         event: Py<PyAny>,
         topic: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Py<PyAny>> {
-        let py = slf.py();
-        let bus = slf.get();
-        let topic = bus.resolve(py, topic)?;
-        let (handle, note) = bus.insert(py, event, topic.as_deref())?;
-        let publication = bus.core.owned_publication(handle, topic.as_deref(), true);
-        let task = PublishTask {
-            publication: Some(Own::new(publication)),
-            note,
-            bus: slf.clone().unbind(),
-            deadline: None,
-            sleep: None,
-        };
-        awaitable(py, Job::Publish(Box::new(task)))
+        awaitable(slf.py(), Job::Publish(Box::new(Self::publish_task(slf, event, topic)?)))
     }
 
     /// Returns the named topic; publishing on it looks nothing up.
@@ -391,7 +368,7 @@ impl EventBus {
     }
 
     /// Ends publishing at once; readers first read what is pending. Again does nothing.
-    fn close(&self, py: Python<'_>) -> PyResult<()> {
+    pub(crate) fn close(&self, py: Python<'_>) -> PyResult<()> {
         self.process().check()?;
         self.core.close();
         self.settle_and_bury(py);
@@ -483,7 +460,78 @@ impl EventBus {
     }
 }
 
+/// As good as no end: what waits for a queue waits until there is room.
+const A_HUNDRED_YEARS: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 impl EventBus {
+    /// Returns a bus that carries the events of a queue.
+    pub(crate) fn for_queue(py: Python<'_>, capacity: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
+        let mut config = BusConfig { latency_sampling: None, ..BusConfig::default() };
+        config.backpressure.max_block_duration = A_HUNDRED_YEARS;
+        if let Some(capacity) = capacity {
+            config.capacity = error::count("capacity", capacity)?;
+        }
+        Self::open(py, Backend::LockFree, config, Ledger::new(None))
+    }
+
+    /// Returns the reading half of a queue.
+    pub(crate) fn read_all(&self, py: Python<'_>) -> PyResult<Inner> {
+        self.join(
+            py,
+            Wishes {
+                pattern: None,
+                capacity: None,
+                policy: Some(Policy::Reject.name()),
+                on_lag: "raise",
+                key: None,
+                snapshot: false,
+                name: None,
+                envelope: false,
+            },
+        )
+    }
+
+    fn open(py: Python<'_>, backend: Backend, config: BusConfig, ledger: Ledger) -> PyResult<Self> {
+        let core = Core::new(backend, config).map_err(|error| error::config(&error))?;
+        let weak = core.downgrade();
+        BUSES.with(|buses| {
+            buses.retain(WeakBus::is_alive);
+            buses.push(weak);
+        });
+        Ok(Self {
+            core: Own::new(core),
+            slab: Py::new(py, Slab::new(ledger))?,
+            topics: GilCell::default(),
+            ready_in_a_row: Streak::default(),
+            on_loops: GilCell::default(),
+            warned_on_loop: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.core.is_closed()
+    }
+
+    /// Returns what publishes an event while a loop runs.
+    pub(crate) fn publish_task(
+        slf: &Bound<'_, Self>,
+        event: Py<PyAny>,
+        topic: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<PublishTask> {
+        let py = slf.py();
+        let bus = slf.get();
+        let topic = bus.resolve(py, topic)?;
+        let (handle, note) = bus.insert(py, event, topic.as_deref())?;
+        let publication = bus.core.owned_publication(handle, topic.as_deref(), true);
+        Ok(PublishTask {
+            publication: Some(Own::new(publication)),
+            note,
+            bus: slf.clone().unbind(),
+            deadline: None,
+            sleep: None,
+        })
+    }
+
     #[inline]
     fn process(&self) -> Process {
         self.core.process()
@@ -521,7 +569,14 @@ impl EventBus {
     /// Notes a publication that was just pushed.
     #[inline]
     fn note(&self, Note { mark, topic, called_at }: Note) {
-        self.ledger().note(topic, called_at, |stamp| mark.stamp(stamp));
+        if self.ledger().note(topic) {
+            self.stamp(Note { mark, topic, called_at });
+        }
+    }
+
+    #[inline(never)]
+    fn stamp(&self, Note { mark, topic, called_at }: Note) {
+        mark.stamp(self.ledger().stamp(self.core.published(), topic, called_at));
     }
 
     /// Polls a publication, and notes it when it is done.
@@ -839,7 +894,7 @@ impl EventBus {
         slab.bury(py);
         let core = joined.map_err(|error| error::subscribe(&error))?;
         if wishes.envelope {
-            self.ledger().stamp_from_now_on();
+            self.ledger().time_from_now_on();
         }
         let slab = self.slab.clone_ref(py);
         Ok(Inner::new(core, slab, on_lag, wishes.envelope))
@@ -1008,10 +1063,36 @@ struct Sleep {
     timer: Py<PyAny>,
 }
 
-/// Wakes one task that waits for room.
-struct Waking {
+/// Wakes one task that waits for room, or for an event of a queue.
+#[derive(Debug)]
+pub(crate) struct Waking {
     wakeup: Py<Wakeup>,
     bridge: Py<LoopBridge>,
+    called: GilFlag,
+}
+
+impl Waking {
+    pub(crate) fn new(wakeup: Py<Wakeup>, bridge: Py<LoopBridge>) -> Self {
+        Self { wakeup, bridge, called: GilFlag::default() }
+    }
+
+    /// Returns whether the loop was asked to wake it.
+    pub(crate) fn was_called(&self) -> bool {
+        self.called.is_set()
+    }
+
+    pub(crate) fn wakeup(&self) -> &Py<Wakeup> {
+        &self.wakeup
+    }
+
+    pub(crate) fn bridge(&self) -> &Py<LoopBridge> {
+        &self.bridge
+    }
+
+    pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.wakeup)?;
+        visit.call(&self.bridge)
+    }
 }
 
 impl Wake for Waking {
@@ -1019,6 +1100,7 @@ impl Wake for Waking {
         // SAFETY: an object bus is used by attached threads only, so its publishers are woken by
         // them.
         let py = unsafe { Python::assume_attached() };
+        self.called.set();
         LoopBridge::schedule(&self.bridge, py, self.clone());
     }
 }
@@ -1111,7 +1193,7 @@ impl Sleep {
         let ring = pyo3::wrap_pyfunction!(_ring, py)?.into_any();
         let arguments = [&event_loop, &left, &ring, wakeup.bind(py).as_any()];
         let timer = calls::call_method(intern!(py, "call_later"), arguments, None)?.unbind();
-        let waking = Arc::new(Waking { wakeup, bridge });
+        let waking = Arc::new(Waking::new(wakeup, bridge));
         let mut notified = Box::pin(notify.clone().notified_owned());
         let waker = Waker::from(waking.clone());
         match notified.as_mut().poll(&mut Context::from_waker(&waker)) {

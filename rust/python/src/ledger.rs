@@ -1,8 +1,8 @@
-//! What is noted about each publication: its number, how many there were on its topic, and, once
-//! somebody wants envelopes, when and where it was published.
+//! What is noted about each publication: one more on its topic, and, once somebody wants envelopes,
+//! its number, its topic and its time.
 //!
-//! The number is given when the event has been pushed, in the order of pushing. A reader cannot
-//! see the event before: no Python code runs in between, and so no other thread.
+//! It is stamped when it has been pushed, in the order of pushing. A reader cannot see the event
+//! before: no Python code runs in between, and so no other thread.
 
 use crate::calls;
 use crate::gil::{GilCell, GilFlag};
@@ -19,7 +19,7 @@ use tickbus::Topic;
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Stamp {
     sequence: u64,
-    /// In ns since the Unix epoch, UTC.
+    /// In ns since the Unix epoch, UTC; 0 is unknown.
     ts_publish: u64,
     /// The topic's id; 0 is none.
     topic: u32,
@@ -36,18 +36,19 @@ struct Row {
 /// The publications of one bus.
 #[derive(Debug)]
 pub(crate) struct Ledger {
-    next_sequence: GilCell<u64>,
     /// By topic id; the topic with id 1 is the first.
     rows: GilCell<Vec<Row>>,
     stamping: GilFlag,
+    /// Stamps tell the time.
+    timing: GilFlag,
     /// What tells the time instead of the system's clock: an object with `time_ns()`.
     clock: Option<Py<PyAny>>,
 }
 
 impl Ledger {
     pub(crate) fn new(clock: Option<Py<PyAny>>) -> Self {
-        let (next_sequence, rows, stamping) = Default::default();
-        Self { next_sequence, rows, stamping, clock }
+        let (rows, stamping, timing) = Default::default();
+        Self { rows, stamping, timing, clock }
     }
 
     pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -58,9 +59,15 @@ impl Ledger {
         self.clock.as_ref()
     }
 
-    /// Begins to stamp: from now on every event can be put into an envelope.
+    /// Begins to stamp each event with its number and topic.
     pub(crate) fn stamp_from_now_on(&self) {
         self.stamping.set();
+    }
+
+    /// Begins to stamp each event with its time as well.
+    pub(crate) fn time_from_now_on(&self) {
+        self.stamping.set();
+        self.timing.set();
     }
 
     /// Makes room for a topic's numbers.
@@ -80,15 +87,9 @@ impl Ledger {
         self.clock.as_ref().map(|clock| told_by(clock.bind(py))).transpose()
     }
 
-    /// Notes a publication that was just pushed, and stamps it if somebody wants envelopes.
+    /// Notes that an event was just pushed, and returns whether it must be stamped.
     #[inline]
-    pub(crate) fn note(
-        &self,
-        topic: Option<u32>,
-        called_at: Option<u64>,
-        stamp: impl FnOnce(Stamp),
-    ) {
-        let sequence = self.next_sequence.with(|next| std::mem::replace(next, *next + 1));
+    pub(crate) fn note(&self, topic: Option<u32>) -> bool {
         if let Some(id) = topic {
             self.rows.with(|rows| {
                 if let Some(row) = rows.get_mut(id as usize - 1) {
@@ -96,10 +97,22 @@ impl Ledger {
                 }
             });
         }
-        if self.stamping.is_set() {
-            let ts_publish = called_at.unwrap_or_else(system_time);
-            stamp(Stamp { sequence, ts_publish, topic: topic.unwrap_or_default() });
-        }
+        self.stamping.is_set()
+    }
+
+    /// Returns the stamp of an event that was just pushed, as one of so many publications.
+    pub(crate) fn stamp(
+        &self,
+        published: u64,
+        topic: Option<u32>,
+        called_at: Option<u64>,
+    ) -> Stamp {
+        let ts_publish = match called_at {
+            Some(told) => told,
+            None if self.timing.is_set() => system_time(),
+            None => 0,
+        };
+        Stamp { sequence: published - 1, ts_publish, topic: topic.unwrap_or_default() }
     }
 
     /// Returns how many events were published on the topic of that name and on those below it.
@@ -180,7 +193,6 @@ fn told_by(clock: &Bound<'_, PyAny>) -> PyResult<u64> {
     })
 }
 
-#[inline(never)]
 fn system_time() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)

@@ -21,6 +21,7 @@ mod names;
 #[cfg(feature = "native-producer")]
 mod native_producer;
 mod process;
+mod queue;
 mod select;
 mod slab;
 mod spare;
@@ -53,6 +54,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<names::Names>()?;
     module.add("symbols", names::Names::symbols())?;
     module.add("sources", names::Names::sources())?;
+    module.add_class::<queue::LockFreeEventQueue>()?;
     module.add_class::<select::Shutdown>()?;
     module.add_class::<subscription::AsyncEventSubscription>()?;
     module.add_class::<subscription::EventSubscription>()?;

@@ -29,8 +29,8 @@ struct Entry {
     copies: usize,
     next_free: Option<NonNull<Entry>>,
     store: NonNull<Store>,
-    /// What is noted about its publication, once somebody wants envelopes.
-    stamp: Stamp,
+    /// What is noted about its publication, once somebody wants envelopes; kept for the next event.
+    stamp: Option<Box<Stamp>>,
 }
 
 #[derive(Debug)]
@@ -149,8 +149,7 @@ impl Entries {
     /// Adds a chunk and returns its first entry, the first of the free ones.
     #[cold]
     fn grow(&mut self, store: NonNull<Store>) -> NonNull<Entry> {
-        let stamp = Stamp::default();
-        let empty = || Entry { object: None, copies: 0, next_free: None, store, stamp };
+        let empty = || Entry { object: None, copies: 0, next_free: None, store, stamp: None };
         let before = self.entries().count();
         let added = before.clamp(FIRST_CHUNK, LARGEST_CHUNK);
         let chunk: Box<[_]> = (0..added).map(|_| UnsafeCell::new(empty())).collect();
@@ -220,7 +219,8 @@ impl Handle {
     /// Returns the object in an envelope; `None` as for `into_object`.
     pub(crate) fn into_envelope(self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         // SAFETY: as in `release`.
-        let (stamp, store) = unsafe { ((*self.0.as_ptr()).stamp, (*self.0.as_ptr()).store) };
+        let (stamp, store) = unsafe { (&(*self.0.as_ptr()).stamp, (*self.0.as_ptr()).store) };
+        let stamp = stamp.as_deref().copied().unwrap_or_default();
         let Some(object) = self.into_object(py) else { return Ok(None) };
         // SAFETY: the store outlives its entries, and the slab its handles.
         unsafe { store.as_ref() }.ledger.envelope(py, stamp, object).map(Some)
@@ -252,7 +252,7 @@ impl Mark {
     #[inline]
     pub(crate) fn stamp(self, stamp: Stamp) {
         // SAFETY: whoever publishes holds the bus and so the slab, whose entries never move.
-        unsafe { (*self.0.as_ptr()).stamp = stamp };
+        unsafe { **(*self.0.as_ptr()).stamp.get_or_insert_default() = stamp };
     }
 }
 

@@ -68,7 +68,7 @@ impl Inner {
 
     /// Takes the next event; `None` if there is none yet.
     #[inline]
-    fn take(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+    pub(crate) fn take(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         self.process().check()?;
         let result = self.core.try_recv();
         settle(py);
@@ -107,6 +107,35 @@ impl Inner {
             Err(TryRecvError::Empty) => Ok(None),
             Err(TryRecvError::Lagged(lagged)) => Err(error::lagged(py, lagged)),
             Err(_) => Err(error::closed(py)),
+        }
+    }
+
+    /// Waits in the thread until `take` gives something; `None` if the deadline passed.
+    pub(crate) fn wait<O>(
+        &self,
+        py: Python<'_>,
+        deadline: Option<Instant>,
+        take: impl Fn() -> PyResult<Option<O>>,
+    ) -> PyResult<Option<O>> {
+        loop {
+            if let Some(taken) = take()? {
+                return Ok(Some(taken));
+            }
+            let now = Instant::now();
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return Ok(None);
+            }
+            let slice = now + SIGNAL_SLICE;
+            let until = deadline.map_or(slice, |deadline| deadline.min(slice));
+            self.core.sleep_unless_ready(|parking| {
+                py.detach(|| parking.park(until));
+            });
+            py.check_signals().inspect_err(|_| {
+                // A signal handler may have forked.
+                if self.process().is_current() {
+                    self.core.pass_on();
+                }
+            })?;
         }
     }
 
@@ -286,35 +315,6 @@ impl EventSubscription {
         Self { inner }
     }
 
-    /// Waits until `take` gives something; `None` if the deadline passed.
-    fn wait<O>(
-        &self,
-        py: Python<'_>,
-        deadline: Option<Instant>,
-        take: impl Fn() -> PyResult<Option<O>>,
-    ) -> PyResult<Option<O>> {
-        loop {
-            if let Some(taken) = take()? {
-                return Ok(Some(taken));
-            }
-            let now = Instant::now();
-            if deadline.is_some_and(|deadline| deadline <= now) {
-                return Ok(None);
-            }
-            let slice = now + SIGNAL_SLICE;
-            let until = deadline.map_or(slice, |deadline| deadline.min(slice));
-            self.inner.core.sleep_unless_ready(|parking| {
-                py.detach(|| parking.park(until));
-            });
-            py.check_signals().inspect_err(|_| {
-                // A signal handler may have forked.
-                if self.inner.process().is_current() {
-                    self.inner.core.pass_on();
-                }
-            })?;
-        }
-    }
-
     fn refuse_on_a_loop(py: Python<'_>, call: &str) -> PyResult<()> {
         match on_a_loop(py)? {
             true => Err(error::on_a_loop(call, "subscribe_async()")),
@@ -333,7 +333,7 @@ common!(
     ///     RuntimeError: The thread runs an event loop.
     fn recv(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         Self::refuse_on_a_loop(py, "recv()")?;
-        let taken = self.wait(py, None, || self.inner.take(py))?;
+        let taken = self.inner.wait(py, None, || self.inner.take(py))?;
         taken.ok_or_else(|| error::closed(py))
     },
     /// Waits for the next event, at most `timeout` seconds.
@@ -346,7 +346,7 @@ common!(
     fn recv_timeout(&self, py: Python<'_>, timeout: f64) -> PyResult<Py<PyAny>> {
         Self::refuse_on_a_loop(py, "recv_timeout()")?;
         let deadline = Instant::now() + error::duration("timeout", timeout)?;
-        self.wait(py, Some(deadline), || self.inner.take(py))?.ok_or_else(|| {
+        self.inner.wait(py, Some(deadline), || self.inner.take(py))?.ok_or_else(|| {
             error::ReceiveTimeout::new_err(format!(
                 "no event came within {timeout} s; the subscription is unchanged"
             ))
@@ -362,7 +362,7 @@ common!(
     fn recv_many(&self, py: Python<'_>, limit: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         let limit = error::count("limit", limit)?;
         Self::refuse_on_a_loop(py, "recv_many()")?;
-        let taken = self.wait(py, None, || self.inner.take_many(py, limit))?;
+        let taken = self.inner.wait(py, None, || self.inner.take_many(py, limit))?;
         taken.ok_or_else(|| error::closed(py))
     },
     /// Leaves the bus; pending events are counted as `closed`. Again does nothing.
