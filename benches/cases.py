@@ -262,6 +262,26 @@ def ready_queue(make: Callable[[], Queue], count: int) -> float:
     return asyncio.run(case())
 
 
+def put_and_take(make: Callable[[], Queue], count: int) -> float:
+    """Times putting an event to an empty queue and taking it out again, in one thread."""
+    queue = make()
+    put, take = queue.put, queue.take
+    seconds = 0.0
+    for number in range(count // FILL + 1):
+        events = make_events(FILL)
+        received = []
+        keep = received.append
+        start = perf_counter()
+        for event in events:
+            put(event)
+            keep(take())
+        spent = perf_counter() - start
+        seconds += spent if number > 0 else 0.0
+        assert received == events
+    queue.close()
+    return seconds / count
+
+
 async def _ready(fanout: Fanout, count: int) -> float:
     (recv,) = fanout.readers
     seconds = 0.0

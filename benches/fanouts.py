@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import aiologic
@@ -76,6 +77,22 @@ class Queue:
     take: Callable[[], Any]
     pending: Callable[[], int]
     close: Callable[[], None] = lambda: None
+
+
+def tickbus_queue() -> Queue:
+    """Returns a `LockFreeEventQueue` that holds all events of a case, as its peers do."""
+    queue: tickbus.LockFreeEventQueue[Any] = tickbus.LockFreeEventQueue(131_072)
+    return Queue(queue.enqueue, queue.dequeue_async, queue.try_dequeue, lambda: queue.size)
+
+
+def simple_queue() -> Queue:
+    """Returns a `queue.SimpleQueue`, for threads."""
+    queue: SimpleQueue[Any] = SimpleQueue()
+
+    async def get() -> Any:
+        raise NotImplementedError("only threads get from it")
+
+    return Queue(queue.put, get, queue.get_nowait, queue.qsize)
 
 
 def asyncio_queue() -> Queue:
@@ -214,3 +231,13 @@ WAKING_WAYS = {
     "Future, call_soon_threadsafe": call_soon_future,
     **({"Future, eventfd": eventfd_future} if hasattr(os, "eventfd") else {}),
 }
+#: Queues that many producers and consumers share; what tasks cannot await stands apart.
+SHARED_QUEUES = {
+    "tickbus": tickbus_queue,
+    **{name: QUEUES[name] for name in ("aiologic", "culsans", "janus")},
+}
+LOCAL_QUEUES = {
+    **SHARED_QUEUES,
+    "asyncio.Queue": asyncio_queue,
+}
+THREAD_QUEUES = {**LOCAL_QUEUES, "SimpleQueue": simple_queue}

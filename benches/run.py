@@ -77,6 +77,7 @@ def comparisons() -> Iterator[Comparison]:
     yield from _from_threads()
     yield from _busy_polling()
     yield from _sleeping()
+    yield from _queueing()
 
 
 def _publishing() -> Iterator[Comparison]:
@@ -224,6 +225,41 @@ def _sleeping() -> Iterator[Comparison]:
             for name, way in fanouts.LOCAL_WAYS.items()
         },
         [Row(f"publish to {_SLEEPERS} sleeping tasks of the loop", 2.2, peers=("asyncio.Queue",))],
+    )
+
+
+def _queueing() -> Iterator[Comparison]:
+    yield Comparison(
+        {
+            name: partial(cases.put_and_take, queue, _LOCAL_EVENTS)
+            for name, queue in fanouts.THREAD_QUEUES.items()
+        },
+        [Row("queue: put and take, one thread", None)],
+    )
+    yield Comparison(
+        {
+            name: partial(cases.ready_queue, queue, _LOCAL_EVENTS)
+            for name, queue in fanouts.LOCAL_QUEUES.items()
+        },
+        [Row("queue: ready get in a task", None)],
+    )
+    yield Comparison(
+        {
+            name: partial(cases.hop, partial(fanouts.fanout_of, queue), _SLEEPING_EVENTS)
+            for name, queue in fanouts.LOCAL_QUEUES.items()
+        },
+        [Row("queue: hop to a sleeping task of the loop", None)],
+    )
+    case = partial(cases.thread_to_asyncio, subscribers=1, count=_THREADED_EVENTS[1])
+    yield Comparison(
+        {
+            "asyncio.Queue, call_soon_threadsafe": partial(case, fanouts.call_soon_fanout),
+            **{
+                name: partial(case, partial(fanouts.fanout_of, queue))
+                for name, queue in fanouts.SHARED_QUEUES.items()
+            },
+        },
+        [Row("queue: thread to asyncio", None)],
     )
 
 

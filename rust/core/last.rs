@@ -61,13 +61,17 @@ impl<T: Clone> LastEvents<T> {
     /// Returns the last events of the topics that `wants` picks by their ids, in the order in which
     /// they were published.
     pub(crate) fn snapshot(&self, wants: impl Fn(u32) -> bool) -> Vec<T> {
-        let mut found: Vec<_> = (0..)
-            .zip(&self.topics)
-            .filter(|&(id, _)| wants(id))
-            .filter_map(|(_, last)| last.as_ref())
-            .filter_map(|last| Some((last.number, last.event.as_ref()?)))
-            .collect();
-        found.sort_unstable_by_key(|&(number, _)| number);
-        found.into_iter().map(|(_, event)| event.clone()).collect()
+        let mut found: Vec<_> = self.each().filter(|&(id, ..)| wants(id)).collect();
+        found.sort_unstable_by_key(|&(_, number, _)| number);
+        found.into_iter().map(|(.., event)| event.clone()).collect()
+    }
+
+    /// Yields the last event of each topic that has one, with the topic's id and the event's number.
+    pub(crate) fn each(&self) -> impl Iterator<Item = (u32, u64, &T)> {
+        let topics = (0..).zip(&self.topics);
+        topics.filter_map(|(id, last)| {
+            let last = last.as_ref()?;
+            Some((id, last.number, last.event.as_ref()?))
+        })
     }
 }

@@ -478,6 +478,15 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         last.last(known, topic)
     }
 
+    /// Calls `look` with each last event that the bus keeps, its topic's id, and how many events
+    /// were published before it. `look` runs under the publish token.
+    pub fn each_last(&self, mut look: impl FnMut(u32, u64, &T)) {
+        let state = self.shared().token.lock();
+        for (topic, number, event) in state.last.iter().flat_map(LastEvents::each) {
+            look(topic, number, event);
+        }
+    }
+
     /// Begins to publish an event: the time from here on is its latency if it is one of those that
     /// are measured.
     #[inline]

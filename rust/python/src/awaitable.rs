@@ -174,12 +174,16 @@ impl Awaitable {
         else {
             return Ok(false);
         };
-        let (Job::Recv(subscription) | Job::Next(subscription) | Job::RecvMany(subscription, _)) =
-            &self.job
-        else {
+        if wakeup.get().has_waiter() {
             return Ok(false);
-        };
-        Ok(!wakeup.get().has_waiter() && subscription.get().rebind(py)?)
+        }
+        match &self.job {
+            Job::Recv(subscription) | Job::Next(subscription) | Job::RecvMany(subscription, _) => {
+                subscription.get().rebind(py)
+            }
+            Job::Dequeue(queue) => queue.get().rebind(py, wakeup),
+            Job::Publish(_) | Job::Enqueue(..) | Job::Ready(_) => Ok(false),
+        }
     }
 
     /// Ends it from outside; whoever stands next in line is woken if there is something for it.
@@ -221,11 +225,14 @@ unsafe extern "C" fn am_send(
     let py = unsafe { Python::assume_attached() };
     // SAFETY: as above.
     let awaitable = unsafe { this(object) };
-    if let (State::New, Job::Recv(subscription) | Job::Next(subscription)) =
-        (&awaitable.state, &awaitable.job)
-        && let Some(event) = subscription.get().take_quickly(py)
-        && let Some(event) = event.into_object(py)
-    {
+    let ready = match (&awaitable.state, &awaitable.job) {
+        (State::New, Job::Recv(subscription) | Job::Next(subscription)) => {
+            subscription.get().take_quickly(py)
+        }
+        (State::New, Job::Dequeue(queue)) => queue.get().take_quickly(py),
+        _ => None,
+    };
+    if let Some(event) = ready.and_then(|event| event.into_object(py)) {
         awaitable.state = State::Done;
         // SAFETY: `result` is where the interpreter wants the value.
         unsafe { *result = event.into_ptr() };

@@ -5,7 +5,7 @@ use crate::calls;
 use crate::error;
 use crate::gil::{Gil, GilCell, GilFlag};
 use crate::keys::key_function;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Stamp};
 use crate::loop_bridge::{LoopBridge, Wakeable, Woken, on_a_loop, running_loop, settle};
 use crate::process::{Own, Process, no_pickle};
 use crate::slab::{Handle, Mark, Slab};
@@ -26,8 +26,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 use tickbus::{
-    Backend, BackpressureConfig, Bus, BusConfig, OnLag, Patience, Pattern, Policy, Publication,
-    PublishError, Shared, SubscribeOptions, SubscriptionMetrics, Topic as CoreTopic, WeakBus,
+    Backend, BackpressureConfig, Bus, BusConfig, Entry, OnLag, Patience, Pattern, Policy,
+    Publication, PublishError, Shared, SubscribeOptions, SubscriptionMetrics, Topic as CoreTopic,
+    WeakBus,
 };
 use tokio::sync::futures::OwnedNotified;
 
@@ -132,13 +133,7 @@ impl EventBus {
             .map(|gap| error::count("latency_sampling", gap))
             .transpose()?
             .map(|gap| u32::try_from(gap).unwrap_or(u32::MAX));
-        let ledger = Ledger::new(clock);
-        if keep_last.is_some() {
-            // A snapshot may be asked for in envelopes; reading the clock for that would cost every
-            // publish half as much again.
-            ledger.stamp_from_now_on();
-        }
-        let bus = Self::open(py, backend, config, ledger)?;
+        let bus = Self::open(py, backend, config, Ledger::new(clock))?;
         if bus.core.backpressure().warn_threshold.is_some() {
             bus.core.on_warning(warnings::push);
         }
@@ -567,20 +562,17 @@ impl EventBus {
     }
 
     /// Notes a publication that was just pushed.
-    #[inline]
     fn note(&self, Note { mark, topic, called_at }: Note) {
-        if self.ledger().note(topic) {
-            self.stamp(Note { mark, topic, called_at });
+        if let Some(topic) = topic {
+            self.ledger().count(topic);
+        }
+        if let Some(stamp) = self.ledger().stamp(self.core.published(), topic, called_at) {
+            mark.stamp(stamp);
         }
     }
 
-    #[inline(never)]
-    fn stamp(&self, Note { mark, topic, called_at }: Note) {
-        mark.stamp(self.ledger().stamp(self.core.published(), topic, called_at));
-    }
-
     /// Polls a publication, and notes it when it is done.
-    #[inline]
+    #[inline(always)] // else the compiler makes one of it for all callers
     fn poll<S: Deref<Target = Shared<Handle, Gil>>>(
         &self,
         publication: &mut Publication<S, Handle, Gil>,
@@ -636,11 +628,7 @@ impl EventBus {
                 self.settle_and_bury(py);
                 Ok(taken)
             }
-            Err(handle) => {
-                let publication =
-                    self.core.publication_since(entry, handle, topic.as_deref(), false);
-                self.publish_slowly(py, publication, note, deadline)
-            }
+            Err(handle) => self.publish_slowly(py, handle, topic.as_deref(), entry, note, deadline),
         }
     }
 
@@ -652,7 +640,7 @@ impl EventBus {
         event: Bound<'_, PyAny>,
         topic: Option<&Bound<'_, PyAny>>,
     ) -> Option<usize> {
-        if event.is_none() || !self.process().is_current() || self.ledger().clock().is_some() {
+        if event.is_none() || !self.process().is_current() || !self.ledger().only_counts() {
             return None;
         }
         let topic = match topic {
@@ -664,10 +652,11 @@ impl EventBus {
         }
         let entry = self.core.enter();
         let handle = self.slab.get().insert(event.unbind());
-        let mark = handle.mark();
         match self.core.publish_ready(handle, topic, entry) {
             Ok(taken) => {
-                self.note(Note { mark, topic: topic.map(CoreTopic::id), called_at: None });
+                if let Some(topic) = topic {
+                    self.ledger().count(topic.id());
+                }
                 self.settle_and_bury(py);
                 Some(taken)
             }
@@ -683,10 +672,13 @@ impl EventBus {
     fn publish_slowly(
         &self,
         py: Python<'_>,
-        publication: BorrowedPublication<'_>,
+        handle: Handle,
+        topic: Option<&CoreTopic>,
+        entry: Entry,
         note: Note,
         deadline: &mut Option<Instant>,
     ) -> PyResult<usize> {
+        let publication = self.core.publication_since(entry, handle, topic, false);
         let mut publication = Own::new(publication);
         self.close_abandoned(py, &publication);
         let result = match self.poll(&mut publication, Patience::Left, note) {
@@ -891,11 +883,14 @@ impl EventBus {
             snapshot: wishes.snapshot,
         };
         let joined = self.core.subscribe_with(options);
+        if joined.is_ok() && wishes.envelope && self.ledger().begin_to_stamp() {
+            // What a snapshot begins with was published before; nobody looked at the clock then.
+            self.core.each_last(|topic, sequence, handle| {
+                handle.mark().stamp(Stamp { sequence, ts_publish: 0, topic });
+            });
+        }
         slab.bury(py);
         let core = joined.map_err(|error| error::subscribe(&error))?;
-        if wishes.envelope {
-            self.ledger().time_from_now_on();
-        }
         let slab = self.slab.clone_ref(py);
         Ok(Inner::new(core, slab, on_lag, wishes.envelope))
     }

@@ -10,6 +10,7 @@ use crate::awaitable::{Job, awaitable};
 use crate::bus::EventBus;
 use crate::event::{self, PyEvent, assemble};
 use crate::names::{source_text, symbol_text};
+use crate::queue::LockFreeEventQueue;
 use crate::subscription::AsyncEventSubscription;
 use crate::wakeup::Wakeup;
 use pyo3::ffi;
@@ -21,6 +22,7 @@ use std::ffi::{CStr, c_void};
 use std::ptr;
 
 static PUBLISH: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+static ENQUEUE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static ADD_DONE_CALLBACK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
 /// Makes a getter of an event's field out of an expression for an object.
@@ -50,6 +52,12 @@ pub(crate) fn install(py: Python<'_>) -> PyResult<()> {
     let _ = PUBLISH.set(py, behind);
     let recv = ffi::PyMethodDefPointer { PyCFunction: recv };
     put_in_front(&py.get_type::<AsyncEventSubscription>(), "recv", recv)?;
+
+    let queue = py.get_type::<LockFreeEventQueue>();
+    let enqueue = ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: enqueue };
+    let _ = ENQUEUE.set(py, put_in_front(&queue, "enqueue", enqueue)?);
+    let dequeue_async = ffi::PyMethodDefPointer { PyCFunction: dequeue_async };
+    put_in_front(&queue, "dequeue_async", dequeue_async)?;
 
     let wakeup = py.get_type::<Wakeup>();
     let add = ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: add_done_callback };
@@ -275,6 +283,47 @@ unsafe extern "C" fn recv(
         let subscription = Bound::from_borrowed_ptr(py, subscription);
         let job = Job::Recv(subscription.cast_into_unchecked().unbind());
         match awaitable(py, job) {
+            Ok(awaitable) => awaitable.into_ptr(),
+            Err(error) => {
+                error.restore(py);
+                ptr::null_mut()
+            }
+        }
+    }
+}
+
+/// `LockFreeEventQueue.enqueue(event)`.
+unsafe extern "C" fn enqueue(
+    queue: *mut ffi::PyObject,
+    arguments: *const *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+    keywords: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    // SAFETY: as above, with `count` borrowed references and those of the keywords behind them.
+    unsafe {
+        let py = Python::assume_attached();
+        if keywords.is_null() && count == 1 {
+            let this = Bound::from_borrowed_ptr(py, queue);
+            let this = this.cast_into_unchecked::<LockFreeEventQueue>();
+            let event = Bound::from_borrowed_ptr(py, *arguments);
+            if this.get().enqueue_quickly(py, event).is_some() {
+                return py.None().into_ptr();
+            }
+        }
+        call_behind(py, &ENQUEUE, queue, arguments, count, keywords)
+    }
+}
+
+/// `LockFreeEventQueue.dequeue_async()`.
+unsafe extern "C" fn dequeue_async(
+    queue: *mut ffi::PyObject,
+    _nothing: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    // SAFETY: methods are called attached, on an object of the class that has them.
+    unsafe {
+        let py = Python::assume_attached();
+        let queue = Bound::from_borrowed_ptr(py, queue);
+        match awaitable(py, Job::Dequeue(queue.cast_into_unchecked().unbind())) {
             Ok(awaitable) => awaitable.into_ptr(),
             Err(error) => {
                 error.restore(py);

@@ -12,43 +12,57 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyString, PyTuple};
+use std::num::NonZeroU32;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tickbus::Topic;
 
 /// What an envelope says about its event.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Stamp {
-    sequence: u64,
+    pub(crate) sequence: u64,
     /// In ns since the Unix epoch, UTC; 0 is unknown.
-    ts_publish: u64,
+    pub(crate) ts_publish: u64,
     /// The topic's id; 0 is none.
-    topic: u32,
+    pub(crate) topic: u32,
 }
 
+/// Which of the stamps kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StampPlace(NonZeroU32);
+
+/// A topic as envelopes name it.
 #[derive(Debug)]
-struct Row {
+struct Name {
     topic: Topic,
-    /// Its name as envelopes give it, made for the first one.
-    name: Option<Py<PyString>>,
-    published: u64,
+    /// Made for the first envelope.
+    text: Option<Py<PyString>>,
 }
 
 /// The publications of one bus.
 #[derive(Debug)]
 pub(crate) struct Ledger {
+    /// Publications count on their topics and need nothing else: there is no clock but the
+    /// system's, and nobody wants envelopes.
+    only_counts: GilFlag,
+    /// By topic id; 0 counts nothing.
+    published: GilCell<Vec<u64>>,
     /// By topic id; the topic with id 1 is the first.
-    rows: GilCell<Vec<Row>>,
-    stamping: GilFlag,
-    /// Stamps tell the time.
-    timing: GilFlag,
+    names: GilCell<Vec<Name>>,
     /// What tells the time instead of the system's clock: an object with `time_ns()`.
     clock: Option<Py<PyAny>>,
+    stamping: GilFlag,
+    /// Each event in the slab that was ever stamped has a place here.
+    stamps: GilCell<Vec<Stamp>>,
 }
 
 impl Ledger {
     pub(crate) fn new(clock: Option<Py<PyAny>>) -> Self {
-        let (rows, stamping, timing) = Default::default();
-        Self { rows, stamping, timing, clock }
+        let (only_counts, stamping) = (GilFlag::default(), GilFlag::default());
+        // A clock is asked in any case, so that a snapshot tells the time too.
+        let begin = if clock.is_some() { &stamping } else { &only_counts };
+        begin.set();
+        let (published, names, stamps) = Default::default();
+        Self { only_counts, published, names, clock, stamping, stamps }
     }
 
     pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -59,23 +73,26 @@ impl Ledger {
         self.clock.as_ref()
     }
 
-    /// Begins to stamp each event with its number and topic.
-    pub(crate) fn stamp_from_now_on(&self) {
-        self.stamping.set();
+    /// Begins to stamp each event; false if it had begun before.
+    pub(crate) fn begin_to_stamp(&self) -> bool {
+        self.only_counts.clear();
+        self.stamping.set()
     }
 
-    /// Begins to stamp each event with its time as well.
-    pub(crate) fn time_from_now_on(&self) {
-        self.stamping.set();
-        self.timing.set();
+    #[inline]
+    pub(crate) fn only_counts(&self) -> bool {
+        self.only_counts.is_set()
     }
 
     /// Makes room for a topic's numbers.
     pub(crate) fn learn(&self, topic: &Topic) {
-        self.rows.with(|rows| {
-            // Ids are given one after another, and each new one comes through here.
-            if rows.len() < topic.id() as usize {
-                rows.push(Row { topic: topic.clone(), name: None, published: 0 });
+        // Ids are given one after another, and each new one comes through here.
+        self.published.with(|published| {
+            published.resize(published.len().max(topic.id() as usize + 1), 0);
+        });
+        self.names.with(|names| {
+            if names.len() < topic.id() as usize {
+                names.push(Name { topic: topic.clone(), text: None });
             }
         });
     }
@@ -87,32 +104,51 @@ impl Ledger {
         self.clock.as_ref().map(|clock| told_by(clock.bind(py))).transpose()
     }
 
-    /// Notes that an event was just pushed, and returns whether it must be stamped.
+    /// Counts an event that was just pushed on its topic.
     #[inline]
-    pub(crate) fn note(&self, topic: Option<u32>) -> bool {
-        if let Some(id) = topic {
-            self.rows.with(|rows| {
-                if let Some(row) = rows.get_mut(id as usize - 1) {
-                    row.published += 1;
-                }
-            });
-        }
-        self.stamping.is_set()
+    pub(crate) fn count(&self, topic: u32) {
+        self.published.with(|published| {
+            if let Some(count) = published.get_mut(topic as usize) {
+                *count += 1;
+            }
+        });
     }
 
-    /// Returns the stamp of an event that was just pushed, as one of so many publications.
+    /// Returns the stamp of an event that was just pushed, as one of so many publications; `None`
+    /// if nobody wants it.
     pub(crate) fn stamp(
         &self,
         published: u64,
         topic: Option<u32>,
         called_at: Option<u64>,
-    ) -> Stamp {
-        let ts_publish = match called_at {
-            Some(told) => told,
-            None if self.timing.is_set() => system_time(),
-            None => 0,
-        };
-        Stamp { sequence: published - 1, ts_publish, topic: topic.unwrap_or_default() }
+    ) -> Option<Stamp> {
+        self.stamping.is_set().then(|| Stamp {
+            sequence: published - 1,
+            ts_publish: called_at.unwrap_or_else(system_time),
+            topic: topic.unwrap_or_default(),
+        })
+    }
+
+    /// Keeps a stamp, in the place of the one before if there is one.
+    pub(crate) fn keep(&self, place: Option<StampPlace>, stamp: Stamp) -> StampPlace {
+        self.stamps.with(|stamps| match place {
+            Some(place) => {
+                stamps[place.0.get() as usize - 1] = stamp;
+                place
+            }
+            None => {
+                stamps.push(stamp);
+                let count = u32::try_from(stamps.len()).ok().and_then(NonZeroU32::new);
+                let Some(count) = count else { unreachable!("a slab has fewer than 2^32 entries") };
+                StampPlace(count)
+            }
+        })
+    }
+
+    /// Returns a stamp that was kept.
+    pub(crate) fn kept(&self, place: Option<StampPlace>) -> Stamp {
+        let stamp = |place: StampPlace| self.stamps.with(|all| all[place.0.get() as usize - 1]);
+        place.map(stamp).unwrap_or_default()
     }
 
     /// Returns how many events were published on the topic of that name and on those below it.
@@ -120,9 +156,10 @@ impl Ledger {
         let is_below = |topic: &str| {
             topic.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
         };
-        self.rows.with(|rows| {
-            let below = rows.iter().filter(|row| is_below(row.topic.name()));
-            below.map(|row| row.published).sum()
+        let counts = self.published.with(|published| published.clone());
+        self.names.with(|names| {
+            let below = names.iter().filter(|name| is_below(name.topic.name()));
+            below.filter_map(|name| counts.get(name.topic.id() as usize)).sum()
         })
     }
 
@@ -150,16 +187,16 @@ impl Ledger {
 
     fn name(&self, py: Python<'_>, topic: u32) -> Option<Py<PyString>> {
         let place = (topic as usize).checked_sub(1)?;
-        let known = self.rows.with(|rows| {
-            let row = rows.get(place)?;
-            Some(row.name.as_ref().map(|n| n.clone_ref(py)).ok_or_else(|| row.topic.clone()))
+        let known = self.names.with(|names| {
+            let name = names.get(place)?;
+            Some(name.text.as_ref().map(|t| t.clone_ref(py)).ok_or_else(|| name.topic.clone()))
         })?;
         Some(known.unwrap_or_else(|topic| {
-            let name = PyString::new(py, topic.name()).unbind();
-            let kept = name.clone_ref(py);
+            let text = PyString::new(py, topic.name()).unbind();
+            let kept = text.clone_ref(py);
             // Another thread may have made it meanwhile.
-            drop(self.rows.with(|rows| rows.get_mut(place).and_then(|r| r.name.replace(kept))));
-            name
+            drop(self.names.with(|names| names.get_mut(place).and_then(|n| n.text.replace(kept))));
+            text
         }))
     }
 }

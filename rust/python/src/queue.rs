@@ -16,6 +16,7 @@ use crate::error;
 use crate::gil::{GilCell, GilFlag};
 use crate::loop_bridge::{LoopBridge, on_a_loop, running_loop, settle};
 use crate::process::{Own, no_pickle};
+use crate::slab::Handle;
 use crate::subscription::{Inner, Streak};
 use crate::wakeup::Wakeup;
 use pyo3::gc::{PyTraverseError, PyVisit};
@@ -68,6 +69,8 @@ pub(crate) struct LockFreeEventQueue {
     reading: Inner,
     bus: Py<EventBus>,
     line: GilCell<VecDeque<Sleeper>>,
+    /// That of the loop in which a task last waited.
+    bridge: GilCell<Option<Py<LoopBridge>>>,
     ready_in_a_row: Streak,
 }
 
@@ -81,8 +84,8 @@ impl LockFreeEventQueue {
     fn new(py: Python<'_>, capacity: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
         let bus = EventBus::for_queue(py, capacity)?;
         let reading = bus.read_all(py)?;
-        let (line, ready_in_a_row) = Default::default();
-        Ok(Self { reading, bus: Py::new(py, bus)?, line, ready_in_a_row })
+        let (line, bridge, ready_in_a_row) = Default::default();
+        Ok(Self { reading, bus: Py::new(py, bus)?, line, bridge, ready_in_a_row })
     }
 
     /// Events that wait to be dequeued.
@@ -119,10 +122,7 @@ impl LockFreeEventQueue {
     ///     Closed: The queue is closed; nobody has the event.
     ///     TypeError: The event is `None`.
     fn enqueue(&self, py: Python<'_>, event: Py<PyAny>) -> PyResult<()> {
-        let bus = self.bus.get();
-        if bus.publish_quickly(py, event.bind(py).clone(), None).is_none() {
-            bus.publish(py, event, None).map_err(|error| self.told(py, error))?;
-        }
+        self.bus.get().publish(py, event, None).map_err(|error| self.told(py, error))?;
         self.look_after_woken(py);
         Ok(())
     }
@@ -159,7 +159,7 @@ impl LockFreeEventQueue {
     fn dequeue(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         refuse_on_a_loop(py, "dequeue()", "dequeue_async()")?;
         let taken = self.reading.wait(py, None, || self.take(py))?;
-        taken.ok_or_else(|| closed_and_empty())
+        taken.ok_or_else(closed_and_empty)
     }
 
     /// Takes the oldest event, or returns `None` if there is none. Never waits.
@@ -211,11 +211,20 @@ impl LockFreeEventQueue {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         self.reading.traverse(&visit)?;
         visit.call(&self.bus)?;
+        self.bridge.with(|bridge| visit.call(&*bridge))?;
         self.line.with(|line| line.iter().try_for_each(|sleeper| sleeper.waking.traverse(&visit)))
     }
 }
 
 impl LockFreeEventQueue {
+    /// Appends an event where nothing has to be decided; `None` decides nothing.
+    #[inline]
+    pub(crate) fn enqueue_quickly(&self, py: Python<'_>, event: Bound<'_, PyAny>) -> Option<()> {
+        self.bus.get().publish_quickly(py, event, None)?;
+        self.look_after_woken(py);
+        Some(())
+    }
+
     fn take(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         self.reading.take(py).map_err(|error| match error::is_end(py, &error) {
             true => closed_and_empty(),
@@ -255,9 +264,14 @@ impl LockFreeEventQueue {
 
     /// Puts a new wake-up in line; `None` if something has come meanwhile.
     fn stand_in_line(&self, py: Python<'_>) -> PyResult<Option<Py<Wakeup>>> {
-        let event_loop = running_loop(py)?;
-        let bridge = LoopBridge::of(&event_loop)?;
-        bridge.get().runs_here();
+        // Looking up the running loop is dear, and a task refuses the wake-up of another loop than
+        // its own: see `rebind`.
+        let known = self.bridge.with(|bridge| bridge.as_ref().map(|bridge| bridge.clone_ref(py)));
+        let here = known.and_then(|bridge| Some((bridge.get().event_loop_here(py)?, bridge)));
+        let (event_loop, bridge) = match here {
+            Some(here) => here,
+            None => self.bind(py)?,
+        };
         let wakeup = Wakeup::new(event_loop)?;
         let waking = Arc::new(Waking::new(wakeup.clone_ref(py), bridge));
         let core = &self.reading.core;
@@ -275,6 +289,35 @@ impl LockFreeEventQueue {
             return Ok(None);
         }
         Ok(Some(wakeup))
+    }
+
+    /// Returns the running loop with its bridge, and remembers it.
+    fn bind<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Py<LoopBridge>)> {
+        let event_loop = running_loop(py)?;
+        let bridge = LoopBridge::of(&event_loop)?;
+        bridge.get().runs_here();
+        let kept = bridge.clone_ref(py);
+        drop(self.bridge.with(|known| known.replace(kept)));
+        Ok((event_loop, bridge))
+    }
+
+    /// Remembers the running loop, whose task has refused a wake-up of another one. Returns false
+    /// if that was of the running one.
+    pub(crate) fn rebind(&self, py: Python<'_>, wakeup: &Py<Wakeup>) -> PyResult<bool> {
+        let (event_loop, _) = self.bind(py)?;
+        Ok(!wakeup.get().get_loop(py).is(&event_loop))
+    }
+
+    /// Takes the next event where nothing has to be decided; `None` decides nothing.
+    #[inline]
+    pub(crate) fn take_quickly(&self, py: Python<'_>) -> Option<Handle> {
+        if !self.reading.process().is_current() || self.ready_in_a_row.is_at_end() {
+            return None;
+        }
+        let handle = self.reading.core.take_ready()?;
+        self.ready_in_a_row.count();
+        settle(py);
+        Some(handle)
     }
 
     /// Takes a wake-up out of the line, with the wake that may have come for it.
@@ -303,6 +346,13 @@ impl LockFreeEventQueue {
     /// in line is woken instead.
     #[inline]
     fn look_after_woken(&self, py: Python<'_>) {
+        if self.line.with(|line| !line.is_empty()) {
+            self.look_after_each_woken(py);
+        }
+    }
+
+    #[inline(never)]
+    fn look_after_each_woken(&self, py: Python<'_>) {
         while let Some(wakeup) = self.line.with(|line| {
             // They are woken in the order of the line.
             let mut woken = line.iter().take_while(|sleeper| sleeper.waking.was_called());

@@ -9,7 +9,7 @@
 use crate::calls;
 use crate::gil::GilCell;
 use crate::keys::KeyFunctions;
-use crate::ledger::{Ledger, Stamp};
+use crate::ledger::{Ledger, Stamp, StampPlace};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use std::cell::UnsafeCell;
@@ -26,12 +26,14 @@ struct Entry {
     /// `None` while the entry is free, or after the garbage collector has cleared the slab.
     object: Option<Py<PyAny>>,
     /// Handles that name the entry.
-    copies: usize,
+    copies: u32,
+    /// Where its stamp is, once it had one; see `Ledger::keep`.
+    stamp: Option<StampPlace>,
     next_free: Option<NonNull<Entry>>,
     store: NonNull<Store>,
-    /// What is noted about its publication, once somebody wants envelopes; kept for the next event.
-    stamp: Option<Box<Stamp>>,
 }
+
+const _: () = assert!(size_of::<Entry>() <= 32, "two entries fit into a line of the cache");
 
 #[derive(Debug)]
 struct Entries {
@@ -149,7 +151,7 @@ impl Entries {
     /// Adds a chunk and returns its first entry, the first of the free ones.
     #[cold]
     fn grow(&mut self, store: NonNull<Store>) -> NonNull<Entry> {
-        let empty = || Entry { object: None, copies: 0, next_free: None, store, stamp: None };
+        let empty = || Entry { object: None, copies: 0, stamp: None, next_free: None, store };
         let before = self.entries().count();
         let added = before.clamp(FIRST_CHUNK, LARGEST_CHUNK);
         let chunk: Box<[_]> = (0..added).map(|_| UnsafeCell::new(empty())).collect();
@@ -218,12 +220,14 @@ impl Handle {
 
     /// Returns the object in an envelope; `None` as for `into_object`.
     pub(crate) fn into_envelope(self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        // SAFETY: as in `release`.
-        let (stamp, store) = unsafe { (&(*self.0.as_ptr()).stamp, (*self.0.as_ptr()).store) };
-        let stamp = stamp.as_deref().copied().unwrap_or_default();
+        // SAFETY: as in `release`; the store outlives its entries, and the slab its handles.
+        let (place, ledger) = unsafe {
+            let entry = self.0.as_ref();
+            (entry.stamp, &entry.store.as_ref().ledger)
+        };
+        let stamp = ledger.kept(place);
         let Some(object) = self.into_object(py) else { return Ok(None) };
-        // SAFETY: the store outlives its entries, and the slab its handles.
-        unsafe { store.as_ref() }.ledger.envelope(py, stamp, object).map(Some)
+        ledger.envelope(py, stamp, object).map(Some)
     }
 
     /// Returns the object; `None` if the garbage collector has cleared the slab.
@@ -251,8 +255,12 @@ impl Mark {
     /// pushed, so the entry is still its own, or free if nobody took the event.
     #[inline]
     pub(crate) fn stamp(self, stamp: Stamp) {
-        // SAFETY: whoever publishes holds the bus and so the slab, whose entries never move.
-        unsafe { **(*self.0.as_ptr()).stamp.get_or_insert_default() = stamp };
+        // SAFETY: whoever publishes holds the bus and so the slab, whose entries never move;
+        // attached threads take turns.
+        unsafe {
+            let entry = &mut *self.0.as_ptr();
+            entry.stamp = Some(entry.store.as_ref().ledger.keep(entry.stamp, stamp));
+        }
     }
 }
 

@@ -493,12 +493,12 @@ impl Streak {
     }
 
     #[inline]
-    fn is_at_end(&self) -> bool {
+    pub(crate) fn is_at_end(&self) -> bool {
         self.0.get() >= READY_IN_A_ROW
     }
 
     #[inline]
-    fn count(&self) {
+    pub(crate) fn count(&self) {
         self.0.set(self.0.get() + 1);
     }
 
