@@ -6,12 +6,13 @@ import asyncio
 import math
 import threading
 from collections import deque
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tickbus._core import _Tally
 from tickbus.bus import EventBus
-from tickbus.errors import Closed, ConfigError
+from tickbus.errors import ConfigError
 from tickbus.pacing import LONGEST_GAP, Pacer
 
 if TYPE_CHECKING:
@@ -141,12 +142,7 @@ class EventRecorder:
 
     def _collect(self) -> None:
         """Takes over what is pending now, and no more: publishers may be quicker."""
-        for _ in range(self._subscription.pending):
-            try:
-                envelope = self._subscription.try_recv()
-            except Closed:
-                return
-            if envelope is None:
-                return
+        pending = islice(iter(self._subscription.try_recv, None), self._subscription.pending)
+        for envelope in pending:
             self._pushed_out += len(self._kept) == self.capacity
             self._kept.append(envelope)

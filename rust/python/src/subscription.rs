@@ -33,7 +33,7 @@ pub(crate) struct Inner {
     on_lag: OnLag,
     /// Whether events are given in envelopes.
     envelope: bool,
-    /// Who counts what it reads, until it has left.
+    /// Who counts what it reads.
     tally: GilCell<Option<Py<Tally>>>,
 }
 
@@ -142,34 +142,19 @@ impl Inner {
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         self.process().check()?;
         self.core.close();
-        self.leave_tally(py);
         settle(py);
         self.slab.get().bury(py);
         Ok(())
     }
 
-    /// Returns how many events it has read and missed, unless those were handed over.
-    pub(crate) fn counted(&self) -> Option<(u64, u64)> {
-        self.tally.with(|tally| tally.is_some()).then(|| {
-            let metrics = self.core.metrics();
-            (metrics.delivered, metrics.dropped.total())
-        })
-    }
-
-    /// Hands the last numbers over to who counts them.
-    fn leave_tally(&self, py: Python<'_>) {
-        if let Some(tally) = self.tally.with(Option::take) {
-            tally.get().left(&self.core);
-            tally.drop_ref(py);
-        }
-    }
-
-    /// Ends it with its last handle.
+    /// Ends it with its last handle, and hands its numbers over to who counts them.
     fn end(&self, class: &str) {
         self.warn_if_open(class);
-        if self.process().is_current() && self.tally.with(|tally| tally.is_some()) {
+        if self.process().is_current()
+            && let Some(tally) = self.tally.with(Option::take)
+        {
             self.core.close();
-            Python::attach(|py| self.leave_tally(py));
+            tally.get().left(&self.core);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Sums over subscriptions that belong together, also over those that have left.
+//! Sums over subscriptions that belong together, also over those that are gone.
 
 use crate::gil::{Gil, GilCell};
 use crate::slab::Handle;
@@ -12,8 +12,8 @@ use pyo3::types::{PyWeakref, PyWeakrefMethods, PyWeakrefReference};
 #[pyclass(frozen, module = "tickbus._core", name = "_Tally")]
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
-    /// Events read and missed by those that have left.
-    left: GilCell<(u64, u64)>,
+    /// Events read and missed by those that are gone.
+    gone: GilCell<(u64, u64)>,
     /// The others, by id.
     here: GilCell<Vec<(u64, Py<PyWeakref>)>>,
 }
@@ -44,14 +44,14 @@ impl Tally {
     fn read(&self, py: Python<'_>) -> (u64, u64) {
         let here: Vec<Py<PyWeakref>> =
             self.here.with(|here| here.iter().map(|(_, weak)| weak.clone_ref(py)).collect());
-        // Held until the sums are made: none leaves, and is counted twice, in between.
+        // Held until the sums are made: none goes, and is counted twice, in between.
         let here: Vec<_> = here.iter().filter_map(|weak| weak.bind(py).upgrade()).collect();
-        let (mut read, mut missed) = self.left.with(|left| *left);
+        let (mut read, mut missed) = self.gone.with(|gone| *gone);
         for subscription in &here {
-            let numbers = with_inner(subscription, Inner::counted);
-            if let Some((more_read, more_missed)) = numbers.flatten() {
-                read += more_read;
-                missed += more_missed;
+            let metrics = with_inner(subscription, |inner| inner.core.metrics());
+            if let Some(metrics) = metrics {
+                read += metrics.delivered;
+                missed += metrics.dropped.total();
             }
         }
         (read, missed)
@@ -63,18 +63,18 @@ impl Tally {
 }
 
 impl Tally {
-    /// Takes over the numbers of a subscription that has left.
+    /// Takes over the numbers of a subscription that goes.
     pub(crate) fn left(&self, subscription: &tickbus::EventSubscription<Handle, Gil>) {
         let metrics = subscription.metrics();
-        let gone = self.here.with(|here| {
+        let weak = self.here.with(|here| {
             let place = here.iter().position(|(id, _)| *id == metrics.id);
             place.map(|place| here.swap_remove(place))
         });
-        self.left.with(|(read, missed)| {
+        self.gone.with(|(read, missed)| {
             *read += metrics.delivered;
             *missed += metrics.dropped.total();
         });
-        drop(gone);
+        drop(weak);
     }
 }
 

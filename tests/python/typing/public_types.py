@@ -1,6 +1,7 @@
 """The types that a user's type checker sees; checked by mypy, never run."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import Literal, assert_type
 
@@ -10,6 +11,8 @@ import tickbus
 from tickbus import (
     AsyncEventSubscription,
     BackpressureConfig,
+    Clock,
+    Envelope,
     Event,
     EventBatch,
     EventBus,
@@ -19,6 +22,7 @@ from tickbus import (
     Explanation,
     LatencyHistogram,
     LockFreeEventBus,
+    LockFreeEventQueue,
     Priority,
     Shutdown,
     SubscriptionMetrics,
@@ -159,6 +163,27 @@ def compact(event: Event, batch: EventBatch) -> None:
     assert_type(EventBatch(batch.to_numpy()), EventBatch)
     EventBatch([1])  # type: ignore[list-item]
     batch[0] = event  # type: ignore[index]
+
+
+def enveloping(bus: EventBus[Trade]) -> None:
+    enveloped = bus.subscribe("trades.*", envelope=True)
+    assert_type(enveloped, EventSubscription[Envelope[Trade]])
+    assert_type(enveloped.recv().event, Trade)
+    assert_type(enveloped.recv().sequence, int)
+    assert_type(bus.subscribe_async(envelope=True), AsyncEventSubscription[Envelope[Trade]])
+    assert_type(EventBus[Trade](clock=time).clock, Clock)
+    EventBus[Trade](clock=time.time_ns)  # type: ignore[arg-type]
+
+
+async def queueing(queue: LockFreeEventQueue[Trade]) -> None:
+    assert_type(LockFreeEventQueue[Trade](capacity=64), LockFreeEventQueue[Trade])
+    assert_type(await queue.dequeue_async(), Trade)
+    assert_type(queue.dequeue(), Trade)
+    assert_type(queue.dequeue_timeout(1.0), Trade)
+    assert_type(queue.try_dequeue(), Trade | None)
+    assert_type((queue.size, queue.capacity, queue.is_empty), tuple[int, int, bool])
+    assert_type(asyncio.create_task(queue.enqueue_async(Trade())), asyncio.Task[None])
+    queue.enqueue("no trade")  # type: ignore[arg-type]
 
 
 def failing(full: tickbus.Full, lagged: tickbus.Lagged, bad: tickbus.ParseError) -> None:
