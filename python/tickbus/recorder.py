@@ -6,13 +6,14 @@ import asyncio
 import math
 import threading
 from collections import deque
+from contextlib import suppress
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tickbus._core import _Tally
 from tickbus.bus import EventBus
-from tickbus.errors import ConfigError
+from tickbus.errors import ConfigError, ForkedError
 from tickbus.pacing import LONGEST_GAP, Pacer
 
 if TYPE_CHECKING:
@@ -138,7 +139,9 @@ class EventRecorder:
         traceback: TracebackType | None,
         /,
     ) -> None:
-        self.close()
+        # A forked child leaves the recording to its parent, so that its own exception passes.
+        with suppress(ForkedError):
+            self.close()
 
     def _collect(self) -> None:
         """Takes over what is pending now, and no more: publishers may be quicker."""

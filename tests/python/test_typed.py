@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tickbus
-from support import MakeBus, row_of, run
+from support import MakeBus, row_of, run, run_child
 from test_events import TYPED_EXAMPLES, TYPES
 from tickbus import events
 from tickbus.events import Fill, Health, MarketData
@@ -335,9 +335,35 @@ def test_a_recorder_is_asked_for_and_there_is_one(bus: TypedEventBus) -> None:
         bus.with_recording(3)
     for number in range(3):
         bus.publish(Health(number, "feed", "healthy"))
-    with bus:
-        pass
+    bus.close()
+    bus.close()
     recorder = bus.recorder()
     assert [each.event.timestamp for each in recorder.get_events()] == [1, 2]
     assert recorder.lost == 1
     assert bus.get_stats()[Health] == TypeStats(published=3, received=0, dropped=0)
+
+
+def test_a_child_forked_inside_a_with_block_leaves_it_quietly() -> None:
+    result = run_child("""
+        import os, warnings
+        import tickbus
+        from tickbus.events import Health
+        from tickbus.typed import TypedEventBus
+
+        with TypedEventBus().with_recording(4) as bus:
+            bus.publish(Health(0, "feed", "healthy"))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                child = os.fork()
+            if child == 0:
+                try:
+                    bus.publish(Health(1, "feed", "healthy"))
+                except tickbus.ForkedError:
+                    bus.__exit__(None, None, None)
+                    os._exit(0)
+                os._exit(1)
+            _, status = os.waitpid(child, 0)
+            print(os.waitstatus_to_exitcode(status))
+        print(len(bus.recorder().get_events()))
+    """)
+    assert (result.stdout, result.stderr) == ("0\n1\n", "")
