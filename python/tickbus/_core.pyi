@@ -22,9 +22,8 @@ from typing import (
 from numpy.typing import NDArray
 from typing_extensions import Buffer, CapsuleType, disjoint_base
 
-from tickbus.event import EventType, Priority
-
 from tickbus.envelope import Clock, Envelope
+from tickbus.event import EventType, Priority
 
 _T = TypeVar("_T")
 _Policy: TypeAlias = Literal["block", "reject", "drop_newest", "drop_oldest", "conflate"]

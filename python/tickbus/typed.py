@@ -2,9 +2,9 @@
 
 ```
 publish(MarketData(...)) ─► topic market_data.BTCUSDT ─┬─► subscribe(MarketData, "BTCUSDT")
-                                                       └─► subscribe(MarketData): market_data.*
+                                                       └─► subscribe(MarketData): market_data.>
 ```
-Each type has a name, the first level of its topics; events with a symbol have that as the second.
+Each type has a name, the first level of its topics; events with a symbol have that behind it.
 So the bus itself knows who wants what, and no subscription ever filters in Python.
 """
 
@@ -108,14 +108,14 @@ class _Route:
 
     def learn(self, symbol: object) -> Topic:
         """Returns the topic of a symbol that is not among `topics` yet."""
-        name = f"{self.name}.{_level(symbol)}" if self.has_symbol else self.name
+        name = f"{self.name}.{_levels(symbol)}" if self.has_symbol else self.name
         topic = self.topics[symbol] = self._bus.topic(name)
         return topic
 
     def pattern(self, symbol: str | None) -> str:
         """Returns the topics of a symbol, or of all."""
         if self.has_symbol:
-            return f"{self.name}.{'*' if symbol is None else _level(symbol)}"
+            return f"{self.name}.{'>' if symbol is None else _levels(symbol)}"
         if symbol is not None:
             raise ConfigError(
                 f"symbol was {symbol!r}; events of {self.name} have none: leave it out"
@@ -123,15 +123,16 @@ class _Route:
         return self.name
 
 
-# What must not stand in a level of a topic, and the sign that replaces it.
-_NO_PART_OF_A_LEVEL = re.compile(r"[.*>%\s\x00-\x1f\x7f-\x9f]")
+# What a topic cannot hold: its own signs, dots with nothing between them, spaces and controls. And
+# the sign of what replaces them, so that what was replaced can be told from what was not.
+_NO_PART_OF_A_TOPIC = re.compile(r"[*>%\s\x00-\x1f\x7f-\x9f]|(?:\A|(?<=\.))\.|\.(?=\.|\Z)")
 
 
-def _level(symbol: object) -> str:
-    """Returns a symbol as one level of a topic; different symbols are different levels."""
+def _levels(symbol: object) -> str:
+    """Returns a symbol as levels of a topic; different symbols give different ones."""
     if not isinstance(symbol, str) or not symbol:
         raise TypeError(f"symbol was {symbol!r}; it must be a str that is not empty")
-    return _NO_PART_OF_A_LEVEL.sub(
+    return _NO_PART_OF_A_TOPIC.sub(
         lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), symbol
     )
 
@@ -209,8 +210,8 @@ class TypedEventBus:
     The methods `subscribe_market_data()`, `subscribe_market_data_async()` and so on are
     `subscribe(MarketData)` and `subscribe_async(MarketData)`. The bus below can be used beside it:
     the events of a type are on the topics `<name>.<symbol>`, or `<name>` where it has no symbol.
-    A sign that a topic cannot hold is written as in addresses of web pages: the events of `BRK.B`
-    are on `market_data.BRK%2EB`.
+    A sign that a topic cannot hold is written as in addresses of web pages: the events of `BTC USD`
+    are on `market_data.BTC%20USD`.
 
     Args:
         bus: What carries the events; `None` opens `EventBus()`. Closing this closes it.
@@ -298,7 +299,7 @@ class TypedEventBus:
                 "declare the class with frozen=True"
             )
         name = snake_case(event_type.__name__) if name is None else name
-        if _level(name) != name:
+        if _levels(name) != name or "." in name:
             raise ConfigError(f"name was {name!r}; it must be one level of a topic, as in my_tick")
         for other, route in self._routes.items():
             if other is event_type and route.name == name:
