@@ -258,6 +258,11 @@ impl LoopBridge {
         self.is_here() && self.event_loop(py).is_some()
     }
 
+    /// Returns whether a wake-up is for a task of the loop.
+    pub(crate) fn is_of(&self, wakeup: &Wakeup) -> bool {
+        wakeup.is_for(&self.event_loop)
+    }
+
     /// Returns a new wake-up for a task of the loop.
     pub(crate) fn wakeup(&self, py: Python<'_>) -> PyResult<Py<Wakeup>> {
         Wakeup::new(py, &self.event_loop)

@@ -267,12 +267,11 @@ impl LockFreeEventQueue {
         // Looking up the running loop is dear, and a task refuses the wake-up of another loop than
         // its own: see `rebind`.
         let known = self.bridge.with(|bridge| bridge.as_ref().map(|bridge| bridge.clone_ref(py)));
-        let here = known.and_then(|bridge| Some((bridge.get().event_loop_here(py)?, bridge)));
-        let (event_loop, bridge) = match here {
-            Some(here) => here,
+        let bridge = match known.filter(|bridge| bridge.get().is_alive_here(py)) {
+            Some(bridge) => bridge,
             None => self.bind(py)?,
         };
-        let wakeup = Wakeup::new(event_loop)?;
+        let wakeup = bridge.get().wakeup(py)?;
         let waking = Arc::new(Waking::new(wakeup.clone_ref(py), bridge));
         let core = &self.reading.core;
         let mut notified = Box::pin(core.notified_owned());
@@ -291,21 +290,21 @@ impl LockFreeEventQueue {
         Ok(Some(wakeup))
     }
 
-    /// Returns the running loop with its bridge, and remembers it.
-    fn bind<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Py<LoopBridge>)> {
+    /// Returns the bridge of the running loop, and remembers it.
+    fn bind(&self, py: Python<'_>) -> PyResult<Py<LoopBridge>> {
         let event_loop = running_loop(py)?;
         let bridge = LoopBridge::of(&event_loop)?;
         bridge.get().runs_here();
         let kept = bridge.clone_ref(py);
         drop(self.bridge.with(|known| known.replace(kept)));
-        Ok((event_loop, bridge))
+        Ok(bridge)
     }
 
     /// Remembers the running loop, whose task has refused a wake-up of another one. Returns false
     /// if that was of the running one.
     pub(crate) fn rebind(&self, py: Python<'_>, wakeup: &Py<Wakeup>) -> PyResult<bool> {
-        let (event_loop, _) = self.bind(py)?;
-        Ok(!wakeup.get().get_loop(py).is(&event_loop))
+        let bridge = self.bind(py)?;
+        Ok(!bridge.get().is_of(wakeup.get()))
     }
 
     /// Takes the next event where nothing has to be decided; `None` decides nothing.

@@ -182,6 +182,11 @@ impl Wakeup {
         Ok(wakeup)
     }
 
+    /// Returns whether it was made with this reference to its loop.
+    pub(crate) fn is_for(&self, event_loop: &Py<PyWeakref>) -> bool {
+        self.get_loop.is(event_loop)
+    }
+
     pub(crate) fn is_woken(&self) -> bool {
         self.state() == State::Woken
     }
