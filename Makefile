@@ -7,7 +7,7 @@ PY := .venv/bin/python
 CORE := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml $(wildcard Cargo.lock)
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 LOOM := RUSTFLAGS="--cfg tickbus_loom" CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-	CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true cargo test --target-dir target/loom --release --test loom
+	CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true cargo test --target-dir target/loom --release
 # pyo3-asyncio knows CPython up to 3.12.
 FUTURES = pyo3-async-runtimes $(shell $(PY) -c 'import sys; print("pyo3-asyncio" * (sys.version_info < (3, 13)))')
 EXTRAS := cli,events,numpy,anyio,prometheus
@@ -30,7 +30,8 @@ else
 	cargo test --lib --tests
 endif
 	cargo test --doc
-	$(LOOM)
+	$(LOOM) --test loom
+	$(LOOM) --lib models
 	tools/promtool.sh
 	$(PY) -m pytest
 
@@ -81,8 +82,9 @@ bench-setup: .venv/dev.stamp
 	rm -f .venv/core.stamp
 	.venv/bin/maturin develop --quiet --profile wheel --extras $(EXTRAS)
 
-loom: ## model-check parking, waking, joining and leaving
-	$(LOOM)
+loom: ## model-check parking, waking, joining, leaving, and the ring
+	$(LOOM) --test loom
+	$(LOOM) --lib models
 
 SOAK_MINUTES := 10
 soak: .venv/core.stamp ## use everything at once for SOAK_MINUTES=10, end 1,000 interpreters, pass 10^8 events

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 #[cfg(feature = "broadcast")]
 use tickbus::BroadcastEventBus;
 use tickbus::{
-    BusConfig, EventBus, EventSubscription, LockFreeEventBus, Pattern, SubscribeOptions,
-    TryRecvError,
+    BusConfig, EventBus, EventSubscription, LockFreeEventBus, Pattern, RingEventBus,
+    SubscribeOptions, TryRecvError,
 };
 use tokio::sync::broadcast;
 
@@ -94,6 +94,20 @@ fn bench_bus<B: EventBus<Trade>>(group: &mut Group<'_>, name: &str, subscribers:
     let subscriptions: Vec<EventSubscription<Trade>> =
         (0..subscribers).map(|_| bus.subscribe(CAPACITY).expect("the capacity is good")).collect();
     let publish = |trade| assert!(bus.publish(trade).is_ok_and(|taken| taken == subscribers));
+    bench(group, name, subscribers, publish, |batch| {
+        for subscription in &subscriptions {
+            assert_all_arrived(batch, || subscription.try_recv());
+            assert!(matches!(subscription.try_recv(), Err(TryRecvError::Empty)));
+        }
+    });
+}
+
+fn bench_producer(group: &mut Group<'_>, name: &str, subscribers: usize, config: BusConfig) {
+    let bus = RingEventBus::with_config(config).expect("the capacity is good");
+    let subscriptions: Vec<EventSubscription<Trade>> =
+        (0..subscribers).map(|_| bus.subscribe(CAPACITY).expect("the capacity is good")).collect();
+    let mut producer = bus.bus().producer().expect("there is no other");
+    let publish = |trade| assert!(producer.publish(trade).is_ok_and(|taken| taken == subscribers));
     bench(group, name, subscribers, publish, |batch| {
         for subscription in &subscriptions {
             assert_all_arrived(batch, || subscription.try_recv());
@@ -195,6 +209,23 @@ fn publish(criterion: &mut Criterion) {
         bench_bus(&mut group, "lock_free", subscribers, &bus);
         let unsampled =
             BusConfig { capacity: CAPACITY, latency_sampling: None, ..Default::default() };
+        let bus = RingEventBus::with_config(BusConfig { capacity: CAPACITY, ..Default::default() })
+            .expect("the capacity is good");
+        bench_bus(&mut group, "ring", subscribers, &bus);
+        let bus = RingEventBus::with_config(unsampled.clone()).expect("the capacity is good");
+        bench_bus(&mut group, "ring, no latency sampling", subscribers, &bus);
+        bench_producer(
+            &mut group,
+            "ring, one producer",
+            subscribers,
+            BusConfig { capacity: CAPACITY, ..Default::default() },
+        );
+        bench_producer(
+            &mut group,
+            "ring, one producer, no latency sampling",
+            subscribers,
+            unsampled.clone(),
+        );
         let bus = LockFreeEventBus::with_config(unsampled).expect("the capacity is good");
         bench_bus(&mut group, "lock_free, no latency sampling", subscribers, &bus);
         #[cfg(feature = "broadcast")]

@@ -406,7 +406,8 @@ impl Drop for Last {
 
 #[test]
 fn replaced_events_are_dropped_when_no_lock_is_held() {
-    for &backend in Backend::ALL {
+    // A ring keeps what it carried until it comes round.
+    for &backend in Backend::ALL.iter().filter(|&&backend| backend != Backend::Ring) {
         let bus = patient_bus::<Talking>(backend, 8, Duration::ZERO);
         let (own, dropped) = (Arc::new(OnceLock::new()), Arc::<Mutex<Vec<u64>>>::default());
         // All have one key.

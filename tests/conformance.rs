@@ -15,7 +15,7 @@ use support::{
 use tickbus::{
     Backend, BackpressureConfig, BroadcastEventBus, BusConfig, Dropped, EventBus, EventBusImpl,
     EventSubscription, KeyFn, Lagged, LockFreeEventBus, OnLag, Patience, Policy, PublishError,
-    RecvError, SubscribeError, SubscribeOptions, TryRecvError,
+    RecvError, RingEventBus, SubscribeError, SubscribeOptions, TryRecvError,
 };
 
 /// The columns of the table.
@@ -95,7 +95,7 @@ impl Row {
 }
 
 /// The table: what publishing 2 does at a subscription that holds 0 and 1 of at most 2 events.
-fn cell(row: Row, way: Way, full: u64) -> Cell {
+fn cell(backend: Backend, row: Row, way: Way, full: u64) -> Cell {
     use Read::{Event, Missed};
     let nobody = |outcome| Cell {
         outcome,
@@ -109,30 +109,29 @@ fn cell(row: Row, way: Way, full: u64) -> Cell {
         others_have_it: true,
         dropped,
     };
+    let moved_on = |dropped| Cell {
+        outcome: Outcome::Taken(2),
+        full_reads: vec![Missed(1), Event(1), Event(2), Event(3)],
+        others_have_it: true,
+        dropped,
+    };
     match (row.policy, way) {
         (Policy::Block | Policy::Reject, Way::Async) => nobody(Outcome::Waits),
+        (Policy::Block, _) if backend == Backend::Ring => {
+            moved_on(Dropped { block_expired: 1, ..Default::default() })
+        }
         (Policy::Block, _) => missing(Dropped { block_expired: 1, ..Default::default() }),
         (Policy::Reject, Way::Timeout) => nobody(Outcome::Timeout(vec![full])),
         (Policy::Reject, _) => nobody(Outcome::Full(vec![full])),
         (Policy::DropNewest, _) => missing(Dropped { refused: 1, ..Default::default() }),
-        (Policy::DropOldest, _) => Cell {
-            outcome: Outcome::Taken(2),
-            full_reads: vec![Missed(1), Event(1), Event(2), Event(3)],
-            others_have_it: true,
-            dropped: Dropped { overwritten: 1, ..Default::default() },
-        },
+        (Policy::DropOldest, _) => moved_on(Dropped { overwritten: 1, ..Default::default() }),
         (Policy::Conflate, _) if row.keys == Some(2) => Cell {
             outcome: Outcome::Taken(2),
             full_reads: vec![Event(2), Event(3)],
             others_have_it: true,
             dropped: Dropped { conflated: 2, ..Default::default() },
         },
-        (Policy::Conflate, _) => Cell {
-            outcome: Outcome::Taken(2),
-            full_reads: vec![Missed(1), Event(1), Event(2), Event(3)],
-            others_have_it: true,
-            dropped: Dropped { overwritten: 1, ..Default::default() },
-        },
+        (Policy::Conflate, _) => moved_on(Dropped { overwritten: 1, ..Default::default() }),
         other => panic!("no such row: {other:?}"),
     }
 }
@@ -146,7 +145,7 @@ fn check_cell(backend: Backend, row: Row, way: Way) {
     assert_eq!(bus.publish(1), Ok(2), "{name}");
     assert_eq!(drain(&other), events([0, 1]), "{name}");
 
-    let wanted = cell(row, way, full.id());
+    let wanted = cell(backend, row, way, full.id());
     assert_eq!(publish_by(way, &bus, 2), wanted.outcome, "{name}");
     assert_sums_close(&bus.metrics());
 
@@ -181,11 +180,13 @@ fn check_keyed_row(backend: Backend, policy: Policy, keys: Option<u64>) {
 #[test]
 fn block_on_lock_free_lets_the_others_have_it_when_patience_ends() {
     check_row(Backend::LockFree, Policy::Block);
+    check_row(Backend::Ring, Policy::Block);
 }
 
 #[test]
 fn reject_on_lock_free_lets_nobody_have_it() {
     check_row(Backend::LockFree, Policy::Reject);
+    check_row(Backend::Ring, Policy::Reject);
 }
 
 #[test]
@@ -197,18 +198,21 @@ fn drop_newest_on_lock_free_misses_the_new_event() {
 fn drop_oldest_loses_the_oldest_event_on_both_backends() {
     check_row(Backend::LockFree, Policy::DropOldest);
     check_row(Backend::Broadcast, Policy::DropOldest);
+    check_row(Backend::Ring, Policy::DropOldest);
 }
 
 #[test]
 fn conflate_replaces_the_event_of_its_key_on_both_backends() {
     check_keyed_row(Backend::LockFree, Policy::Conflate, Some(2));
     check_keyed_row(Backend::Broadcast, Policy::Conflate, Some(2));
+    check_keyed_row(Backend::Ring, Policy::Conflate, Some(2));
 }
 
 #[test]
 fn conflate_loses_the_oldest_key_to_a_new_one_on_both_backends() {
     check_keyed_row(Backend::LockFree, Policy::Conflate, Some(100));
     check_keyed_row(Backend::Broadcast, Policy::Conflate, Some(100));
+    check_keyed_row(Backend::Ring, Policy::Conflate, Some(100));
 }
 
 #[test]
@@ -612,6 +616,8 @@ fn the_faces_of_the_backends_are_one_trait() {
         let bus = EventBusImpl::new(backend, BusConfig::default()).unwrap();
         assert_eq!(round(&bus).recv(), Ok("tick"));
     }
-    assert!("ring".parse::<Backend>().unwrap_err().to_string().contains("lock_free, broadcast"));
+    assert_eq!(round(&RingEventBus::new(2).unwrap()).recv(), Ok("tick"));
+    let error = "rnig".parse::<Backend>().unwrap_err().to_string();
+    assert!(error.contains("lock_free, broadcast, ring"), "{error}");
     assert!("bloc".parse::<Policy>().unwrap_err().to_string().contains("drop_newest"));
 }

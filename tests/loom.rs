@@ -13,6 +13,7 @@ use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::sync::{Arc, Mutex, Notify};
 use loom::thread;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use tickbus::barrier::Fences;
 use tickbus::sync::{Counter, Flag};
 use tickbus::wait::Sleepers;
 use tickbus::{Exclusion, ThreadExclusion as Fenced};
@@ -97,15 +98,15 @@ impl Gates {
 
     fn publish<R: Exclusion>(&self) {
         self.queue.push();
-        if self.bus.any_after_store::<R>() && self.subscription.any() {
+        if self.bus.any_after_store::<R>(Fences::Symmetric) && self.subscription.any() {
             self.parked.notify();
         }
     }
 
     fn recv<R: Exclusion>(&self) {
         while !self.queue.take() {
-            self.bus.arm::<R>();
-            self.subscription.arm::<R>();
+            self.bus.arm::<R>(Fences::Symmetric);
+            self.subscription.arm::<R>(Fences::Symmetric);
             let found = self.queue.take();
             if !found {
                 self.parked.wait();
@@ -186,7 +187,7 @@ impl Room {
                     return self.queue.push();
                 }
                 *line = Some(turn.clone());
-                self.blocked.arm::<R>();
+                self.blocked.arm::<R>(Fences::Symmetric);
                 if self.queue.len() == 0 {
                     *line = None;
                     self.blocked.disarm::<R>();
@@ -201,7 +202,7 @@ impl Room {
     fn recv<R: Exclusion>(&self) -> bool {
         let found = self.queue.take();
         if found
-            && self.blocked.any_after_store::<R>()
+            && self.blocked.any_after_store::<R>(Fences::Symmetric)
             && let Some(first) = &*self.token.lock().unwrap()
         {
             first.notify();

@@ -487,6 +487,7 @@ fn options(step: &Step, keeps: bool) -> Option<(SubscribeOptions<u64>, Option<us
         on_lag,
         key: if policy == Policy::Conflate { key.function() } else { None },
         snapshot: snapshot && keeps,
+        start: tickbus::Start::Now,
         name: None,
     };
     Some((options, pattern))

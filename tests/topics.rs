@@ -47,7 +47,7 @@ fn a_pattern_gets_its_topics_and_nothing_else() {
         assert_sums_close(&metrics);
         let row = &metrics.subscriptions[1];
         assert_eq!((row.pattern.as_deref(), row.offered, row.delivered), (Some("trades.*"), 1, 1));
-        assert_eq!(row.exact, backend == Backend::LockFree);
+        assert_eq!(row.exact, backend != Backend::Broadcast);
     }
 }
 
@@ -105,7 +105,7 @@ fn an_unwanted_topic_touches_no_subscription_and_wakes_none() {
 }
 
 #[test]
-fn a_narrow_reader_is_not_lapped_on_lock_free_and_says_so_on_broadcast() {
+fn a_narrow_reader_is_not_lapped_on_lock_free_and_counts_what_it_wanted_on_a_ring() {
     for &backend in Backend::ALL {
         let bus = bus(backend, 4);
         let _everything = wanting(&bus, ">");
@@ -123,6 +123,11 @@ fn a_narrow_reader_is_not_lapped_on_lock_free_and_says_so_on_broadcast() {
         }
         match backend {
             Backend::LockFree => assert_eq!(drain(&trades), events([0])),
+            Backend::Ring => {
+                let lagged = Lagged { missed: 1, exact: true };
+                assert_eq!(trades.try_recv(), Err(TryRecvError::Lagged(lagged)));
+                assert_eq!(read(&trades), None);
+            }
             _ => {
                 assert_eq!(
                     trades.try_recv(),

@@ -17,6 +17,7 @@ from pathlib import Path
 ORDER = (
     ("queue",),
     ("sync",),
+    ("barrier",),
     ("error",),
     ("topic",),
     ("names",),
@@ -26,7 +27,7 @@ ORDER = (
     ("policy",),
     ("histogram",),
     ("wait",),
-    ("conflation", "last"),
+    ("conflation", "last", "ring"),
     ("backend",),
     ("metrics",),
     ("bus", "subscription"),

@@ -33,7 +33,7 @@ from tickbus._metrics import (
     LatencyHistogram,
     SubscriptionMetrics,
 )
-from tickbus.bus import BroadcastEventBus, EventBus, LockFreeEventBus
+from tickbus.bus import BroadcastEventBus, EventBus, LockFreeEventBus, RingEventBus
 from tickbus.config import BackpressureConfig
 from tickbus.envelope import Clock, Envelope
 from tickbus.errors import (
@@ -81,6 +81,7 @@ __all__ = [
     "Priority",
     "PublishTimeout",
     "ReceiveTimeout",
+    "RingEventBus",
     "Shutdown",
     "SubscriptionMetrics",
     "Topic",

@@ -221,6 +221,7 @@ class EventBus(Generic[_T]):
         on_lag: _OnLag = "raise",
         key: Callable[[_T], Hashable] | None = None,
         snapshot: bool = False,
+        start: Literal["now", "oldest"] | int | None = None,
         name: str | None = None,
         envelope: Literal[False] = False,
     ) -> EventSubscription[_T]: ...
@@ -247,6 +248,7 @@ class EventBus(Generic[_T]):
         on_lag: _OnLag = "raise",
         key: Callable[[_T], Hashable] | None = None,
         snapshot: bool = False,
+        start: Literal["now", "oldest"] | int | None = None,
         name: str | None = None,
         envelope: Literal[False] = False,
     ) -> AsyncEventSubscription[_T]: ...

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tickbus.envelope import Clock
 
-__all__ = ["BroadcastEventBus", "EventBus", "LockFreeEventBus"]
+__all__ = ["BroadcastEventBus", "EventBus", "LockFreeEventBus", "RingEventBus"]
 
 T = TypeVar("T")
 
@@ -36,11 +36,11 @@ else:
 class EventBus(_Core[T], Generic[T]):
     """Carries every published event to every matching subscription, over a backend by name.
 
-    Calling it gives a `LockFreeEventBus` or a `BroadcastEventBus`. A bus belongs to no event
-    loop and to no thread: it is made anywhere and used from everywhere.
+    Calling it gives a `LockFreeEventBus`, a `BroadcastEventBus` or a `RingEventBus`. A bus
+    belongs to no event loop and to no thread: it is made anywhere and used from everywhere.
 
     Args:
-        backend: `lock_free` or `broadcast`; `None` takes the environment variable
+        backend: `lock_free`, `broadcast` or `ring`; `None` takes the environment variable
             `TICKBUS_BACKEND`, and `lock_free` where that is not set or empty.
         capacity: Events that a subscription holds by default, at least 1, rounded up to 2^n.
         backpressure: What happens when a subscription has no room; `None` takes
@@ -183,12 +183,12 @@ class LockFreeEventBus(EventBus[T]):
 
 
 class BroadcastEventBus(EventBus[T]):
-    """A bus with one ring for all subscriptions; a slow one loses its oldest events.
+    """A bus with one channel for all subscriptions; a slow one loses its oldest events.
 
     Its policies are `drop_oldest` and `conflate`.
 
     Args:
-        capacity: Events that the ring holds, at least 1, rounded up to 2^n.
+        capacity: Events that the channel holds, at least 1, rounded up to 2^n.
         backpressure: `warn_threshold` applies; publishers never wait here.
         max_topics: Most topics that may ever be named, at least 1.
         keep_last: A pattern over topics, ">" for all; of each that matches, the last event is
@@ -226,9 +226,58 @@ class BroadcastEventBus(EventBus[T]):
         )
 
 
+class RingEventBus(EventBus[T]):
+    """A bus with one sequence of slots for all subscriptions, and a cursor for each.
+
+    Publishing costs the same for any number of subscriptions, all of which see the same order.
+    The policies are `block`, `reject`, `drop_oldest` and `conflate`. The ring has the room: a
+    subscription that is a whole ring behind makes publishers wait, refuses the event or loses up to
+    a quarter of the ring, whether it wants the next event or not. An event stays alive until the
+    ring has come round.
+
+    Args:
+        capacity: Events that the ring holds, at least 1, rounded up to 2^n.
+        backpressure: What happens when a subscription is a whole ring behind; `None` takes
+            `BackpressureConfig()`, with which publishers wait for at most 1.0 s.
+        max_topics: Most topics that may ever be named, at least 1.
+        keep_last: A pattern over topics, ">" for all; of each that matches, the last event is
+            kept for `last()` and for `subscribe(snapshot=True)`. `None` keeps nothing.
+        latency_sampling: Publications for each one whose latency is measured, in the mean, at
+            least 1; they are drawn at random. `None` measures none.
+        clock: What tells the time of publishing; `None` is the system's clock.
+
+    Raises:
+        ConfigError: A number is out of range, or `keep_last` is no pattern.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        capacity: int = _DEFAULT_CAPACITY,
+        backpressure: BackpressureConfig | None = None,
+        *,
+        max_topics: int = _DEFAULT_MAX_TOPICS,
+        keep_last: str | None = None,
+        latency_sampling: int | None = _DEFAULT_LATENCY_SAMPLING,
+        clock: Clock | None = None,
+    ) -> Self:
+        return super().__new__(
+            cls,
+            "ring",
+            capacity,
+            backpressure,
+            max_topics=max_topics,
+            keep_last=keep_last,
+            latency_sampling=latency_sampling,
+            clock=clock,
+        )
+
+
 _SUBCLASSES: dict[str, type[EventBus[Any]]] = {
     "lock_free": LockFreeEventBus,
     "broadcast": BroadcastEventBus,
+    "ring": RingEventBus,
 }
 
 

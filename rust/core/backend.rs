@@ -1,14 +1,16 @@
-//! The two ways of carrying events: one bounded channel per subscription, or one shared
-//! overwriting channel. Beside either stands the map of a conflating subscription.
+//! The ways of carrying events: one bounded channel per subscription, one shared overwriting
+//! channel, or one ring. Beside each stands the map of a conflating subscription.
 //!
 //! A `lock_free` entry carries the number of events offered to its subscription before it, so the
 //! reader sees a hole by comparing numbers: refused and overwritten events alike, exactly where
 //! they are missing. A `broadcast` entry carries its topic, because every reader walks over every
-//! entry; tokio tells how many were overwritten.
+//! entry; tokio tells how many were overwritten. On a `ring` the topic stands beside the event, and
+//! whoever moves a reader over events that it wanted tells it how many.
 
 use crate::conflation::Conflation;
 use crate::error::Lagged;
 use crate::queue::EventQueue;
+use crate::ring::reader::{BATCH, Missed, RingReader};
 use crate::sync::{Exclusion, Mutex};
 use crate::topic::{NO_TOPIC, Pattern};
 use std::sync::Arc;
@@ -73,6 +75,7 @@ pub(crate) enum Source<T, R: Exclusion> {
     Channel(Channel<T, R>),
     #[cfg(feature = "broadcast")]
     Broadcast(broadcast::Receiver<Addressed<T>>),
+    Ring(RingReader<T, R>),
     Conflation(Arc<Mutex<R, Conflation<T>>>),
     /// The last events of topics from before the reader joined, then what it joined.
     Snapshot(Box<Snapshot<T, R>>),
@@ -97,16 +100,19 @@ impl<T, R: Exclusion> Source<T, R> {
 
     /// Returns how many events (on the shared channel: entries) wait, and how many more than
     /// `capacity` before them were overwritten.
-    fn backlog(&self, capacity: usize) -> (usize, usize) {
+    fn backlog(&mut self, capacity: usize, mut wants: impl FnMut(u32) -> bool) -> (usize, usize) {
         let queued = match self {
             Self::Channel(channel) => channel.len(),
             #[cfg(feature = "broadcast")]
             Self::Broadcast(receiver) => receiver.len(),
+            Self::Ring(reader) => return (reader.pending(&mut wants) as usize, 0),
             Self::Conflation(map) => map.lock().len(),
             Self::Snapshot(snapshot) => {
-                let then = snapshot.then.as_ref().map(|source| source.backlog(capacity));
+                let before = snapshot.events.len();
+                let wants: &mut dyn FnMut(u32) -> bool = &mut wants;
+                let then = snapshot.then.as_mut().map(|source| source.backlog(capacity, wants));
                 let (kept, uncounted) = then.unwrap_or_default();
-                return (kept + snapshot.events.len(), uncounted);
+                return (kept + before, uncounted);
             }
         };
         let kept = queued.min(capacity);
@@ -134,7 +140,7 @@ pub(crate) struct Reader<T, R: Exclusion> {
     fetched: Option<T>,
     /// A hole that was found and has still to be told (`broadcast`); never beside a fetched event.
     untold: Option<Lagged>,
-    /// By topic id, whether the pattern wants it, as far as known (`broadcast`).
+    /// By topic id, whether the pattern wants it, as far as known (`broadcast`, `ring`).
     wanted: Vec<Option<bool>>,
     /// What was pending has been discarded; what the shared channel carries since is none of its.
     has_left: bool,
@@ -166,17 +172,52 @@ impl<T: Clone, R: Exclusion> Reader<T, R> {
     /// Returns how many events (on the shared channel: entries) wait to be read, and how many were
     /// overwritten without being counted yet, because the reader has not come to them. `capacity`
     /// is that of the subscription.
-    pub(crate) fn backlog(&self, capacity: usize) -> (usize, usize) {
+    pub(crate) fn backlog(
+        &mut self,
+        capacity: usize,
+        topics: &dyn TopicNames,
+        pattern: Option<&Pattern>,
+    ) -> (usize, usize) {
         if self.has_left {
             return (0, 0);
         }
-        let (kept, uncounted) = self.source.backlog(capacity);
+        let wants = wanting(&mut self.wanted, topics, pattern);
+        let (kept, uncounted) = self.source.backlog(capacity, wants);
         (kept + usize::from(self.fetched.is_some()), uncounted)
     }
 
     /// Ends reading, after what was pending was taken.
     pub(crate) fn leave(&mut self) {
         self.has_left = true;
+    }
+
+    /// Returns how many events are pending before a sequence of a ring, where nothing has to be
+    /// taken out; `None` where they have to be.
+    pub(crate) fn pending_on_ring(
+        &mut self,
+        end: u64,
+        topics: &dyn TopicNames,
+        pattern: Option<&Pattern>,
+    ) -> Option<u64> {
+        let wants = wanting(&mut self.wanted, topics, pattern);
+        match &mut self.source {
+            Source::Ring(reader) => Some(reader.pending_before(end, wants)),
+            Source::Snapshot(snapshot) => match &mut snapshot.then {
+                Some(Source::Ring(reader)) => {
+                    Some(snapshot.events.len() as u64 + reader.pending_before(end, wants))
+                }
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Returns the most events that it ever found pending, where it is the reader who notices.
+    pub(crate) fn peak(&self) -> u64 {
+        match &self.source {
+            Source::Ring(reader) => reader.peak,
+            _ => 0,
+        }
     }
 
     pub(crate) fn has_left(&self) -> bool {
@@ -191,6 +232,7 @@ impl<T: Clone, R: Exclusion> Reader<T, R> {
             Source::Channel(_) => gone.max(self.expected),
             #[cfg(feature = "broadcast")]
             Source::Broadcast(_) => gone,
+            Source::Ring(reader) => reader.position(),
             Source::Conflation(map) => map.lock().since().unwrap_or(gone),
             Source::Snapshot(_) => 0,
         }
@@ -200,7 +242,7 @@ impl<T: Clone, R: Exclusion> Reader<T, R> {
     /// nothing.
     #[inline]
     pub(crate) fn take_ready(&mut self) -> Option<T> {
-        match &self.source {
+        match &mut self.source {
             Source::Channel(channel) if !self.holds => {
                 let next = channel.queue.pop()?;
                 if next.index != self.expected {
@@ -210,12 +252,51 @@ impl<T: Clone, R: Exclusion> Reader<T, R> {
                 self.expected += 1;
                 Some(next.event)
             }
+            Source::Ring(reader) if reader.is_wide => {
+                let mut event = None;
+                // A hole is left for `take`.
+                _ = reader.read(1, false, true, |_| true, |found: &T| event = Some(found.clone()));
+                event
+            }
             Source::Conflation(map) => {
                 let mut map = map.lock();
                 if map.missed > 0 { None } else { map.pop() }
             }
             _ => None,
         }
+    }
+
+    /// Appends up to `limit` events and returns how many; it ends before a hole.
+    #[expect(clippy::too_many_arguments, reason = "as `take`, and where to and how many")]
+    pub(crate) fn take_many(
+        &mut self,
+        batch: &mut Vec<T>,
+        limit: usize,
+        offered: u64,
+        quiet: bool,
+        walked: &mut Walked,
+        topics: &dyn TopicNames,
+        pattern: Option<&Pattern>,
+    ) -> usize {
+        let mut taken = 0;
+        while taken < limit {
+            if let Source::Ring(reader) = &mut self.source {
+                let wants = wanting(&mut self.wanted, topics, pattern);
+                let wish = (limit - taken).min(BATCH);
+                let clone = |event: &T| batch.push(event.clone());
+                match reader.read(wish, quiet, true, wants, clone) {
+                    Ok(0) | Err(_) => break,
+                    Ok(count) => taken += count,
+                }
+                continue;
+            }
+            match self.take(offered, quiet, true, walked, topics, pattern) {
+                Found::Event(event) => batch.push(event),
+                Found::Hole(_) | Found::Nothing => break,
+            }
+            taken += 1;
+        }
+        taken
     }
 
     /// Takes the next event, or tells a hole before it. `offered` was read before this call.
@@ -304,6 +385,15 @@ impl<T: Clone, R: Exclusion> Reader<T, R> {
                     }
                 }
             }
+            Source::Ring(reader) => {
+                let wants = wanting(&mut self.wanted, topics, pattern);
+                let mut event = None;
+                let clone = |found: &T| event = Some(found.clone());
+                match reader.read(1, quiet, in_batch, wants, clone) {
+                    Err(Missed { missed, exact }) => Found::Hole(Lagged { missed, exact }),
+                    Ok(_) => event.map_or(Found::Nothing, Found::Event),
+                }
+            }
             Source::Conflation(map) => {
                 let mut map = map.lock();
                 // What was overwritten was the oldest: the hole is before everything pending.
@@ -341,11 +431,14 @@ impl<T: Clone, R: Exclusion> Reader<T, R> {
         if self.fetched.is_some() || self.untold.is_some() {
             return true;
         }
-        match &self.source {
+        match &mut self.source {
             Source::Channel(channel) => channel.len() > 0 || (!quiet && offered > self.expected),
             // A hole of a map is before a pending event.
             Source::Conflation(map) => map.lock().len() > 0,
             Source::Snapshot(_) => true,
+            Source::Ring(reader) => {
+                reader.is_ready(quiet, wanting(&mut self.wanted, topics, pattern))
+            }
             #[cfg(feature = "broadcast")]
             Source::Broadcast(receiver) if pattern.is_none() => !receiver.is_empty(),
             #[cfg(feature = "broadcast")]
@@ -366,7 +459,15 @@ pub(crate) trait TopicNames {
     fn topic_name(&self, id: u32) -> Arc<str>;
 }
 
-#[cfg(feature = "broadcast")]
+/// Returns whether a pattern wants a topic, asking once for each.
+fn wanting<'a>(
+    known: &'a mut Vec<Option<bool>>,
+    topics: &'a dyn TopicNames,
+    pattern: Option<&'a Pattern>,
+) -> impl FnMut(u32) -> bool + 'a {
+    move |topic| pattern.is_none_or(|pattern| wants(known, pattern, topic, topics))
+}
+
 fn wants(
     known: &mut Vec<Option<bool>>,
     pattern: &Pattern,
@@ -382,6 +483,3 @@ fn wants(
     }
     *known[index].get_or_insert_with(|| pattern.matches(&topics.topic_name(topic)))
 }
-
-#[cfg(not(feature = "broadcast"))]
-const _: u32 = NO_TOPIC;

@@ -115,6 +115,12 @@ pub enum PublishError<T> {
     /// The bus is closed.
     #[error("the bus is closed; events can be published only before close()")]
     Closed(T),
+    /// The bus has a [`Producer`](crate::Producer), which alone publishes.
+    #[error(
+        "the bus has a Producer, and nobody else publishes as long as it lives: publish through \
+         it, or drop it"
+    )]
+    Reserved(T),
     /// The key function of a `conflate` subscription failed.
     #[error("{error}")]
     Key {
@@ -132,6 +138,7 @@ impl<T> PublishError<T> {
             Self::Full { event, .. }
             | Self::Timeout { event, .. }
             | Self::Closed(event)
+            | Self::Reserved(event)
             | Self::Key { event, .. } => event,
         }
     }
@@ -143,6 +150,7 @@ impl<T> fmt::Debug for PublishError<T> {
             Self::Full { subscriptions, .. } => write!(f, "Full({subscriptions:?})"),
             Self::Timeout { subscriptions, .. } => write!(f, "Timeout({subscriptions:?})"),
             Self::Closed(_) => f.write_str("Closed"),
+            Self::Reserved(_) => f.write_str("Reserved"),
             Self::Key { error, .. } => write!(f, "Key({error:?})"),
         }
     }

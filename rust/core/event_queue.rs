@@ -185,7 +185,9 @@ impl<T> From<PublishError<T>> for EnqueueError<T> {
                 Self::Full(event)
             }
             PublishError::Closed(event) => Self::Closed(event),
-            PublishError::Key { .. } => unreachable!("a queue has no keys"),
+            PublishError::Key { .. } | PublishError::Reserved(_) => {
+                unreachable!("a queue has neither keys nor a Producer")
+            }
         }
     }
 }

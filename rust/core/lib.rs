@@ -6,6 +6,10 @@
 
 pub mod arrow;
 mod backend;
+#[cfg(not(tickbus_loom))]
+mod barrier;
+#[cfg(tickbus_loom)]
+pub mod barrier;
 mod bus;
 mod conflation;
 mod error;
@@ -18,6 +22,10 @@ mod metrics;
 mod names;
 mod policy;
 mod queue;
+#[cfg(not(tickbus_loom))]
+mod ring;
+#[cfg(tickbus_loom)]
+pub mod ring;
 mod select;
 mod subscription;
 mod topic;
@@ -34,8 +42,8 @@ pub mod wait;
 #[cfg(feature = "broadcast")]
 pub use bus::BroadcastEventBus;
 pub use bus::{
-    Backend, Bus, BusConfig, EventBus, EventBusImpl, LockFreeEventBus, Patience, Publication,
-    Shared, SubscribeError, SubscribeOptions, WeakBus,
+    Backend, Bus, BusConfig, EventBus, EventBusImpl, LockFreeEventBus, Patience, Producer,
+    Publication, RingEventBus, Shared, Start, SubscribeError, SubscribeOptions, WeakBus,
 };
 pub use conflation::{Key, KeyFn};
 pub use error::{

@@ -38,7 +38,8 @@ pub(crate) struct Inbox<T: Clone, R: Exclusion> {
     ages: Mutex<R, Ages>,
     /// Entries of the shared channel stepped over (`broadcast`).
     unwanted: Counter,
-    /// Entries of the shared channel before it joined and when it left (`broadcast`).
+    /// Entries of the shared channel, or sequence of the ring, before it joined and when it left
+    /// (`broadcast`, `ring`).
     joined_at: u64,
     pub(crate) left_at: Counter,
     pub(crate) gate: Gate,
@@ -125,7 +126,7 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
     #[inline]
     fn pass_room_on(&self, shared: &Shared<T, R>) {
         if matches!(self.policy, Policy::Block | Policy::Reject)
-            && self.blocked.any_after_store::<R>()
+            && self.blocked.any_after_store::<R>(shared.fences)
         {
             shared.room_was_freed(self);
         }
@@ -160,16 +161,20 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
                 Step::Event(event)
             }
             Found::Hole(lagged) => Step::Lagged(lagged),
-            Found::Nothing if bus_closed => Step::Closed,
-            Found::Nothing => Step::Empty,
+            Found::Nothing => {
+                // On a ring it may have stood in the way while it looked at what it does not want.
+                if shared.ring.is_some() {
+                    self.pass_room_on(shared);
+                }
+                if bus_closed { Step::Closed } else { Step::Empty }
+            }
         }
     }
 
     /// Appends up to `limit` events and returns how many; it ends before a hole.
     fn step_many(&self, shared: &Shared<T, R>, batch: &mut Vec<T>, limit: usize) -> usize {
         let mut walked = Walked::default();
-        let before = batch.len();
-        {
+        let taken = {
             let mut reader = self.reader.lock();
             if self.closed.is_set() {
                 return 0;
@@ -177,16 +182,12 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
             let quiet = self.on_lag == OnLag::Count;
             let offered = self.offered.observe();
             let pattern = self.pattern.as_ref();
-            while batch.len() - before < limit {
-                match reader.take(offered, quiet, true, &mut walked, shared, pattern) {
-                    Found::Event(event) => batch.push(event),
-                    Found::Hole(_) | Found::Nothing => break,
-                }
-            }
+            let taken =
+                reader.take_many(batch, limit, offered, quiet, &mut walked, shared, pattern);
             self.count(&walked);
-            self.delivered.add_exclusive((batch.len() - before) as u64);
-        }
-        let taken = batch.len() - before;
+            self.delivered.add_exclusive(taken as u64);
+            taken
+        };
         if taken > 0 {
             self.pass_room_on(shared);
         }
@@ -206,6 +207,10 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
         let offered = self.offered.observe();
         let ready = reader.is_ready(offered, quiet, &mut walked, shared, self.pattern.as_ref());
         self.count(&walked);
+        drop(reader);
+        if shared.ring.is_some() {
+            self.pass_room_on(shared);
+        }
         ready
     }
 
@@ -227,6 +232,12 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
         let mut walked = Walked::default();
         let pattern = self.pattern.as_ref();
         let offered = self.offered.observe();
+        if let Some(pending) = reader.pending_on_ring(self.left_at.value(), shared, pattern) {
+            self.standing.raise_peak(reader.peak());
+            self.dropped.closed.add_exclusive(pending);
+            reader.leave();
+            return discarded;
+        }
         while let Found::Event(event) =
             reader.take(offered, true, false, &mut walked, shared, pattern)
         {
@@ -240,8 +251,8 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
 
     /// Returns the events that wait to be read and those that were overwritten without being
     /// counted yet.
-    fn backlog(&self) -> (usize, usize) {
-        self.reader.lock().backlog(self.capacity)
+    fn backlog(&self, shared: &Shared<T, R>) -> (usize, usize) {
+        self.reader.lock().backlog(self.capacity, shared, self.pattern.as_ref())
     }
 
     fn entries_passed(&self) -> u64 {
@@ -274,9 +285,11 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
     pub(crate) fn metrics(&self, shared: &Shared<T, R>, now: Instant) -> SubscriptionMetrics {
         let shared_channel = self.reads_shared_channel(shared);
         let mut ages = self.ages.lock();
-        let reader = self.reader.lock();
+        let mut reader = self.reader.lock();
         let has_left = reader.has_left();
-        let (pending, uncounted) = reader.backlog(self.capacity);
+        let on_ring = shared.ring.is_some() && self.policy != Policy::Conflate;
+        let (pending, uncounted) = reader.backlog(self.capacity, shared, self.pattern.as_ref());
+        self.standing.raise_peak(reader.peak());
         let delivered = self.delivered.value();
         let mut dropped = self.dropped.read();
         dropped.overwritten += uncounted as u64;
@@ -286,12 +299,24 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
             self.look_for_a_peak(shared);
         }
         drop(reader);
-        let (offered, indexed) = match shared_channel {
-            false => {
+        let (offered, indexed) = match (shared_channel, &shared.ring) {
+            (_, Some(ring)) if on_ring => {
+                let end = match has_left {
+                    true => self.left_at.observe(),
+                    false => ring.right.tail(),
+                };
+                let offered = match self.pattern {
+                    None => self.offered.value() + end.saturating_sub(self.joined_at),
+                    // Publishing looks at no subscription: what was offered is what became of it.
+                    Some(_) => delivered + dropped.total() + pending as u64,
+                };
+                (offered, end)
+            }
+            (false, _) => {
                 let offered = self.offered.observe();
                 (offered, offered)
             }
-            true => {
+            (true, _) => {
                 let end = match has_left {
                     true => self.left_at.observe(),
                     false => shared.sent.observe(),
@@ -382,7 +407,7 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
 
     /// Returns how many events wait to be read.
     pub fn pending(&self) -> usize {
-        self.inbox.backlog().0
+        self.inbox.backlog(&self.shared).0
     }
 
     /// Returns whether it was closed, by itself or with its bus.
@@ -544,7 +569,7 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
     /// Wakes another sleeper if something is left to receive: for a reader that was woken and goes
     /// away without receiving.
     pub fn pass_on(&self) {
-        if self.inbox.gate.sleepers.any_after_store::<R>() && self.is_ready() {
+        if self.inbox.gate.sleepers.any_after_store::<R>(self.shared.fences) && self.is_ready() {
             self.inbox.gate.wake_one();
         }
     }
@@ -564,14 +589,12 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
 
     /// Asks for wake-ups: from now on publishing calls the waker. Look again before sleeping.
     pub fn arm(&self) {
-        self.shared.sleepers.arm::<R>();
-        self.inbox.gate.sleepers.arm::<R>();
+        self.shared.arm(&self.inbox);
     }
 
     /// Takes one [`EventSubscription::arm`] back.
     pub fn disarm(&self) {
-        self.inbox.gate.sleepers.disarm::<R>();
-        self.shared.sleepers.disarm::<R>();
+        self.shared.disarm(&self.inbox);
     }
 }
 
@@ -599,16 +622,14 @@ struct Sleeping<'a, T: Clone, R: Exclusion> {
 
 impl<'a, T: Clone, R: Exclusion> Sleeping<'a, T, R> {
     fn new(shared: &'a Shared<T, R>, inbox: &'a Inbox<T, R>) -> Self {
-        shared.sleepers.arm::<R>();
-        inbox.gate.sleepers.arm::<R>();
+        shared.arm(inbox);
         Self { shared, inbox }
     }
 }
 
 impl<T: Clone, R: Exclusion> Drop for Sleeping<'_, T, R> {
     fn drop(&mut self) {
-        self.inbox.gate.sleepers.disarm::<R>();
-        self.shared.sleepers.disarm::<R>();
+        self.shared.disarm(self.inbox);
     }
 }
 

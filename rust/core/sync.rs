@@ -10,10 +10,50 @@ use crate::queue::{CrossbeamQueue, EventQueue};
 #[cfg(not(any(tickbus_loom, tickbus_tsan)))]
 pub(crate) use std::sync::atomic::fence;
 #[cfg(not(tickbus_loom))]
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 #[cfg(tickbus_loom)]
-pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+pub(crate) use loom::cell::UnsafeCell;
+#[cfg(tickbus_loom)]
+pub(crate) use loom::sync::atomic::{
+    AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+};
+
+/// A cell with loom's interface, so that loom sees who touches it when.
+#[cfg(not(tickbus_loom))]
+#[derive(Debug)]
+pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
+
+#[cfg(not(tickbus_loom))]
+impl<T> UnsafeCell<T> {
+    pub(crate) const fn new(value: T) -> Self {
+        Self(std::cell::UnsafeCell::new(value))
+    }
+
+    #[inline(always)]
+    pub(crate) fn with<O>(&self, f: impl FnOnce(*const T) -> O) -> O {
+        f(self.0.get())
+    }
+
+    #[inline(always)]
+    pub(crate) fn with_mut<O>(&self, f: impl FnOnce(*mut T) -> O) -> O {
+        f(self.0.get())
+    }
+}
+
+/// Lets others run in a loop that waits for another thread's next instructions.
+#[inline]
+pub(crate) fn wait_a_moment(rounds: &mut u32) {
+    #[cfg(tickbus_loom)]
+    loom::thread::yield_now();
+    #[cfg(not(tickbus_loom))]
+    match *rounds < 64 {
+        true => std::hint::spin_loop(),
+        // It may have lost its core.
+        false => std::thread::yield_now(),
+    }
+    *rounds = rounds.saturating_add(1);
+}
 
 /// The mutual exclusion under which a bus publishes and a subscription reads.
 ///
@@ -56,15 +96,21 @@ pub(crate) fn store_load_fence<R: Exclusion>() {
     if !R::SERIALIZES_SLEEP {
         // ORDERING: pairs with the same fence on the other side of the handshake; wait.rs has
         // the table.
-        #[cfg(not(tickbus_tsan))]
-        fence(Ordering::SeqCst);
-        // ThreadSanitizer does not see fences. Changing one variable orders at least as much: of
-        // two threads that do it, the second sees what the first did before.
-        #[cfg(tickbus_tsan)]
-        {
-            static ORDERED: AtomicUsize = AtomicUsize::new(0);
-            ORDERED.fetch_add(1, Ordering::SeqCst);
-        }
+        full_fence();
+    }
+}
+
+/// ORDERING: of two threads that pass here, one comes first and the other sees its stores.
+#[inline]
+pub(crate) fn full_fence() {
+    #[cfg(not(tickbus_tsan))]
+    fence(Ordering::SeqCst);
+    // ThreadSanitizer does not see fences. Changing one variable orders at least as much: of
+    // two threads that do it, the second sees what the first did before.
+    #[cfg(tickbus_tsan)]
+    {
+        static ORDERED: AtomicUsize = AtomicUsize::new(0);
+        ORDERED.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -96,6 +142,12 @@ impl Counter {
     #[inline]
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Changes the number; the caller is the only writer and what it wrote before does not matter.
+    #[inline]
+    pub(crate) fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
     }
 
     /// Publishes a value together with everything written before it.

@@ -4,19 +4,64 @@
 //! join and leave. Publishing reads one row, whatever the number of patterns.
 
 use crate::error::ConfigError;
+use crate::sync::Counter;
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 /// The most bytes a topic or pattern may have.
 pub const MAX_TOPIC_BYTES: usize = 255;
 
 /// A topic known to a bus; publishing on it looks nothing up.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone)]
 pub struct Topic {
     pub(crate) bus: u64,
     pub(crate) id: u32,
     pub(crate) name: Arc<str>,
+    pub(crate) interest: Arc<Interest>,
+}
+
+impl PartialEq for Topic {
+    fn eq(&self, other: &Self) -> bool {
+        (self.bus, self.id) == (other.bus, other.id)
+    }
+}
+
+impl Eq for Topic {}
+
+impl Hash for Topic {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.bus, self.id).hash(state);
+    }
+}
+
+/// How many subscriptions want a topic, and which: for publishers that do not hold the token, and
+/// may find what was true a moment ago.
+#[derive(Debug, Default)]
+pub(crate) struct Interest {
+    wanting: Counter,
+    /// The slots below 64, a bit each.
+    mask: Counter,
+    /// How many of the wanting have a higher slot.
+    beyond: Counter,
+}
+
+impl Interest {
+    #[inline]
+    pub(crate) fn wanting(&self) -> usize {
+        self.wanting.value() as usize
+    }
+
+    #[inline]
+    pub(crate) fn mask(&self) -> u64 {
+        self.mask.value()
+    }
+
+    #[inline]
+    pub(crate) fn goes_beyond(&self) -> bool {
+        self.beyond.value() > 0
+    }
 }
 
 impl Topic {
@@ -139,11 +184,41 @@ struct Row {
     name: Arc<str>,
     /// Slots of the subscriptions that want the topic, in the order in which they joined.
     wanted: Vec<u32>,
+    /// The same as bits, 64 slots each.
+    masks: Vec<u64>,
+    interest: Arc<Interest>,
+}
+
+/// Slots in one word of a mask.
+const MASK_BITS: usize = u64::BITS as usize;
+
+impl Row {
+    fn new(name: Arc<str>, wanted: Vec<u32>) -> Self {
+        let mut row = Self { name, wanted, masks: Vec::new(), interest: Arc::default() };
+        row.tell_interest();
+        row
+    }
+
+    fn tell_interest(&mut self) {
+        self.masks.clear();
+        for &slot in &self.wanted {
+            let word = slot as usize / MASK_BITS;
+            if self.masks.len() <= word {
+                self.masks.resize(word + 1, 0);
+            }
+            self.masks[word] |= 1 << (slot as usize % MASK_BITS);
+        }
+        let first = self.masks.first().copied().unwrap_or(0);
+        let wanting = self.wanted.len() as u64;
+        self.interest.mask.set(first);
+        self.interest.wanting.set(wanting);
+        self.interest.beyond.set(wanting - u64::from(first.count_ones()));
+    }
 }
 
 impl TopicTable {
     pub(crate) fn new(max_topics: usize) -> Self {
-        let untitled = Row { name: "".into(), wanted: Vec::new() };
+        let untitled = Row::new("".into(), Vec::new());
         Self { ids: HashMap::new(), rows: vec![untitled], max_topics }
     }
 
@@ -172,7 +247,7 @@ impl TopicTable {
             .filter(|(_, pattern)| pattern.is_none_or(|pattern| pattern.matches(&name)))
             .map(|(slot, _)| slot)
             .collect();
-        self.rows.push(Row { name: name.clone(), wanted });
+        self.rows.push(Row::new(name.clone(), wanted));
         self.ids.insert(name.clone(), id);
         Ok((id, name))
     }
@@ -191,6 +266,16 @@ impl TopicTable {
         &self.rows[id as usize].wanted
     }
 
+    /// Returns which of the 64 slots from `word * 64` on want the topic.
+    #[inline]
+    pub(crate) fn mask(&self, id: u32, word: usize) -> u64 {
+        self.rows[id as usize].masks.get(word).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn interest(&self, id: u32) -> &Arc<Interest> {
+        &self.rows[id as usize].interest
+    }
+
     pub(crate) fn join(&mut self, slot: u32, pattern: Option<&Pattern>) {
         for (id, row) in self.rows.iter_mut().enumerate() {
             let wants = match pattern {
@@ -199,13 +284,18 @@ impl TopicTable {
             };
             if wants {
                 row.wanted.push(slot);
+                row.tell_interest();
             }
         }
     }
 
     pub(crate) fn leave(&mut self, slot: u32) {
         for row in &mut self.rows {
+            let before = row.wanted.len();
             row.wanted.retain(|&wanting| wanting != slot);
+            if row.wanted.len() < before {
+                row.tell_interest();
+            }
         }
     }
 }

@@ -19,7 +19,8 @@
 //! Readers sleep for events and publishers sleep for room by the same protocol.
 //! `tests/loom.rs` checks it, and that it fails without either fence.
 
-use crate::sync::{AtomicUsize, Exclusion, Ordering, store_load_fence};
+use crate::barrier::Fences;
+use crate::sync::{AtomicU64, AtomicUsize, Exclusion, Ordering};
 use std::cell::Cell;
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -43,12 +44,19 @@ impl Default for Sleepers {
 impl Sleepers {
     /// Step S1: announces a sleeper, who must look again before it parks.
     #[inline]
-    pub fn arm<R: Exclusion>(&self) {
+    pub fn arm<R: Exclusion>(&self, fences: Fences) {
+        self.count_in::<R>();
+        if !R::SERIALIZES_SLEEP {
+            fences.rarely();
+        }
+    }
+
+    /// As `arm`, for who fences later.
+    pub(crate) fn count_in<R: Exclusion>(&self) {
         match R::SERIALIZES_SLEEP {
             true => self.0.store(self.0.load(Ordering::Relaxed) + 1, Ordering::Relaxed),
             false => _ = self.0.fetch_add(1, Ordering::Relaxed),
         }
-        store_load_fence::<R>();
     }
 
     /// Takes an announcement back.
@@ -60,6 +68,11 @@ impl Sleepers {
         }
     }
 
+    /// Returns how many there are.
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// Step W2 after its fence: returns whether somebody must be woken.
     #[inline]
     pub fn any(&self) -> bool {
@@ -68,9 +81,47 @@ impl Sleepers {
 
     /// Step W2 with its fence.
     #[inline]
-    pub fn any_after_store<R: Exclusion>(&self) -> bool {
-        store_load_fence::<R>();
+    pub fn any_after_store<R: Exclusion>(&self, fences: Fences) -> bool {
+        if !R::SERIALIZES_SLEEP {
+            fences.often();
+        }
         self.any()
+    }
+}
+
+/// In which of the first 64 slots somebody is asleep, or was not long ago: what a publisher who
+/// holds no lock compares with those that want its event.
+#[derive(Debug)]
+pub struct Asleep(AtomicU64);
+
+impl Default for Asleep {
+    fn default() -> Self {
+        Self(AtomicU64::new(0))
+    }
+}
+
+impl Asleep {
+    fn bit(slot: u32) -> u64 {
+        1_u64.checked_shl(slot).unwrap_or(0)
+    }
+
+    /// Notes a sleeper, who was counted before and has still to fence and to look again.
+    pub fn note(&self, slot: u32) {
+        // ORDERING: with `forget`, in whose order it is: a publisher that forgets a sleeper noted
+        // before counts it afterwards.
+        self.0.fetch_or(Self::bit(slot), Ordering::AcqRel);
+    }
+
+    /// Forgets the sleepers of a slot; the caller counts them afterwards, and notes them again if
+    /// some are left that nobody wakes.
+    pub fn forget(&self, slot: u32) {
+        self.0.fetch_and(!Self::bit(slot), Ordering::AcqRel);
+    }
+
+    /// Returns whether somebody sleeps in a slot of the mask.
+    #[inline]
+    pub fn any_of(&self, mask: u64) -> bool {
+        self.0.load(Ordering::Relaxed) & mask != 0
     }
 }
 

@@ -14,10 +14,14 @@ import uvloop
 
 import tickbus
 
-BACKENDS = ("lock_free", "broadcast")
+BACKENDS = ("lock_free", "broadcast", "ring")
+RELEASING_BACKENDS = ("lock_free", "broadcast")
+"""Those that let go of an event once everybody has received it; a ring keeps it until it has come
+round."""
 POLICIES = {
     "lock_free": ("block", "reject", "drop_newest", "drop_oldest", "conflate"),
     "broadcast": ("drop_oldest", "conflate"),
+    "ring": ("block", "reject", "drop_oldest", "conflate"),
 }
 
 

@@ -14,6 +14,7 @@ import pytest
 
 import tickbus
 from support import (
+    RELEASING_BACKENDS,
     Hole,
     MakeBus,
     assert_sums_closed,
@@ -25,6 +26,8 @@ from support import (
     run,
     spin,
 )
+
+releasing = pytest.mark.parametrize("backend", RELEASING_BACKENDS, indirect=True)
 
 Bus = tickbus.EventBus[Any]
 Quote = tuple[Hashable, int]
@@ -264,6 +267,7 @@ def test_key_functions_hashes_and_comparisons_may_use_the_bus(make_bus: MakeBus)
     assert_sums_closed(bus)
 
 
+@releasing
 def test_distinct_keys_are_not_bounded_and_those_out_of_use_are_released(
     make_bus: MakeBus,
 ) -> None:
@@ -337,6 +341,7 @@ def test_cycles_through_pending_events_keys_and_functions_are_collected(
     assert watched_bus() is None
 
 
+@releasing
 def test_replaced_events_are_released_at_once_and_may_publish(make_bus: MakeBus) -> None:
     bus = make_bus()
     subscription = bus.subscribe(policy="conflate")

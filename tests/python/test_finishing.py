@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 import tickbus
-from support import MakeBus, run
+from support import RELEASING_BACKENDS, MakeBus, run
+
+releasing = pytest.mark.parametrize("backend", RELEASING_BACKENDS, indirect=True)
 
 
 class Payload:
@@ -147,6 +149,7 @@ def test_a_stop_iteration_that_was_handled_keeps_no_frame_alive(make_bus: MakeBu
     assert frame() is None
 
 
+@releasing
 @pytest.mark.parametrize("method", ["recv", "__anext__"])
 def test_an_event_is_freed_when_its_reader_drops_it(make_bus: MakeBus, method: str) -> None:
     bus = make_bus()
@@ -166,6 +169,7 @@ def test_an_event_is_freed_when_its_reader_drops_it(make_bus: MakeBus, method: s
     run(read)
 
 
+@releasing
 def test_an_event_is_freed_when_the_awaitable_that_gave_it_is(make_bus: MakeBus) -> None:
     bus = make_bus()
     subscription = bus.subscribe_async()
@@ -182,6 +186,7 @@ def test_an_event_is_freed_when_the_awaitable_that_gave_it_is(make_bus: MakeBus)
     run(read)
 
 
+@releasing
 def test_code_that_runs_when_an_event_ends_may_finish_other_awaitables(make_bus: MakeBus) -> None:
     bus = make_bus()
     subscription = bus.subscribe_async()

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 import tickbus
-from support import MakeBus, assert_sums_closed, read_all
+from support import RELEASING_BACKENDS, MakeBus, assert_sums_closed, read_all
 
 lock_free = pytest.mark.parametrize("backend", ["lock_free"], indirect=True)
+releasing = pytest.mark.parametrize("backend", RELEASING_BACKENDS, indirect=True)
 
 
 class Payload:
@@ -43,6 +44,7 @@ def test_a_cycle_from_a_pending_event_back_to_its_bus_is_collected(
     assert watched_bus() is None
 
 
+@releasing
 def test_a_pending_event_lives_until_it_is_received(make_bus: MakeBus) -> None:
     bus = make_bus(4)
     subscription = bus.subscribe()
@@ -52,6 +54,7 @@ def test_a_pending_event_lives_until_it_is_received(make_bus: MakeBus) -> None:
     assert _alive([watched]) == 0
 
 
+@releasing
 def test_an_event_lives_until_its_last_reader_has_received_it(make_bus: MakeBus) -> None:
     bus = make_bus(4)
     first, second = bus.subscribe(), bus.subscribe()
@@ -62,6 +65,7 @@ def test_an_event_lives_until_its_last_reader_has_received_it(make_bus: MakeBus)
     assert _alive([watched]) == 0
 
 
+@releasing
 def test_an_event_that_nobody_wants_is_released_at_once(make_bus: MakeBus) -> None:
     bus = make_bus(4)
     assert _alive([weakref.ref(_publish_new(bus))]) == 0
@@ -69,6 +73,7 @@ def test_an_event_that_nobody_wants_is_released_at_once(make_bus: MakeBus) -> No
         assert _alive([weakref.ref(_publish_new(bus))]) == 0
 
 
+@releasing
 def test_overwritten_events_are_released(make_bus: MakeBus) -> None:
     bus = make_bus(4)
     subscription = bus.subscribe(policy="drop_oldest")
@@ -100,6 +105,7 @@ def test_events_without_room_are_released(make_bus: MakeBus, policy: str) -> Non
     assert_sums_closed(bus)
 
 
+@releasing
 def test_closing_a_subscription_releases_its_pending_events(make_bus: MakeBus) -> None:
     bus = make_bus(4)
     subscription = bus.subscribe()
@@ -131,6 +137,7 @@ def test_a_subscription_outlives_the_name_of_its_bus(backend: str) -> None:
         assert list(subscription) == ["event"]
 
 
+@releasing
 def test_many_events_through_a_bus_leave_nothing_behind(make_bus: MakeBus) -> None:
     bus = make_bus(64)
     first, second = bus.subscribe(), bus.subscribe()

@@ -11,7 +11,18 @@ from typing import Any
 import pytest
 
 import tickbus
-from support import Hole, MakeBus, assert_sums_closed, drops, read_all, read_to_the_end, row_of
+from support import (
+    RELEASING_BACKENDS,
+    Hole,
+    MakeBus,
+    assert_sums_closed,
+    drops,
+    read_all,
+    read_to_the_end,
+    row_of,
+)
+
+releasing = pytest.mark.parametrize("backend", RELEASING_BACKENDS, indirect=True)
 
 
 def test_the_last_event_of_a_topic_is_readable_without_subscribing(make_bus: MakeBus) -> None:
@@ -123,6 +134,7 @@ def test_leaving_counts_the_rest_of_a_snapshot_as_closed(make_bus: MakeBus) -> N
     assert bus.metrics().total_dropped == 2
 
 
+@releasing
 def test_events_that_are_no_longer_the_last_are_released(backend: str) -> None:
     class Payload:
         """An event that can be watched."""

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 import tickbus
-from support import MakeBus, assert_sums_closed, read_all, run
+from support import RELEASING_BACKENDS, MakeBus, assert_sums_closed, read_all, run
 
 lock_free = pytest.mark.parametrize("backend", ["lock_free"], indirect=True)
+releasing = pytest.mark.parametrize("backend", RELEASING_BACKENDS, indirect=True)
 
 Act = Callable[[tickbus.EventBus[Any], tickbus.EventSubscription[Any]], object]
 
@@ -69,6 +70,7 @@ def _nothing_left() -> Iterator[None]:
     _Watched.ended = 0
 
 
+@releasing
 @acts
 @triggers
 def test_a_destructor_may_use_the_bus_that_drops_it(
@@ -85,6 +87,7 @@ def test_a_destructor_may_use_the_bus_that_drops_it(
     assert_sums_closed(bus)
 
 
+@releasing
 @acts
 @triggers
 def test_a_weakref_callback_may_use_the_bus_that_drops_its_object(
@@ -138,7 +141,7 @@ def test_a_destructor_of_a_refused_event_may_use_the_bus(
 def test_a_topic_of_a_subclass_of_str_is_its_text_whatever_it_does(
     make_bus: MakeBus, act: str
 ) -> None:
-    bus = make_bus(4, drop_oldest=True)
+    bus = make_bus(8, drop_oldest=True)
     subscription = bus.subscribe("trades.*", on_lag="count")
     calls = 0
 
@@ -231,6 +234,7 @@ def test_a_hostile_payload_that_is_refused_does_not_spoil_the_error(make_bus: Ma
         assert str(subscription.id) in str(caught.value)
 
 
+@releasing
 def test_a_destructor_that_raises_harms_only_itself(
     make_bus: MakeBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,22 +64,25 @@ pub trait EventBus<T: Clone> {
         I: IntoIterator<Item = T>,
         Self: Sized,
     {
-        let patience = self.bus().backpressure().max_block_duration;
-        let mut deadline = None;
-        let mut accepted = 0;
-        for event in events {
-            let entry = self.bus().enter();
-            self.bus()
-                .publish_ready(event, None, entry)
-                .or_else(|event| {
-                    self.bus().publication_since(entry, event, None, false).run(|| {
-                        *deadline.get_or_insert_with(|| Instant::now().checked_add(patience))
-                    })
-                })
-                .map_err(|error| PublishManyError { accepted, error })?;
-            accepted += 1;
-        }
-        Ok(accepted)
+        self.bus().publish_each(None, events)
+    }
+
+    /// Publishes clones of events in order, with one patience for all, and returns how many. On a
+    /// ring a stretch of them is published at once.
+    ///
+    /// # Errors
+    ///
+    /// `PublishManyError` with the number of events published before the one that failed.
+    ///
+    /// # Panics
+    ///
+    /// If the topic belongs to another bus.
+    fn publish_batch(
+        &self,
+        topic: Option<&Topic>,
+        events: &[T],
+    ) -> Result<usize, PublishManyError<T>> {
+        self.bus().publish_batch(topic, events)
     }
 
     /// Publishes an event, waiting its turn without blocking the thread. The patience is the
@@ -230,6 +233,20 @@ face!(
     Broadcast
 );
 
+face!(
+    /// One sequence of slots, and a cursor for each subscription: publishing writes one slot,
+    /// whatever the number of subscriptions, and every subscription sees the same order.
+    ///
+    /// The ring has the room: a subscription that stands a whole ring behind stops publishing,
+    /// moves on or is told that events are missing, by its policy. An event stays in its slot, and
+    /// alive, until the ring has come round.
+    ///
+    /// While a reader clones an event its place is pinned, and a publisher that must move it on
+    /// waits for that: a `Clone` that publishes to the same bus may wait for itself.
+    RingEventBus,
+    Ring
+);
+
 /// A bus on a backend chosen at run time.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -239,6 +256,8 @@ pub enum EventBusImpl<T: Clone> {
     Broadcast(BroadcastEventBus<T>),
     /// One bounded channel per subscription.
     LockFree(LockFreeEventBus<T>),
+    /// One sequence of slots for all subscriptions.
+    Ring(RingEventBus<T>),
 }
 
 impl<T: Clone> EventBusImpl<T> {
@@ -252,6 +271,7 @@ impl<T: Clone> EventBusImpl<T> {
             #[cfg(feature = "broadcast")]
             Backend::Broadcast => Self::Broadcast(BroadcastEventBus::with_config(config)?),
             Backend::LockFree => Self::LockFree(LockFreeEventBus::with_config(config)?),
+            Backend::Ring => Self::Ring(RingEventBus::with_config(config)?),
         })
     }
 }
@@ -263,6 +283,7 @@ impl<T: Clone> EventBus<T> for EventBusImpl<T> {
             #[cfg(feature = "broadcast")]
             Self::Broadcast(bus) => bus.bus(),
             Self::LockFree(bus) => bus.bus(),
+            Self::Ring(bus) => bus.bus(),
         }
     }
 }

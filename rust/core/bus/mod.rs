@@ -14,38 +14,45 @@
 //! a publication that lacks a key when it has the token gives it back, asks, and tries again.
 
 mod faces;
+mod on_ring;
 mod options;
+mod producer;
 mod publication;
 mod publishing;
 mod slot;
 
 #[cfg(feature = "broadcast")]
 pub use faces::BroadcastEventBus;
-pub use faces::{EventBus, EventBusImpl, LockFreeEventBus};
-pub use options::{Backend, BusConfig, SubscribeError, SubscribeOptions};
+pub use faces::{EventBus, EventBusImpl, LockFreeEventBus, RingEventBus};
+pub use options::{Backend, BusConfig, Start, SubscribeError, SubscribeOptions};
+pub use producer::Producer;
 pub use publication::{Patience, Publication};
 
 use crate::backend::{Channel, Reader, Source, TopicNames};
+use crate::barrier::Fences;
 use crate::conflation::Conflation;
-use crate::error::{ConfigError, PublishError};
+use crate::error::{ConfigError, PublishError, PublishManyError};
 use crate::histogram::{Entry, Latencies};
 use crate::last::LastEvents;
 use crate::metrics::{EventBusMetrics, Explanation, SubscriptionMetrics, Warning};
 use crate::policy::{BackpressureConfig, Policy, rounded_capacity};
+use crate::ring::Ring;
+use crate::ring::cursor::Cursor;
+use crate::ring::reader::RingReader;
+use crate::ring::sweep::Member;
 use crate::subscription::{EventSubscription, Inbox};
 use crate::sync::{
     AtomicU64, Counter, Exclusion, Flag, Mutex, Ordering, ThreadExclusion, store_load_fence,
 };
-use crate::topic::{NO_TOPIC, Topic, TopicTable, check_topic};
-use crate::wait::Sleepers;
+use crate::topic::{Interest, NO_TOPIC, Topic, TopicTable, check_topic};
+use crate::wait::{Asleep, Sleepers};
 use arc_swap::ArcSwap;
+use on_ring::{RingState, apart};
 use parking_lot::RwLock;
 use publication::Pending;
 use publishing::PublishState;
-use slot::{Carrier, Conflating, NEWCOMER, Other, Slot};
-use smallvec::SmallVec;
+use slot::{Carrier, Conflating, OnRing, Other, Slot};
 use std::fmt;
-use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 use tokio::sync::Notify;
@@ -116,6 +123,12 @@ pub struct Shared<T: Clone, R: Exclusion> {
     /// kept.
     may_skip_decisions: bool,
     token: Mutex<R, PublishState<T, R>>,
+    /// What publishers on a ring look at without the token.
+    pub(crate) ring: Option<Arc<Ring<T, R>>>,
+    untitled: Arc<Interest>,
+    pub(crate) asleep: Asleep,
+    /// Those between whoever publishes or reads and whoever is about to sleep.
+    pub(crate) fences: Fences,
     /// The subscriptions, for readers of metrics, who never take the token.
     roster: ArcSwap<Roster<T, R>>,
     latencies: Latencies<R>,
@@ -156,14 +169,60 @@ impl<T: Clone, R: Exclusion> TopicNames for Shared<T, R> {
 }
 
 impl<T: Clone, R: Exclusion> Shared<T, R> {
+    /// Returns whether subscriptions have no channels of their own.
+    #[cfg(feature = "broadcast")]
     pub(crate) fn is_shared_channel(&self) -> bool {
-        self.backend != Backend::LockFree
+        self.backend == Backend::Broadcast
+    }
+
+    #[cfg(not(feature = "broadcast"))]
+    pub(crate) fn is_shared_channel(&self) -> bool {
+        false
+    }
+
+    /// Returns the id of a topic, and who wants it.
+    #[inline]
+    fn address<'a>(&'a self, topic: Option<&'a Topic>) -> (u32, &'a Interest) {
+        let Some(topic) = topic else { return (NO_TOPIC, &self.untitled) };
+        assert!(
+            topic.bus == self.id,
+            "topic {:?} belongs to another bus; make it with topic() of this one",
+            topic.name
+        );
+        (topic.id, &topic.interest)
+    }
+
+    /// Returns how many events were published.
+    fn published(&self) -> u64 {
+        self.ring.as_ref().map_or_else(|| self.published.value(), |ring| ring.right.tail())
+    }
+
+    /// Step S1 for a reader: notes that it is about to sleep. It must look again.
+    pub(crate) fn arm(&self, inbox: &Inbox<T, R>) {
+        self.sleepers.count_in::<R>();
+        inbox.gate.sleepers.count_in::<R>();
+        if self.ring.is_some() {
+            self.asleep.note(inbox.slot);
+        }
+        if !R::SERIALIZES_SLEEP {
+            self.fences.rarely();
+        }
+    }
+
+    /// Takes one `arm` back.
+    pub(crate) fn disarm(&self, inbox: &Inbox<T, R>) {
+        inbox.gate.sleepers.disarm::<R>();
+        self.sleepers.disarm::<R>();
     }
 
     fn close(&self) {
         let lines: Vec<Arc<Notify>> = {
             let mut state = self.token.lock();
+            let paused = self.ring.as_ref().map(|ring| ring.right.pause());
             state.closed = true;
+            if let Some(paused) = paused {
+                paused.grant(0);
+            }
             state
                 .slots
                 .iter()
@@ -194,6 +253,14 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
 
     fn subscribe(&self, options: SubscribeOptions<T>) -> Result<Arc<Inbox<T, R>>, SubscribeError> {
         let policy = self.backend.policy(options.policy, self.config.backpressure.drop_oldest)?;
+        if options.start != Start::Now && (self.ring.is_none() || policy == Policy::Conflate) {
+            return Err(ConfigError::new(format!(
+                "start was {:?}; only backend ring keeps events for who joins late, and not for \
+                 policy conflate: use backend ring, or Start::Now",
+                options.start
+            ))
+            .into());
+        }
         if options.key.is_some() && policy != Policy::Conflate {
             return Err(ConfigError::new(format!(
                 "key was given with policy {}; only conflate has keys: ask for policy conflate, or \
@@ -219,8 +286,15 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         if let Some(name) = &options.name {
             check_name(name, roster.inboxes.iter().map(|other| &other.name))?;
         }
+        let mut member = None;
+        let mut late = 0;
+        let mut joined_at = self.sent.value();
         let (capacity, carrier, source) = match self.backend {
             _ if policy == Policy::Conflate => {
+                // From now on every publication asks.
+                if let Some(ring) = &self.ring {
+                    ring.right.pause().grant(0);
+                }
                 let map = Arc::new(Mutex::new(Conflation::new(capacity)));
                 let conflating = Conflating { map: map.clone(), key: options.key };
                 let carrier = Carrier::Other(Other::Conflating(Box::new(conflating)));
@@ -230,16 +304,50 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
                 let channel = Channel::new(capacity);
                 (capacity, Carrier::Own(channel.clone()), Source::Channel(channel))
             }
+            _ if capacity > self.capacity => {
+                return Err(ConfigError::new(format!(
+                    "capacity was {capacity}; what all subscriptions share on backend {} holds \
+                     {}: ask for less, make the bus with more, or use backend lock_free",
+                    self.backend.name(),
+                    self.capacity
+                ))
+                .into());
+            }
+            Backend::Ring => {
+                let Some(ring) = &self.ring else { return Err(SubscribeError::Closed) };
+                let tail = ring.right.tail();
+                let oldest = state.ring.as_ref().map_or(tail, RingState::oldest_kept);
+                let wanted = match options.start {
+                    Start::Now => tail,
+                    Start::OldestKept => oldest,
+                    Start::Sequence(sequence) if sequence > tail => {
+                        return Err(ConfigError::new(format!(
+                            "start was sequence {sequence}; the next event has {tail}: ask for \
+                             one that was published, or for Start::Now"
+                        ))
+                        .into());
+                    }
+                    Start::Sequence(sequence) => sequence,
+                };
+                let position = wanted.max(oldest);
+                let cursor = Arc::new(Cursor::new(position));
+                let is_wide = options.pattern.is_none();
+                let stays = is_wide && policy == Policy::Reject;
+                member = Some(Member::new(
+                    cursor.clone(),
+                    is_wide,
+                    policy == Policy::DropOldest,
+                    position,
+                ));
+                late = position - wanted;
+                joined_at = wanted;
+                let place = OnRing { ring: ring.clone(), cursor: cursor.clone() };
+                let reader = RingReader::new(ring.clone(), cursor, is_wide, stays, late);
+                let carrier = Carrier::Other(Other::Ring(Box::new(place)));
+                (self.capacity, carrier, Source::Ring(reader))
+            }
             #[cfg(feature = "broadcast")]
             Backend::Broadcast => {
-                if capacity > self.capacity {
-                    return Err(ConfigError::new(format!(
-                        "capacity was {capacity}; the shared channel holds {}: ask for less, make \
-                         the bus with more, or use backend lock_free",
-                        self.capacity
-                    ))
-                    .into());
-                }
                 let Some(sender) = &state.broadcast else { return Err(SubscribeError::Closed) };
                 let source = Source::Broadcast(sender.subscribe());
                 (self.capacity, Carrier::Other(Other::Shared), source)
@@ -272,16 +380,20 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             capacity,
             options.pattern,
             offered,
-            self.sent.value(),
+            joined_at,
             Reader::new(source.after(snapshot), offered),
         ));
+        inbox.dropped.overwritten.add_exclusive(late);
+        if let (Some(member), Some(ring)) = (member, &mut state.ring) {
+            ring.join(slot, member);
+        }
         let conflates = policy == Policy::Conflate;
         state.conflating += usize::from(conflates);
         state.slots[slot] = Some(Slot {
             inbox: inbox.clone(),
             policy,
             carrier,
-            room: if conflates { 0 } else { capacity },
+            room: if conflates || self.ring.is_some() { 0 } else { capacity },
             offered,
             peak_holds_until: 0,
             warned: false,
@@ -302,8 +414,16 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             }
             state.topics.leave(inbox.slot);
             state.conflating -= usize::from(inbox.policy == Policy::Conflate);
-            inbox.left_at.publish(self.sent.value());
+            inbox.left_at.publish(match &self.ring {
+                Some(ring) => ring.right.tail(),
+                None => self.sent.value(),
+            });
             let discarded = inbox.discard(self);
+            if let Some(ring) = &mut state.ring
+                && let Some(member) = ring.members.get_mut(inbox.slot as usize)
+            {
+                *member = None;
+            }
             let Roster { inboxes, left_dropped } = &**self.roster.load();
             let mut inboxes = inboxes.clone();
             inboxes.retain(|other| other.id != inbox.id);
@@ -376,6 +496,15 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
             ));
         }
         let latencies = Latencies::new(config.latency_sampling)?;
+        let topics = TopicTable::new(config.max_topics);
+        let untitled = topics.interest(NO_TOPIC).clone();
+        let (ring, fences) = match backend {
+            Backend::Ring => {
+                let fences = if R::SERIALIZES_SLEEP { Fences::Symmetric } else { Fences::best() };
+                (Some(Arc::new(Ring::new(capacity, fences))), fences)
+            }
+            _ => (None, Fences::Symmetric),
+        };
         let shared = Shared {
             id: next_bus_id(),
             backend,
@@ -384,7 +513,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
                 && config.keep_last.is_none(),
             token: Mutex::new(PublishState {
                 slots: Vec::new(),
-                topics: TopicTable::new(config.max_topics),
+                topics,
                 next_ticket: 0,
                 closed: false,
                 conflating: 0,
@@ -392,7 +521,12 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
                 #[cfg(feature = "broadcast")]
                 broadcast: (backend == Backend::Broadcast)
                     .then(|| broadcast::Sender::new(capacity)),
+                ring: ring.clone().map(RingState::new),
             }),
+            untitled,
+            asleep: Asleep::default(),
+            fences,
+            ring,
             roster: ArcSwap::default(),
             latencies,
             topic_names: RwLock::new(vec!["".into()]),
@@ -460,7 +594,8 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         if let Some(last) = last {
             last.learn(id, &name);
         }
-        Ok(Topic { bus: self.shared().id, id, name })
+        let interest = topics.interest(id).clone();
+        Ok(Topic { bus: self.shared().id, id, name, interest })
     }
 
     /// Returns the last event that was published on a topic, as [`EventBus::last`] does.
@@ -504,14 +639,28 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
     #[inline]
     pub fn publish_ready(&self, event: T, topic: Option<&Topic>, entry: Entry) -> Result<usize, T> {
         let shared = &**self.shared();
+        if let Some(ring) = &shared.ring {
+            let (topic, interest) = shared.address(topic);
+            let taken = match ring.claim(false) {
+                Some(claim) => shared.publish_on_ring(ring, claim, topic, interest, event),
+                None => {
+                    let displaced = ring.publish_among_others(topic, event)?;
+                    let taken = shared.taken_on_ring(topic, interest);
+                    drop(displaced);
+                    taken
+                }
+            };
+            shared.latencies.leave(entry);
+            return Ok(taken);
+        }
         if !shared.may_skip_decisions {
             return Err(event);
         }
-        let topic = self.topic_id(topic);
+        let (topic, _) = shared.address(topic);
         let mut state = shared.token.lock();
         let taken = state.publish_ready(topic, event, shared)?;
         shared.published.add_exclusive(1);
-        if shared.sleepers.any_after_store::<R>() {
+        if shared.sleepers.any_after_store::<R>(shared.fences) {
             let wake = state.sleepers_on(topic);
             drop(state);
             wake.into_iter().for_each(|inbox| inbox.gate.wake_one());
@@ -550,8 +699,8 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         topic: Option<&Topic>,
         rejects_wait: bool,
     ) -> Publication<&Shared<T, R>, T, R> {
-        let pending = self.pending(entry, event, topic, rejects_wait);
-        Publication { shared: self.shared(), pending, marker: PhantomData }
+        let (topic, _) = self.shared().address(topic);
+        Pending::new(entry, event, topic, rejects_wait).publication(self.shared())
     }
 
     #[inline]
@@ -561,11 +710,74 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         topic: Option<&Topic>,
     ) -> Result<usize, PublishError<T>> {
         let entry = self.enter();
+        let shared = &**self.shared();
+        // Everything else is a call, so that here the event goes straight into its slot.
+        if let Some(ring) = &shared.ring
+            && let Some(claim) = ring.claim(false)
+        {
+            let (id, interest) = shared.address(topic);
+            let taken = shared.publish_on_ring(ring, claim, id, interest, event);
+            shared.latencies.leave(entry);
+            return Ok(taken);
+        }
+        self.publish_slowly(apart(event), topic, entry)
+    }
+
+    #[inline(never)]
+    fn publish_slowly(
+        &self,
+        event: T,
+        topic: Option<&Topic>,
+        entry: Entry,
+    ) -> Result<usize, PublishError<T>> {
         self.publish_ready(event, topic, entry).or_else(|event| {
             let patience = self.backpressure().max_block_duration;
             let mut publication = self.publication_since(entry, event, topic, false);
             publication.run(|| Instant::now().checked_add(patience))
         })
+    }
+
+    /// Publishes events in order with one patience for all, and returns how many.
+    fn publish_each(
+        &self,
+        topic: Option<&Topic>,
+        events: impl IntoIterator<Item = T>,
+    ) -> Result<usize, PublishManyError<T>> {
+        let patience = self.backpressure().max_block_duration;
+        let mut deadline = None;
+        let mut accepted = 0;
+        for event in events {
+            let entry = self.enter();
+            self.publish_ready(event, topic, entry)
+                .or_else(|event| {
+                    self.publication_since(entry, event, topic, false).run(|| {
+                        *deadline.get_or_insert_with(|| Instant::now().checked_add(patience))
+                    })
+                })
+                .map_err(|error| PublishManyError { accepted, error })?;
+            accepted += 1;
+        }
+        Ok(accepted)
+    }
+
+    /// As [`EventBus::publish_batch`].
+    ///
+    /// # Errors
+    ///
+    /// As [`EventBus::publish_batch`].
+    ///
+    /// # Panics
+    ///
+    /// If the topic belongs to another bus.
+    pub fn publish_batch(
+        &self,
+        topic: Option<&Topic>,
+        events: &[T],
+    ) -> Result<usize, PublishManyError<T>> {
+        match &self.shared().ring {
+            Some(ring) => self.shared().publish_batch_on_ring(ring, false, topic, events),
+            None => self.publish_each(topic, events.iter().cloned()),
+        }
     }
 
     /// As [`Bus::publication`], for keeping across suspensions.
@@ -579,38 +791,8 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         topic: Option<&Topic>,
         rejects_wait: bool,
     ) -> Publication<Arc<Shared<T, R>>, T, R> {
-        let pending = self.pending(self.enter(), event, topic, rejects_wait);
-        Publication { shared: self.shared().clone(), pending, marker: PhantomData }
-    }
-
-    #[inline]
-    fn topic_id(&self, topic: Option<&Topic>) -> u32 {
-        let Some(topic) = topic else { return NO_TOPIC };
-        assert!(
-            topic.bus == self.shared().id,
-            "topic {:?} belongs to another bus; make it with topic() of this one",
-            topic.name
-        );
-        topic.id
-    }
-
-    fn pending(
-        &self,
-        entry: Entry,
-        event: T,
-        topic: Option<&Topic>,
-        rejects_wait: bool,
-    ) -> Pending<T> {
-        Pending {
-            entry,
-            event: Some(event),
-            topic: self.topic_id(topic),
-            rejects_wait,
-            ticket: NEWCOMER,
-            notify: None,
-            keys: SmallVec::new(),
-            stand: None,
-        }
+        let (topic, _) = self.shared().address(topic);
+        Pending::new(self.enter(), event, topic, rejects_wait).publication(self.shared().clone())
     }
 
     /// Returns a subscription for this thread's kind of waiting.
@@ -639,7 +821,22 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
 
     /// Returns how many events were published, wanted or not.
     pub fn published(&self) -> u64 {
-        self.shared().published.value()
+        self.shared().published()
+    }
+
+    /// Calls `look` with topic id, sequence and event of each that a ring keeps for who joins late,
+    /// the oldest first, while nobody publishes. Other backends keep none.
+    pub fn each_kept(&self, mut look: impl FnMut(u32, u64, &T)) {
+        let shared = self.shared();
+        let state = shared.token.lock();
+        let (Some(kept), Some(ring)) = (&state.ring, &shared.ring) else { return };
+        let paused = ring.right.pause();
+        for sequence in kept.oldest_kept()..paused.next() {
+            // SAFETY: it was published, and nobody overwrites anything before the pause ends.
+            unsafe {
+                ring.slots.read(sequence, |event| look(ring.slots.topic(sequence), sequence, event))
+            };
+        }
     }
 
     /// Returns the bus's numbers, read one after another while others go on.
@@ -649,7 +846,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         let subscriptions = shared.rows(&roster);
         let pending: u64 = subscriptions.iter().map(|row| row.pending).sum();
         EventBusMetrics {
-            total_published: shared.published.value(),
+            total_published: shared.published(),
             total_dropped: roster.left_dropped
                 + subscriptions.iter().map(|row| row.dropped.total()).sum::<u64>(),
             subscriber_count: subscriptions.len(),

@@ -14,6 +14,8 @@ pub enum Backend {
     /// One shared channel that overwrites.
     #[cfg(feature = "broadcast")]
     Broadcast,
+    /// One sequence of slots for all subscriptions, each with a cursor of its own.
+    Ring,
 }
 
 impl Backend {
@@ -22,6 +24,7 @@ impl Backend {
         Self::LockFree,
         #[cfg(feature = "broadcast")]
         Self::Broadcast,
+        Self::Ring,
     ];
 
     /// Returns the backend's name.
@@ -30,6 +33,7 @@ impl Backend {
             Self::LockFree => "lock_free",
             #[cfg(feature = "broadcast")]
             Self::Broadcast => "broadcast",
+            Self::Ring => "ring",
         }
     }
 
@@ -40,10 +44,15 @@ impl Backend {
         drop_oldest: bool,
     ) -> Result<Policy, ConfigError> {
         match self {
-            Self::LockFree => Ok(asked.unwrap_or(match drop_oldest {
-                true => Policy::DropOldest,
-                false => Policy::Block,
-            })),
+            Self::LockFree | Self::Ring => match asked {
+                Some(Policy::DropNewest) if self == Self::Ring => Err(ConfigError::new(
+                    "policy was drop_newest; on backend ring a slot is for everybody, it cannot be \
+                     kept from one subscription: use drop_oldest, or backend lock_free",
+                )),
+                Some(policy) => Ok(policy),
+                None if drop_oldest => Ok(Policy::DropOldest),
+                None => Ok(Policy::Block),
+            },
             #[cfg(feature = "broadcast")]
             Self::Broadcast => match asked {
                 None | Some(Policy::DropOldest) => Ok(Policy::DropOldest),
@@ -75,8 +84,8 @@ impl std::str::FromStr for Backend {
 /// What a bus is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BusConfig {
-    /// The capacity of a subscription that asks for none (`lock_free`), or of the shared channel
-    /// (`broadcast`), in events; rounded up to a power of two.
+    /// The capacity of a subscription that asks for none (`lock_free`), or of what all share
+    /// (`broadcast`, `ring`), in events; rounded up to a power of two.
     pub capacity: usize,
     /// What happens to subscriptions that cannot keep up.
     pub backpressure: BackpressureConfig,
@@ -122,6 +131,23 @@ pub struct SubscribeOptions<T> {
     /// them, in the order in which they were published. They count as offered, stand before
     /// everything else, and take no room. Live events go on exactly where they end.
     pub snapshot: bool,
+    /// The first event that it wants; other than [`Start::Now`] on a ring only.
+    pub start: Start,
+}
+
+/// Where a subscription begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Start {
+    /// At the first event that is published after it has joined.
+    #[default]
+    Now,
+    /// At the oldest event that is still kept: of a ring of `n` at least three quarters, if so many
+    /// were published.
+    OldestKept,
+    /// At the event with this number in the order of the bus, the first being 0. If it is no longer
+    /// kept, the subscription is told how many are missing before the oldest.
+    Sequence(u64),
 }
 
 impl<T> Default for SubscribeOptions<T> {
@@ -133,6 +159,7 @@ impl<T> Default for SubscribeOptions<T> {
             on_lag: OnLag::default(),
             key: None,
             snapshot: false,
+            start: Start::Now,
             name: None,
         }
     }

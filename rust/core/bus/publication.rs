@@ -2,6 +2,7 @@
 
 use super::Shared;
 use super::publishing::{Aftermath, PublishState, Unkeyed, Verdict};
+use super::slot::{NEWCOMER, Slot};
 use crate::conflation::Key;
 use crate::error::{KeyError, PublishError};
 use crate::histogram::Entry;
@@ -32,6 +33,8 @@ pub(super) struct Pending<T> {
     pub(super) event: Option<T>,
     pub(super) topic: u32,
     pub(super) rejects_wait: bool,
+    /// It is published by the bus's `Producer`.
+    pub(super) by_producer: bool,
     pub(super) ticket: u64,
     pub(super) notify: Option<Arc<Notify>>,
     /// Its keys, by the ids of the subscriptions that have key functions.
@@ -41,6 +44,29 @@ pub(super) struct Pending<T> {
 }
 
 impl<T> Pending<T> {
+    pub(super) fn new(entry: Entry, event: T, topic: u32, rejects_wait: bool) -> Self {
+        Self {
+            entry,
+            event: Some(event),
+            topic,
+            rejects_wait,
+            by_producer: false,
+            ticket: NEWCOMER,
+            notify: None,
+            keys: SmallVec::new(),
+            stand: None,
+        }
+    }
+
+    pub(super) fn publication<S, R>(self, shared: S) -> Publication<S, T, R>
+    where
+        T: Clone,
+        R: Exclusion,
+        S: Deref<Target = Shared<T, R>>,
+    {
+        Publication { shared, pending: self, marker: PhantomData }
+    }
+
     /// Asks key functions, which may do anything, also with this bus.
     #[inline(never)]
     pub(super) fn find_keys(&mut self, functions: Unkeyed<T>) -> Result<(), KeyError> {
@@ -62,9 +88,9 @@ where
     R: Exclusion,
     S: Deref<Target = Shared<T, R>>,
 {
-    pub(super) shared: S,
-    pub(super) pending: Pending<T>,
-    pub(super) marker: PhantomData<R>,
+    shared: S,
+    pending: Pending<T>,
+    marker: PhantomData<R>,
 }
 
 impl<S, T, R> fmt::Debug for Publication<S, T, R>
@@ -112,6 +138,9 @@ where
             }
             Verdict::InLine => Ok(None),
             Verdict::Unkeyed(_) => unreachable!("the keys were found above"),
+            Verdict::Reserved => {
+                Err(self.give_back(|event, _| PublishError::Reserved(event), vec![]))
+            }
             Verdict::Closed => Err(self.give_back(|event, _| PublishError::Closed(event), vec![])),
             Verdict::Rejected(subscriptions) => Err(match self.pending.rejects_wait {
                 true => self.give_back(
@@ -142,18 +171,20 @@ where
     /// others for it: those that it may have to wait for.
     pub fn without_room(&self) -> SmallVec<[u64; 4]> {
         let mut state = self.shared.token.lock();
-        let PublishState { slots, topics, .. } = &mut *state;
+        let PublishState { slots, topics, ring, .. } = &mut *state;
+        let without_room = |slot: &mut Slot<T, R>| {
+            if !matches!(slot.policy, Policy::Block | Policy::Reject) {
+                return None;
+            }
+            slot.refresh_room();
+            (slot.room == 0).then_some(slot.inbox.id)
+        };
+        // On a ring an event waits for those too that do not want it.
+        if ring.is_some() {
+            return slots.iter_mut().flatten().filter_map(without_room).collect();
+        }
         let wanted = topics.wanted(self.pending.topic).iter();
-        wanted
-            .filter_map(|&index| {
-                let slot = slots[index as usize].as_mut()?;
-                if !matches!(slot.policy, Policy::Block | Policy::Reject) {
-                    return None;
-                }
-                slot.refresh_room();
-                (slot.room == 0).then_some(slot.inbox.id)
-            })
-            .collect()
+        wanted.filter_map(|&index| without_room(slots[index as usize].as_mut()?)).collect()
     }
 
     /// Parks the thread until room was freed or the deadline has passed; false if it passed.

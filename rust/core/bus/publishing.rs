@@ -2,10 +2,12 @@
 //! pushed.
 
 use super::Shared;
+use super::on_ring::RingState;
 use super::publication::{Patience, Pending};
 use super::slot::{Carrier, InLine, NEWCOMER, Other, Slot};
 #[cfg(feature = "broadcast")]
 use crate::backend::Addressed;
+use crate::barrier::Fences;
 use crate::conflation::{Key, KeyFn};
 use crate::last::LastEvents;
 use crate::metrics::Warning;
@@ -27,6 +29,7 @@ pub(super) struct PublishState<T: Clone, R: Exclusion> {
     /// Subscriptions that conflate: with none, nobody asks for keys.
     pub(super) conflating: usize,
     pub(super) last: Option<LastEvents<T>>,
+    pub(super) ring: Option<RingState<T, R>>,
     #[cfg(feature = "broadcast")]
     pub(super) broadcast: Option<broadcast::Sender<Addressed<T>>>,
 }
@@ -80,6 +83,7 @@ pub(super) enum Verdict<T> {
     Rejected(Vec<u64>),
     Unkeyed(Unkeyed<T>),
     Closed,
+    Reserved,
 }
 
 impl<T: Clone, R: Exclusion> PublishState<T, R> {
@@ -104,6 +108,9 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
                 return Verdict::Unkeyed(unkeyed);
             }
         }
+        if self.ring.is_some() {
+            return self.offer_on_ring(publication, patience, shared, aftermath);
+        }
         #[cfg(feature = "broadcast")]
         if self.broadcast.is_some() {
             self.keep_last(publication, shared, aftermath);
@@ -113,7 +120,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
             match self.stopped_at(publication, patience) {
                 Ok(None) => break,
                 Ok(Some(slot)) => {
-                    if self.stand_in_line(publication, slot) {
+                    if self.stand_in_line(publication, slot, shared.fences) {
                         return Verdict::InLine;
                     }
                 }
@@ -147,7 +154,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         if let Some(last) = &mut self.last
             && let Some(event) = &publication.event
         {
-            let number = shared.published.value();
+            let number = shared.published();
             aftermath.displaced.extend(last.keep(publication.topic, number, event));
         }
     }
@@ -349,7 +356,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         aftermath: &mut Aftermath<T, R>,
     ) {
         // Step W2 for every subscription at once.
-        if shared.sleepers.any_after_store::<R>() {
+        if shared.sleepers.any_after_store::<R>(shared.fences) {
             aftermath.wake = self.sleepers_on(topic);
         }
     }
@@ -364,7 +371,12 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
     }
 
     /// Puts the publication in line at a slot; false if room has appeared meanwhile.
-    pub(super) fn stand_in_line(&mut self, publication: &mut Pending<T>, index: u32) -> bool {
+    pub(super) fn stand_in_line(
+        &mut self,
+        publication: &mut Pending<T>,
+        index: u32,
+        fences: Fences,
+    ) -> bool {
         if publication.ticket == NEWCOMER {
             publication.ticket = self.next_ticket;
             self.next_ticket += 1;
@@ -375,7 +387,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         slot.line.insert(place, InLine { ticket: publication.ticket, notify, told: false });
         slot.inbox.standing.line_up(slot.line.len());
         publication.stand = Some((index, slot.inbox.id));
-        slot.inbox.blocked.arm::<R>();
+        slot.inbox.blocked.arm::<R>(fences);
         if slot.has_room(publication.ticket) {
             self.leave_line(publication);
             return false;

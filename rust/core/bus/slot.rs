@@ -7,6 +7,8 @@ use crate::backend::{Channel, Numbered};
 use crate::conflation::{Conflation, Displaced, KeyFn};
 use crate::metrics::Warning;
 use crate::policy::Policy;
+use crate::ring::Ring;
+use crate::ring::cursor::Cursor;
 use crate::subscription::Inbox;
 use crate::sync::{Exclusion, Mutex};
 use std::sync::Arc;
@@ -46,7 +48,14 @@ pub(super) enum Carrier<T, R: Exclusion> {
 pub(super) enum Other<T, R: Exclusion> {
     #[cfg(feature = "broadcast")]
     Shared,
+    Ring(Box<OnRing<T, R>>),
     Conflating(Box<Conflating<T, R>>),
+}
+
+/// A reader's place in the ring.
+pub(super) struct OnRing<T, R> {
+    pub(super) ring: Arc<Ring<T, R>>,
+    pub(super) cursor: Arc<Cursor>,
 }
 
 pub(super) struct Conflating<T, R: Exclusion> {
@@ -72,7 +81,16 @@ impl<T: Clone, R: Exclusion> Slot<T, R> {
     pub(super) fn refresh_room(&mut self) {
         // An event that a reader moves on hold is in neither place for a moment, and a push then
         // leaves one event too many until the next read.
-        self.room = self.inbox.capacity.saturating_sub(self.carrier.own().len());
+        let pending = match &self.carrier {
+            Carrier::Own(channel) => channel.len(),
+            // What it has not wanted takes room too: the slot behind it may be one that it wants.
+            Carrier::Other(Other::Ring(place)) => {
+                let tail = place.ring.right.tail();
+                tail.saturating_sub(place.cursor.look().position) as usize
+            }
+            Carrier::Other(_) => unreachable!("only a channel of its own or a cursor has room"),
+        };
+        self.room = self.inbox.capacity.saturating_sub(pending);
         if matches!(self.policy, Policy::Block | Policy::Reject) {
             self.inbox.standing.find(self.room > 0);
         }

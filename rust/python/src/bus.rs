@@ -27,8 +27,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 use tickbus::{
     Backend, BackpressureConfig, Bus, BusConfig, Entry, OnLag, Patience, Pattern, Policy,
-    Publication, PublishError, Shared, SubscribeOptions, SubscriptionMetrics, Topic as CoreTopic,
-    WeakBus,
+    Publication, PublishError, Shared, Start, SubscribeOptions, SubscriptionMetrics,
+    Topic as CoreTopic, WeakBus,
 };
 use tokio::sync::futures::OwnedNotified;
 
@@ -305,6 +305,8 @@ impl EventBus {
     ///         anybody has the event; what it raises, `publish` raises.
     ///     snapshot: Whether it begins with the last events of the topics it wants, as far as the
     ///         bus keeps them; live events go on exactly where they end.
+    ///     start: On `ring`, the first event that it wants: "now", "oldest" for the oldest that is
+    ///         kept, or a sequence; if that is no longer kept it is told how many are missing.
     ///     name: What metrics and explanations call it, unique among the bus's subscriptions.
     ///     envelope: Whether it gives each event in a `tickbus.Envelope`, with its number on the
     ///         bus, its topic and the time of publishing. From the first such subscription on,
@@ -316,7 +318,7 @@ impl EventBus {
     #[expect(clippy::too_many_arguments, reason = "all but two are named by their callers")]
     #[pyo3(signature = (
         pattern = None, capacity = None, *, policy = None, on_lag = "raise", key = None,
-        snapshot = false, name = None, envelope = false,
+        snapshot = false, start = None, name = None, envelope = false,
     ))]
     fn subscribe(
         &self,
@@ -327,10 +329,12 @@ impl EventBus {
         on_lag: &str,
         key: Option<Py<PyAny>>,
         snapshot: bool,
+        start: Option<&Bound<'_, PyAny>>,
         name: Option<String>,
         envelope: bool,
     ) -> PyResult<EventSubscription> {
-        let wishes = Wishes { pattern, capacity, policy, on_lag, key, snapshot, name, envelope };
+        let wishes =
+            Wishes { pattern, capacity, policy, on_lag, key, snapshot, start, name, envelope };
         self.join(py, wishes).map(EventSubscription::new)
     }
 
@@ -342,7 +346,7 @@ impl EventBus {
     #[expect(clippy::too_many_arguments, reason = "all but two are named by their callers")]
     #[pyo3(signature = (
         pattern = None, capacity = None, *, policy = None, on_lag = "raise", key = None,
-        snapshot = false, name = None, envelope = false,
+        snapshot = false, start = None, name = None, envelope = false,
     ))]
     fn subscribe_async(
         &self,
@@ -353,10 +357,12 @@ impl EventBus {
         on_lag: &str,
         key: Option<Py<PyAny>>,
         snapshot: bool,
+        start: Option<&Bound<'_, PyAny>>,
         name: Option<String>,
         envelope: bool,
     ) -> PyResult<Py<AsyncEventSubscription>> {
-        let wishes = Wishes { pattern, capacity, policy, on_lag, key, snapshot, name, envelope };
+        let wishes =
+            Wishes { pattern, capacity, policy, on_lag, key, snapshot, start, name, envelope };
         let subscription = AsyncEventSubscription::create(py, self.join(py, wishes)?)?;
         self.watch(subscription.bind(py))?;
         Ok(subscription)
@@ -480,6 +486,7 @@ impl EventBus {
                 on_lag: "raise",
                 key: None,
                 snapshot: false,
+                start: None,
                 name: None,
                 envelope: false,
             },
@@ -881,11 +888,15 @@ impl EventBus {
             on_lag,
             key: wishes.key.map(|key| key_function(slab, key)),
             snapshot: wishes.snapshot,
+            start: wishes.start.map_or(Ok(Start::Now), start)?,
         };
         let joined = self.core.subscribe_with(options);
         if joined.is_ok() && wishes.envelope && self.ledger().begin_to_stamp() {
-            // What a snapshot begins with was published before; nobody looked at the clock then.
+            // What a snapshot or a ring begins with was published before; nobody looked at the clock then.
             self.core.each_last(|topic, sequence, handle| {
+                handle.mark().stamp(Stamp { sequence, ts_publish: 0, topic });
+            });
+            self.core.each_kept(|topic, sequence, handle| {
                 handle.mark().stamp(Stamp { sequence, ts_publish: 0, topic });
             });
         }
@@ -904,8 +915,24 @@ struct Wishes<'a, 'py> {
     on_lag: &'a str,
     key: Option<Py<PyAny>>,
     snapshot: bool,
+    start: Option<&'a Bound<'py, PyAny>>,
     name: Option<String>,
     envelope: bool,
+}
+
+fn start(given: &Bound<'_, PyAny>) -> PyResult<Start> {
+    if let Ok(name) = given.cast::<PyString>() {
+        match name.to_str()? {
+            "now" => return Ok(Start::Now),
+            "oldest" => return Ok(Start::OldestKept),
+            _ => {}
+        }
+    } else if let Ok(sequence) = given.extract::<u64>() {
+        return Ok(Start::Sequence(sequence));
+    }
+    Err(error::ConfigError::new_err(format!(
+        "start was {given:?}; it must be \"now\", \"oldest\" or a sequence, an int from 0 on"
+    )))
 }
 
 fn pattern(text: Option<&str>) -> PyResult<Option<Pattern>> {

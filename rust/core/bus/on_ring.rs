@@ -1,0 +1,377 @@
+//! Publishing on a ring: the way without a question, and under the token what is decided when there
+//! is one.
+//!
+//! Without a question a publisher looks at its permit and at who sleeps, and at nothing else. The
+//! permit is 0 where every publication has something to decide: a subscription conflates,
+//! somebody stands in line, last events are kept, a threshold is watched, or the bus is closed.
+
+use super::Shared;
+use super::publication::{Patience, Pending};
+use super::publishing::{Aftermath, PublishState, Verdict, Woken};
+use super::slot::{Carrier, Other, Slot};
+use crate::error::PublishManyError;
+use crate::policy::Policy;
+use crate::ring::reader::BATCH;
+use crate::ring::right::{Claim, Held};
+use crate::ring::sweep::{Member, Sweep};
+use crate::ring::{Displaced, Ring};
+use crate::sync::{Exclusion, wait_a_moment};
+use crate::topic::{Interest, Topic, TopicTable};
+use std::mem::MaybeUninit;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What only the holder of the publish token touches.
+pub(super) struct RingState<T, R> {
+    pub(super) ring: Arc<Ring<T, R>>,
+    /// By slot; `None` where the subscription does not read from the ring.
+    pub(super) members: Vec<Option<Member>>,
+    /// The sequence that the last sweep allowed to come to.
+    pub(super) reach: u64,
+}
+
+impl<T, R: Exclusion> RingState<T, R> {
+    pub(super) fn new(ring: Arc<Ring<T, R>>) -> Self {
+        Self { ring, members: Vec::new(), reach: 0 }
+    }
+
+    /// Returns the oldest sequence that stays where it is until the next sweep.
+    pub(super) fn oldest_kept(&self) -> u64 {
+        self.reach.saturating_sub(self.ring.slots.capacity())
+    }
+
+    pub(super) fn join(&mut self, slot: usize, member: Member) {
+        if self.members.len() <= slot {
+            self.members.resize_with(slot + 1, || None);
+        }
+        self.members[slot] = Some(member);
+    }
+
+    /// Sweeps, and returns whether there is room for one more event.
+    fn sweep<S>(&mut self, next: u64, topics: &TopicTable, slots: &[Option<Slot<T, S>>]) -> bool
+    where
+        T: Clone,
+        S: Exclusion,
+    {
+        let sweep = Sweep {
+            slots: &self.ring.slots,
+            next,
+            stride: (self.ring.slots.capacity() / 4).max(1),
+            wanted: |topic, word| topics.mask(topic, word),
+            lost: |index: usize, lost| {
+                if let Some(slot) = &slots[index] {
+                    let dropped = &slot.inbox.dropped;
+                    match slot.policy {
+                        Policy::Block => dropped.block_expired.add_exclusive(lost),
+                        _ => dropped.overwritten.add_exclusive(lost),
+                    }
+                }
+            },
+        };
+        self.reach = sweep.run(&mut self.members);
+        for (member, slot) in self.members.iter().zip(slots) {
+            if let (Some(member), Some(slot)) = (member, slot) {
+                slot.inbox.standing.raise_peak(member.peak);
+            }
+        }
+        self.reach > next
+    }
+}
+
+impl<T: Clone, R: Exclusion> PublishState<T, R> {
+    /// As `offer`, on a ring.
+    pub(super) fn offer_on_ring(
+        &mut self,
+        publication: &mut Pending<T>,
+        patience: Patience,
+        shared: &Shared<T, R>,
+        aftermath: &mut Aftermath<T, R>,
+    ) -> Verdict<T> {
+        let Some(ring) = self.ring.as_ref().map(|state| state.ring.clone()) else {
+            unreachable!("the bus has a ring")
+        };
+        let Some(held) = ring.right.seize(publication.by_producer) else {
+            return Verdict::Reserved;
+        };
+        let verdict = loop {
+            let has_room = self.sweep(&held);
+            match self.stopped_on_ring(publication, patience) {
+                Ok(None) => {
+                    if has_room || self.pass_over(publication, &held) {
+                        break None;
+                    }
+                }
+                Ok(Some(slot)) => {
+                    if self.stand_in_line(publication, slot, shared.fences) {
+                        break Some(Verdict::InLine);
+                    }
+                }
+                Err(rejecting) => break Some(Verdict::Rejected(rejecting)),
+            }
+        };
+        let verdict = verdict.unwrap_or_else(|| {
+            self.keep_last(publication, shared, aftermath);
+            Verdict::Done(self.write_on_ring(publication, &held, shared, aftermath))
+        });
+        held.grant(self.permit(shared));
+        verdict
+    }
+
+    /// Returns up to where publishers need not ask.
+    pub(super) fn permit(&self, shared: &Shared<T, R>) -> u64 {
+        let decides = !shared.may_skip_decisions
+            || self.closed
+            || self.conflating > 0
+            || self.slots.iter().flatten().any(|slot| !slot.line.is_empty());
+        match &self.ring {
+            Some(state) if !decides => state.reach,
+            _ => 0,
+        }
+    }
+
+    fn sweep(&mut self, held: &Held<'_>) -> bool {
+        let Self { ring, slots, topics, .. } = self;
+        ring.as_mut().is_some_and(|state| state.sweep(held.next(), topics, slots))
+    }
+
+    /// Returns the slot for whose room the publication has to wait, if there is one. Whoever stands
+    /// a whole ring behind stops every event, also those that it does not want.
+    fn stopped_on_ring(
+        &mut self,
+        publication: &Pending<T>,
+        patience: Patience,
+    ) -> Result<Option<u32>, Vec<u64>> {
+        let mut stopped = None;
+        let mut rejecting = Vec::new();
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let Some(slot) = slot else { continue };
+            let waits = match slot.policy {
+                Policy::Block => patience == Patience::Left && slot.deserves_patience(),
+                Policy::Reject => publication.rejects_wait && patience == Patience::Left,
+                Policy::DropNewest | Policy::DropOldest | Policy::Conflate => continue,
+            };
+            // Publishers without a question do not count it down.
+            slot.refresh_room();
+            if slot.has_room(publication.ticket) {
+                continue;
+            }
+            if waits {
+                stopped = stopped.or(Some(index as u32));
+            } else if slot.policy == Policy::Reject {
+                rejecting.push(slot.inbox.id);
+            }
+        }
+        if rejecting.is_empty() { Ok(stopped) } else { Err(rejecting) }
+    }
+
+    /// Moves those on whom no publisher waits any more, and returns whether that gave room. It does
+    /// not while one of them is reading, which takes it no longer than a batch.
+    fn pass_over(&mut self, publication: &Pending<T>, held: &Held<'_>) -> bool {
+        let waited = publication.ticket != super::slot::NEWCOMER;
+        let mut moved = Vec::new();
+        let Some(state) = &mut self.ring else { return false };
+        for (index, member) in state.members.iter_mut().enumerate() {
+            let (Some(member), Some(slot)) = (member, &mut self.slots[index]) else { continue };
+            let stops = member.at + state.ring.slots.capacity() <= held.next();
+            if stops && slot.policy == Policy::Block {
+                member.may_lose = true;
+                moved.push(index);
+                if waited {
+                    slot.inbox.standing.spend(slot.inbox.delivered.value());
+                }
+            }
+        }
+        let mut rounds = 0;
+        let has_room = self.sweep(held);
+        if !has_room {
+            wait_a_moment(&mut rounds);
+        }
+        if let Some(state) = &mut self.ring {
+            for index in moved {
+                if let Some(member) = &mut state.members[index] {
+                    member.may_lose = false;
+                }
+            }
+        }
+        has_room
+    }
+
+    /// Writes the event for all at once, and into the maps of those that conflate.
+    fn write_on_ring(
+        &mut self,
+        publication: &mut Pending<T>,
+        held: &Held<'_>,
+        shared: &Shared<T, R>,
+        aftermath: &mut Aftermath<T, R>,
+    ) -> usize {
+        let topic = publication.topic;
+        let taken = self.topics.wanted(topic).len();
+        if self.conflating > 0 {
+            for &index in self.topics.wanted(topic) {
+                if let Some(slot) = &mut self.slots[index as usize]
+                    && slot.policy == Policy::Conflate
+                    && let Some(event) = publication.event.clone()
+                {
+                    slot.conflate(publication, event, shared, aftermath);
+                }
+            }
+        }
+        let Some(state) = &self.ring else { unreachable!("the bus has a ring") };
+        if let Some(event) = publication.event.take() {
+            // SAFETY: the right is held, and the last sweep found room.
+            aftermath.displaced.extend(unsafe { state.ring.write(held, topic, event) });
+        }
+        for slot in self.slots.iter_mut().flatten() {
+            slot.serve_line();
+        }
+        if let Some(threshold) = shared.config.backpressure.warn_threshold {
+            self.warn_on_ring(topic, threshold, shared, aftermath);
+        }
+        if shared.is_anybody_asleep(self.topics.interest(topic)) {
+            aftermath.wake = self.awaken(topic, shared);
+        }
+        taken
+    }
+
+    #[cold]
+    fn warn_on_ring(
+        &mut self,
+        topic: u32,
+        threshold: usize,
+        shared: &Shared<T, R>,
+        aftermath: &mut Aftermath<T, R>,
+    ) {
+        let Some(state) = &self.ring else { return };
+        for &index in self.topics.wanted(topic) {
+            let Some(slot) = &mut self.slots[index as usize] else { continue };
+            let Carrier::Other(Other::Ring(on_ring)) = &slot.carrier else { continue };
+            let position = on_ring.cursor.look().position;
+            let word = index as usize / u64::BITS as usize;
+            let bit = 1 << (index % u64::BITS);
+            let wanted = (position..state.ring.right.tail())
+                .filter(|&s| self.topics.mask(state.ring.slots.topic(s), word) & bit != 0);
+            let pending = match state.members[index as usize].as_ref().is_some_and(|m| m.is_wide) {
+                true => state.ring.right.tail().saturating_sub(position) as usize,
+                false => wanted.count(),
+            };
+            if let Some(pending) = slot.cross(pending.saturating_sub(1), pending, threshold) {
+                aftermath.warnings.push(slot.warning(shared.id, pending, threshold));
+            }
+        }
+    }
+
+    /// Returns who sleeps among those that want the topic, and forgets the others and those that
+    /// sleep alone: who is woken looks for itself, and says so before it sleeps again.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn awaken(&self, topic: u32, shared: &Shared<T, R>) -> Woken<T, R> {
+        let slots =
+            self.topics.wanted(topic).iter().filter_map(|&i| self.slots[i as usize].as_ref());
+        let sleeping = slots.filter(|slot| {
+            let sleepers = &slot.inbox.gate.sleepers;
+            shared.asleep.forget(slot.inbox.slot);
+            match sleepers.count() {
+                0 => false,
+                // Where a foreign loop wakes them, each event wakes one.
+                1 if !R::SERIALIZES_SLEEP => true,
+                _ => {
+                    shared.asleep.note(slot.inbox.slot);
+                    true
+                }
+            }
+        });
+        sleeping.map(|slot| slot.inbox.clone()).collect()
+    }
+}
+
+/// Moves an event for a call that is rarely made: its place in memory is needed only there, so that
+/// elsewhere the event stays in registers.
+#[inline(always)]
+pub(super) fn apart<T>(event: T) -> T {
+    let mut event = MaybeUninit::new(event);
+    std::hint::black_box(&mut event);
+    // SAFETY: it is an event, which `black_box` leaves as it is.
+    unsafe { event.assume_init() }
+}
+
+impl<T: Clone, R: Exclusion> Shared<T, R> {
+    /// Publishes on the ring with a claim, and returns how many took the event.
+    #[inline(always)]
+    pub(super) fn publish_on_ring(
+        &self,
+        ring: &Ring<T, R>,
+        claim: Claim<'_>,
+        topic: u32,
+        interest: &Interest,
+        event: T,
+    ) -> usize {
+        let displaced = ring.publish(claim, topic, event);
+        let taken = self.taken_on_ring(topic, interest);
+        drop(displaced);
+        taken
+    }
+
+    /// Returns how many took what was published just now, and wakes those who slept.
+    #[inline]
+    pub(super) fn taken_on_ring(&self, topic: u32, interest: &Interest) -> usize {
+        let taken = interest.wanting();
+        if self.is_anybody_asleep(interest) {
+            self.wake_on_ring(topic);
+        }
+        taken
+    }
+
+    /// Publishes clones of events in order, as many at once as need no question. The patience is
+    /// one for all.
+    pub(super) fn publish_batch_on_ring(
+        &self,
+        ring: &Ring<T, R>,
+        by_producer: bool,
+        topic: Option<&Topic>,
+        events: &[T],
+    ) -> Result<usize, PublishManyError<T>> {
+        let (id, interest) = self.address(topic);
+        let patience = self.config.backpressure.max_block_duration;
+        let mut deadline = None;
+        let mut displaced = Displaced::new();
+        let mut accepted = 0;
+        while accepted < events.len() {
+            // What a publication displaces is dropped after it, a few at a time.
+            let left = &events[accepted..];
+            let stretch =
+                if std::mem::needs_drop::<T>() { left.len().min(BATCH) } else { left.len() };
+            let filled =
+                ring.publish_batch_ready(by_producer, id, &left[..stretch], &mut displaced);
+            if filled > 0 {
+                self.taken_on_ring(id, interest);
+                displaced.clear();
+                accepted += filled;
+                continue;
+            }
+            let mut pending = Pending::new(self.latencies.enter(), left[0].clone(), id, false);
+            pending.by_producer = by_producer;
+            pending
+                .publication(self)
+                .run(|| *deadline.get_or_insert_with(|| Instant::now().checked_add(patience)))
+                .map_err(|error| PublishManyError { accepted, error })?;
+            accepted += 1;
+        }
+        Ok(accepted)
+    }
+
+    /// Step W2 on a ring: returns whether somebody who wants the topic may be asleep.
+    #[inline]
+    pub(super) fn is_anybody_asleep(&self, interest: &Interest) -> bool {
+        if !R::SERIALIZES_SLEEP {
+            self.fences.often();
+        }
+        self.asleep.any_of(interest.mask()) || (interest.goes_beyond() && self.sleepers.any())
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) fn wake_on_ring(&self, topic: u32) {
+        let wake = self.token.lock().awaken(topic, self);
+        wake.into_iter().for_each(|inbox| inbox.gate.wake_one());
+    }
+}

@@ -1,0 +1,166 @@
+//! The single-producer handle of a ring.
+
+use super::on_ring::apart;
+use super::publication::Pending;
+use super::{Bus, Shared};
+use crate::error::{ConfigError, PublishError, PublishManyError};
+use crate::histogram::Entry;
+use crate::ring::Ring;
+use crate::sync::{Exclusion, ThreadExclusion};
+use crate::topic::Topic;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The only publisher of a ring: it publishes without a locked instruction and without asking who
+/// publishes. As long as it lives, everybody else gets `PublishError::Reserved`; subscriptions join
+/// and leave as ever.
+///
+/// Like a subscription it does not keep the bus open.
+pub struct Producer<T: Clone, R: Exclusion = ThreadExclusion> {
+    shared: Arc<Shared<T, R>>,
+    ring: Arc<Ring<T, R>>,
+}
+
+impl<T: Clone, R: Exclusion> fmt::Debug for Producer<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Producer").field("bus", &self.shared.id).finish_non_exhaustive()
+    }
+}
+
+impl<T: Clone, R: Exclusion> Drop for Producer<T, R> {
+    fn drop(&mut self) {
+        let _token = self.shared.token.lock();
+        if let Some(held) = self.ring.right.seize(true) {
+            held.end_producer();
+        }
+    }
+}
+
+impl<T: Clone, R: Exclusion> Bus<T, R> {
+    /// Returns the bus's only publisher from now on.
+    ///
+    /// # Errors
+    ///
+    /// `ConfigError` if the bus has one already, or is not a ring.
+    pub fn producer(&self) -> Result<Producer<T, R>, ConfigError> {
+        let shared = self.shared();
+        let Some(ring) = &shared.ring else {
+            return Err(ConfigError::new(format!(
+                "a Producer was asked of backend {}; only backend ring has one: publish through \
+                 the bus",
+                shared.backend.name()
+            )));
+        };
+        let _token = shared.token.lock();
+        let Some(held) = ring.right.seize(false) else {
+            return Err(ConfigError::new(
+                "the bus has a Producer; there is one at a time: publish through it, or drop it",
+            ));
+        };
+        held.lend_to_producer();
+        Ok(Producer { shared: shared.clone(), ring: ring.clone() })
+    }
+}
+
+impl<T: Clone, R: Exclusion> Producer<T, R> {
+    /// Returns the id of the bus.
+    pub fn bus_id(&self) -> u64 {
+        self.shared.id
+    }
+
+    /// Publishes an event, as [`EventBus::publish`](crate::EventBus::publish) does.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventBus::publish`](crate::EventBus::publish).
+    #[inline]
+    pub fn publish(&mut self, event: T) -> Result<usize, PublishError<T>> {
+        self.publish_on(None, event)
+    }
+
+    /// Publishes an event on a topic, as [`EventBus::publish_to`](crate::EventBus::publish_to)
+    /// does.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventBus::publish`](crate::EventBus::publish).
+    ///
+    /// # Panics
+    ///
+    /// If the topic belongs to another bus.
+    #[inline]
+    pub fn publish_to(&mut self, topic: &Topic, event: T) -> Result<usize, PublishError<T>> {
+        self.publish_on(Some(topic), event)
+    }
+
+    #[inline]
+    fn publish_on(&mut self, topic: Option<&Topic>, event: T) -> Result<usize, PublishError<T>> {
+        let entry = self.shared.latencies.enter();
+        let (id, interest) = self.shared.address(topic);
+        let Some(claim) = self.ring.claim(true) else { return self.ask(apart(event), id, entry) };
+        let taken = self.shared.publish_on_ring(&self.ring, claim, id, interest, event);
+        self.shared.latencies.leave(entry);
+        Ok(taken)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn ask(&mut self, event: T, topic: u32, entry: Entry) -> Result<usize, PublishError<T>> {
+        let mut pending = Pending::new(entry, event, topic, false);
+        pending.by_producer = true;
+        let patience = self.shared.config.backpressure.max_block_duration;
+        pending.publication(&*self.shared).run(|| Instant::now().checked_add(patience))
+    }
+
+    /// Publishes clones of events in order, each stretch of them at once, and returns how many:
+    /// all.
+    ///
+    /// # Errors
+    ///
+    /// `PublishManyError` with the number of events published before the one that failed.
+    ///
+    /// # Panics
+    ///
+    /// If the topic belongs to another bus.
+    pub fn publish_batch(
+        &mut self,
+        topic: Option<&Topic>,
+        events: &[T],
+    ) -> Result<usize, PublishManyError<T>> {
+        self.shared.publish_batch_on_ring(&self.ring, true, topic, events)
+    }
+
+    /// Lets `f` fill the next event where it will be read, and publishes it. Before that it is an
+    /// older event of the ring, or `T::default()`. Returns how many subscriptions took it.
+    ///
+    /// If `f` panics, nothing is published.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventBus::publish`](crate::EventBus::publish), with the event as `f` filled it.
+    ///
+    /// # Panics
+    ///
+    /// If the topic belongs to another bus.
+    #[inline]
+    pub fn publish_with(
+        &mut self,
+        topic: Option<&Topic>,
+        f: impl FnOnce(&mut T),
+    ) -> Result<usize, PublishError<T>>
+    where
+        T: Default,
+    {
+        let entry = self.shared.latencies.enter();
+        let (id, interest) = self.shared.address(topic);
+        match self.ring.publish_in_place(id, T::default, f) {
+            Ok(()) => {
+                let taken = self.shared.taken_on_ring(id, interest);
+                self.shared.latencies.leave(entry);
+                Ok(taken)
+            }
+            Err(event) => self.ask(event, id, entry),
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! Models of the ring's protocols, run by `make loom` on the code itself: the slots are cells that
+//! loom watches. Each has a twin that lacks one fence, pin, lock or cell, and must fail.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use super::Ring;
+use super::cursor::Cursor;
+use super::reader::{Missed, RingReader};
+use super::sweep::{Member, Sweep};
+use crate::barrier::Fences;
+use crate::sync::ThreadExclusion;
+use crate::wait::{Asleep, Sleepers};
+use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use loom::sync::{Arc, Mutex, Notify};
+use loom::thread;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+type TestRing = Ring<u64, ThreadExclusion>;
+
+/// What the bus's token guards.
+#[derive(Default)]
+struct State {
+    members: Vec<Option<Member>>,
+    reach: u64,
+}
+
+struct Bus {
+    ring: std::sync::Arc<TestRing>,
+    state: Mutex<State>,
+}
+
+impl Bus {
+    fn new(capacity: usize, fences: Fences) -> Self {
+        let ring = std::sync::Arc::new(Ring::new(capacity, fences));
+        Self { ring, state: Mutex::default() }
+    }
+
+    /// Joins at the next event.
+    fn join(&self, may_lose: bool, stays: bool) -> RingReader<u64, ThreadExclusion> {
+        let mut state = self.state.lock().unwrap();
+        let tail = self.ring.right.tail();
+        let cursor = std::sync::Arc::new(Cursor::new(tail));
+        state.members.push(Some(Member::new(cursor.clone(), true, may_lose, tail)));
+        RingReader::new(self.ring.clone(), cursor, true, stays, 0)
+    }
+
+    /// Publishes, asking where it must; false if a reader that loses nothing is in the way.
+    fn publish(&self, event: u64) -> bool {
+        if let Some(claim) = self.ring.claim(false) {
+            assert_eq!(self.ring.publish(claim, 0, event), None);
+            return true;
+        }
+        if self.ring.publish_among_others(0, event).is_ok() {
+            return true;
+        }
+        let mut state = self.state.lock().unwrap();
+        let held = self.ring.right.seize(false).unwrap();
+        loop {
+            let sweep = Sweep {
+                slots: &self.ring.slots,
+                next: held.next(),
+                stride: 2,
+                wanted: |_, _| u64::MAX,
+                lost: |_, _| (),
+            };
+            state.reach = sweep.run(&mut state.members);
+            if state.reach > held.next() {
+                break;
+            }
+            if state.members.iter().flatten().all(|member| !member.may_lose) {
+                return false;
+            }
+            thread::yield_now();
+        }
+        // SAFETY: the right is held, and the sweep found room.
+        assert_eq!(unsafe { self.ring.write(&held, 0, event) }, None);
+        held.grant(state.reach);
+        true
+    }
+}
+
+/// Checks every interleaving with up to three preemptions, which is where mistakes show.
+fn model(checked: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(checked);
+}
+
+/// Asserts that loom finds a data race, a lost wake-up or a failed assertion.
+#[track_caller]
+fn assert_fails(twin: impl Fn() + Sync + Send + 'static) {
+    let found = catch_unwind(AssertUnwindSafe(|| model(twin)));
+    assert!(found.is_err(), "the twin passed: the model does not see what it is about");
+}
+
+/// Reads what is there and checks that the numbers and the holes between them add up.
+fn read_some(reader: &mut RingReader<u64, ThreadExclusion>, next: &mut u64) {
+    let wanted = |_| true;
+    let mut events = Vec::new();
+    match reader.read(2, false, false, wanted, |event| events.push(*event)) {
+        Ok(_) => events.into_iter().for_each(|event| {
+            assert_eq!(event, *next);
+            *next += 1;
+        }),
+        Err(Missed { missed, .. }) => *next += missed,
+    }
+}
+
+/// A reader that may be moved on, and a publisher that laps it.
+fn a_reader_that_is_lapped(stays: bool) {
+    let bus = Arc::new(Bus::new(2, Fences::Symmetric));
+    let mut reader = bus.join(true, stays);
+    let publisher = {
+        let bus = bus.clone();
+        thread::spawn(move || (0..4).for_each(|event| assert!(bus.publish(event))))
+    };
+    let mut next = 0;
+    read_some(&mut reader, &mut next);
+    publisher.join().unwrap();
+    (0..4).for_each(|_| read_some(&mut reader, &mut next));
+    assert_eq!(next, 4, "events and holes are all that was published");
+}
+
+#[test]
+fn a_reader_reads_whole_events_and_exact_holes_while_it_is_moved_on() {
+    model(|| a_reader_that_is_lapped(false));
+}
+
+#[test]
+fn a_reader_that_does_not_pin_is_overwritten_while_it_reads() {
+    assert_fails(|| a_reader_that_is_lapped(true));
+}
+
+#[test]
+fn a_reader_that_nobody_moves_need_not_pin() {
+    model(|| {
+        let bus = Arc::new(Bus::new(2, Fences::Symmetric));
+        let mut reader = bus.join(false, true);
+        let publisher = {
+            let bus = bus.clone();
+            thread::spawn(move || (0..4).take_while(|&event| bus.publish(event)).count() as u64)
+        };
+        let mut next = 0;
+        read_some(&mut reader, &mut next);
+        let published = publisher.join().unwrap();
+        (0..4).for_each(|_| read_some(&mut reader, &mut next));
+        assert_eq!(next, published);
+    });
+}
+
+/// A thread with a seat, and another one that takes the right from it.
+fn two_publishers(fences: Fences) {
+    let bus = Arc::new(Bus::new(4, fences));
+    assert!(bus.publish(0), "and gets the seat");
+    let other = {
+        let bus = bus.clone();
+        thread::spawn(move || assert!(bus.publish(1)))
+    };
+    assert!(bus.publish(2));
+    other.join().unwrap();
+    assert_eq!(bus.ring.right.tail(), 3);
+    let read = |sequence| {
+        // SAFETY: everything was published, and nobody publishes any more.
+        unsafe { bus.ring.slots.read(sequence, |event| *event) }
+    };
+    assert_eq!(read(0) + read(1) + read(2), 3, "each event has a slot");
+}
+
+#[test]
+fn a_seat_is_taken_away_between_two_publications() {
+    model(|| two_publishers(Fences::Symmetric));
+}
+
+#[test]
+fn without_a_fence_on_both_sides_two_publish_at_once() {
+    // Asymmetric fences need `membarrier`, which loom does not have: one side has none.
+    assert_fails(|| two_publishers(Fences::Asymmetric));
+}
+
+/// A reader that joins while a thread with a seat publishes more than a lap.
+fn joining(under_the_token: bool) {
+    let bus = Arc::new(Bus::new(2, Fences::Symmetric));
+    assert!(bus.publish(0));
+    let publisher = {
+        let bus = bus.clone();
+        thread::spawn(move || (1..5).take_while(|&event| bus.publish(event)).count() as u64)
+    };
+    let mut reader = match under_the_token {
+        true => bus.join(false, true),
+        false => {
+            let tail = bus.ring.right.tail();
+            let cursor = std::sync::Arc::new(Cursor::new(tail));
+            let reader = RingReader::new(bus.ring.clone(), cursor.clone(), true, true, 0);
+            let member = Member::new(cursor, true, false, tail);
+            bus.state.lock().unwrap().members.push(Some(member));
+            reader
+        }
+    };
+    let mut next = reader.position();
+    read_some(&mut reader, &mut next);
+    let published = 1 + publisher.join().unwrap();
+    (0..4).for_each(|_| read_some(&mut reader, &mut next));
+    assert_eq!(next, published);
+}
+
+#[test]
+fn who_joins_while_others_publish_reads_everything_from_there_on() {
+    model(|| joining(true));
+}
+
+#[test]
+fn who_looks_at_the_tail_before_it_has_the_token_is_overwritten() {
+    assert_fails(|| joining(false));
+}
+
+/// A cursor as it would be with one cell for what was lost.
+struct OneCell {
+    position: AtomicU64,
+    lost: AtomicU64,
+}
+
+const PINNED: u64 = 1 << 63;
+
+#[test]
+fn what_a_move_lost_is_known_at_its_position_though_the_next_move_fails() {
+    model(|| {
+        let cursor = Arc::new(Cursor::new(0));
+        let mover = {
+            let cursor = cursor.clone();
+            thread::spawn(move || {
+                cursor.try_move(0, 1, 1);
+                let at = cursor.look().position;
+                cursor.try_move(at, at + 2, 2)
+            })
+        };
+        let position = cursor.pin(false);
+        if position > 0 {
+            assert_eq!(cursor.lost_at(position), position);
+        }
+        cursor.release(position);
+        mover.join().unwrap();
+    });
+}
+
+#[test]
+fn with_one_cell_a_failed_move_spoils_what_the_last_one_lost() {
+    assert_fails(|| {
+        let cursor = Arc::new(OneCell { position: AtomicU64::new(0), lost: AtomicU64::new(0) });
+        let try_move = |cursor: &OneCell, from: u64, to: u64| {
+            cursor.lost.store(to, Ordering::Release);
+            let moved =
+                cursor.position.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed);
+            moved.is_ok()
+        };
+        let mover = {
+            let cursor = cursor.clone();
+            thread::spawn(move || try_move(&cursor, 0, 1) && try_move(&cursor, 1, 3))
+        };
+        let position = cursor.position.fetch_or(PINNED, Ordering::Acquire) & !PINNED;
+        if position > 0 {
+            assert_eq!(cursor.lost.load(Ordering::Acquire), position);
+        }
+        mover.join().unwrap();
+    });
+}
+
+/// One reader that sleeps and one publisher without the token, as in `arm` and `awaken`.
+fn sleeping(publications: usize, forget_before_counting: bool, fences: Fences) {
+    struct Shared {
+        tail: AtomicUsize,
+        asleep: Asleep,
+        sleepers: Sleepers,
+        notify: Notify,
+    }
+    let shared = Arc::new(Shared {
+        tail: AtomicUsize::new(0),
+        asleep: Asleep::default(),
+        sleepers: Sleepers::default(),
+        notify: Notify::new(),
+    });
+    if publications > 1 {
+        // Somebody has slept here before.
+        shared.asleep.note(0);
+    }
+    let publisher = {
+        let shared = shared.clone();
+        thread::spawn(move || {
+            for _ in 0..publications {
+                shared.tail.fetch_add(1, Ordering::Release);
+                fences.often();
+                if shared.asleep.any_of(1) {
+                    let before = shared.sleepers.count();
+                    shared.asleep.forget(0);
+                    let count =
+                        if forget_before_counting { shared.sleepers.count() } else { before };
+                    if count > 0 {
+                        shared.notify.notify();
+                    }
+                }
+            }
+        })
+    };
+    while shared.tail.load(Ordering::Acquire) < publications {
+        shared.sleepers.count_in::<ThreadExclusion>();
+        shared.asleep.note(0);
+        fences.rarely();
+        if shared.tail.load(Ordering::Acquire) < publications {
+            shared.notify.wait();
+        }
+        shared.sleepers.disarm::<ThreadExclusion>();
+    }
+    publisher.join().unwrap();
+}
+
+#[test]
+fn a_reader_that_sleeps_is_woken_by_a_publisher_without_the_token() {
+    model(|| sleeping(2, true, Fences::Symmetric));
+}
+
+#[test]
+fn without_the_publishers_fence_the_reader_sleeps_on() {
+    assert_fails(|| sleeping(1, true, Fences::Asymmetric));
+}
+
+#[test]
+fn a_sleeper_counted_before_it_is_forgotten_sleeps_on() {
+    assert_fails(|| sleeping(2, false, Fences::Symmetric));
+}

@@ -1,0 +1,402 @@
+//! The right to publish: who may write the next slot, and up to where without asking.
+//!
+//! Somebody has the right at any time, or nobody: `holder` is `FREE`, `HELD` by a thread that is in
+//! the middle of a publication, or lent to a *seat*. A seat is a thread that published alone, or a
+//! `Producer`: it publishes without a locked instruction as long as its *permit* lasts.
+//!
+//! ```text
+//!  seat                                     who pauses it, under the bus's token
+//!  claim = next + 1                         permit = 0
+//!       fence (often)                            fence (rarely)
+//!  next < permit ? write, tail = next + 1   wait until claim == tail
+//!                : claim = next, ask
+//! ```
+//!
+//! | store | load that may miss it | why not both |
+//! |---|---|---|
+//! | `permit = 0` | the seat's look at its permit | one of the fences comes first: the seat sees 0, or it is seen to publish and waited for |
+//! | `claim` | the look at it while pausing | as above |
+//! | `tail`, `claim = next` | that look | release and acquire: what the seat wrote is seen by who has paused it |
+//!
+//! A thread's seat is taken away for good by the first other thread that publishes: a thread that
+//! was descheduled between its look at `holder` and its claim may wake up late, and must find a
+//! permit of 0 and a claim that nobody looks at. Whoever later publishes alone again, longer each
+//! time, gets one of the seats that are left; when all are used the right is a lock.
+//!
+//! The permit is at once the ring's limit, the switch that close() throws, and the request to give
+//! the right back: one comparison asks for all of them.
+//! The idea of lending a lock to one thread is that of biased locking (Kawachiya et al. 2002).
+
+use crate::barrier::Fences;
+use crate::sync::{AtomicU64, Counter, Ordering, wait_a_moment};
+use crossbeam_utils::CachePadded;
+use std::cell::Cell;
+
+const FREE: u64 = 0;
+const HELD: u64 = 1;
+
+/// A holder that is a seat is its thread's id in the high bits, the seat in the low ones.
+const SEAT_BITS: u32 = 3;
+/// Threads that publish alone, one after the other.
+const THREAD_SEATS: usize = 4;
+/// The seat of a `Producer`, of which there is one at a time.
+const PRODUCER_SEAT: usize = THREAD_SEATS;
+const PRODUCER: u64 = u64::MAX << SEAT_BITS | PRODUCER_SEAT as u64;
+
+/// Publications in a row after which a thread has the next seat.
+const ALONE_AFTER: [u64; THREAD_SEATS] = [0, 256, 4_096, 65_536];
+
+#[derive(Debug, Default)]
+struct Seat {
+    /// One more than the sequence being written, or the next sequence while nothing is.
+    claim: Counter,
+    /// The sequence at which it has to ask.
+    permit: Counter,
+}
+
+/// What the holder of the right alone touches.
+#[derive(Debug, Default)]
+struct Streak {
+    thread: Counter,
+    length: Counter,
+    seats_used: Counter,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Right {
+    /// One more than the last sequence that can be read.
+    tail: CachePadded<Counter>,
+    holder: CachePadded<AtomicU64>,
+    /// The sequence at which a publisher without a seat has to ask.
+    limit: Counter,
+    seats: [CachePadded<Seat>; THREAD_SEATS + 1],
+    streak: Streak,
+    fences: Fences,
+}
+
+/// Returns a number for the calling thread, never 0.
+#[inline]
+fn this_thread() -> u64 {
+    #[cfg(not(tickbus_loom))]
+    thread_local! {
+        static ID: Cell<u64> = const { Cell::new(0) };
+    }
+    #[cfg(tickbus_loom)]
+    loom::thread_local! {
+        static ID: Cell<u64> = Cell::new(0);
+    }
+    #[cold]
+    fn next() -> u64 {
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+        let id = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        ID.with(|own| own.set(id));
+        id
+    }
+    match ID.with(Cell::get) {
+        0 => next(),
+        id => id,
+    }
+}
+
+/// Sequences that may be written now. Dropped without [`Claim::publish`], nobody reads them and they
+/// are claimed again.
+#[derive(Debug)]
+#[must_use]
+pub struct Claim<'a> {
+    tail: &'a Counter,
+    seat: &'a Seat,
+    /// The first sequence of the claim.
+    pub sequence: u64,
+    /// One more than the last.
+    pub end: u64,
+}
+
+impl Claim<'_> {
+    /// Makes the claimed sequences readable.
+    #[inline]
+    pub fn publish(self) {
+        // ORDERING: pairs with `Right::tail` and with the wait of `Right::pause`.
+        self.tail.publish(self.end);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Claim<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.seat.claim.publish(self.sequence);
+    }
+}
+
+/// The right, held by the caller; dropping it gives it back.
+#[derive(Debug)]
+#[must_use]
+pub struct Held<'a> {
+    right: &'a Right,
+    /// A paused seat keeps the right; otherwise it was free.
+    seat: Option<usize>,
+    /// The seat is the caller's, who does not publish from it meanwhile.
+    is_own: bool,
+    /// The caller publishes, and earns a seat by that.
+    publishes: bool,
+}
+
+impl Right {
+    /// Returns the right to publish from sequence 0 on. Nobody has a permit yet.
+    pub fn new(fences: Fences) -> Self {
+        Self {
+            tail: CachePadded::default(),
+            holder: CachePadded::new(AtomicU64::new(FREE)),
+            limit: Counter::default(),
+            seats: Default::default(),
+            streak: Streak::default(),
+            fences,
+        }
+    }
+
+    /// Returns one more than the last sequence that can be read.
+    #[inline]
+    pub fn tail(&self) -> u64 {
+        self.tail.observe()
+    }
+
+    /// Claims the next sequence if the calling thread has a seat and its permit lasts.
+    #[inline(always)]
+    pub fn claim(&self) -> Option<Claim<'_>> {
+        self.claim_at(self.own_seat()?)
+    }
+
+    /// As [`Right::claim`], up to `count` sequences.
+    #[inline]
+    pub fn claim_many(&self, count: u64) -> Option<Claim<'_>> {
+        self.claim_many_at(self.own_seat()?, count)
+    }
+
+    #[inline(always)]
+    fn own_seat(&self) -> Option<&Seat> {
+        let holder = self.holder.load(Ordering::Relaxed);
+        if holder >> SEAT_BITS != this_thread() {
+            return None;
+        }
+        self.seats.get(holder as usize & ((1 << SEAT_BITS) - 1)).map(|seat| &**seat)
+    }
+
+    /// Returns the next sequence if the permit of the `Producer` lasts for it.
+    #[inline]
+    pub fn permitted_to_producer(&self) -> Option<u64> {
+        let seat = &self.seats[PRODUCER_SEAT];
+        let next = seat.claim.value();
+        (next < seat.permit.observe()).then_some(next)
+    }
+
+    /// As [`Right::claim`], where nothing happens at the same time.
+    #[inline(always)]
+    pub fn claim_alone(&self) -> Option<Claim<'_>> {
+        self.claim_many_alone(1)
+    }
+
+    /// As [`Right::claim_many`], where nothing happens at the same time.
+    #[inline]
+    pub fn claim_many_alone(&self, count: u64) -> Option<Claim<'_>> {
+        let sequence = self.tail.value();
+        let limit = self.limit.value();
+        let end = limit.min(sequence + count);
+        let claim = Claim { tail: &self.tail, seat: &self.seats[0], sequence, end };
+        (sequence < limit).then_some(claim)
+    }
+
+    /// As [`Right::claim`], for the `Producer`.
+    #[inline(always)]
+    pub fn claim_as_producer(&self) -> Option<Claim<'_>> {
+        self.claim_at(&self.seats[PRODUCER_SEAT])
+    }
+
+    /// As [`Right::claim_many`], for the `Producer`.
+    #[inline]
+    pub fn claim_many_as_producer(&self, count: u64) -> Option<Claim<'_>> {
+        self.claim_many_at(&self.seats[PRODUCER_SEAT], count)
+    }
+
+    #[inline(always)]
+    fn claim_at<'a>(&'a self, seat: &'a Seat) -> Option<Claim<'a>> {
+        let sequence = seat.claim.value();
+        let end = sequence + 1;
+        seat.claim.set(end);
+        self.fences.often();
+        let claim = Claim { tail: &self.tail, seat, sequence, end };
+        (sequence < seat.permit.observe()).then_some(claim)
+    }
+
+    #[inline]
+    fn claim_many_at<'a>(&'a self, seat: &'a Seat, count: u64) -> Option<Claim<'a>> {
+        let sequence = seat.claim.value();
+        seat.claim.set(sequence + count);
+        self.fences.often();
+        let permit = seat.permit.observe();
+        let end = permit.min(sequence + count);
+        if sequence < end && end < sequence + count {
+            seat.claim.set(end);
+        }
+        let claim = Claim { tail: &self.tail, seat, sequence, end };
+        (sequence < permit).then_some(claim)
+    }
+
+    /// Takes the right from among threads that publish at the same time, if a seat does not have
+    /// it and the next sequence is below the limit, and returns the limit too.
+    #[inline]
+    pub fn take(&self) -> Option<(Held<'_>, u64)> {
+        let mut rounds = 0;
+        loop {
+            match self.holder.compare_exchange_weak(
+                FREE,
+                HELD,
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => break,
+                Err(FREE | HELD) => wait_a_moment(&mut rounds),
+                Err(_) => return None,
+            }
+        }
+        let held = Held::free(self);
+        let limit = self.limit.value();
+        (held.next() < limit).then_some((held, limit))
+    }
+
+    /// Takes the right, from a seat too. The caller holds the bus's token, so that only one thread
+    /// at a time is here; `None` if there is a `Producer` and the caller does not publish for it.
+    #[must_use]
+    pub fn seize(&self, for_producer: bool) -> Option<Held<'_>> {
+        let held = self.pause_for(for_producer);
+        match held.seat {
+            Some(PRODUCER_SEAT) => for_producer.then_some(held),
+            Some(_) if !held.is_own => {
+                self.holder.store(HELD, Ordering::Relaxed);
+                std::mem::forget(held);
+                Some(Held::free(self))
+            }
+            _ => Some(held),
+        }
+    }
+
+    /// Keeps everybody from publishing, and waits for who is at it. The caller holds the bus's
+    /// token.
+    pub fn pause(&self) -> Held<'_> {
+        let mut held = self.pause_for(false);
+        held.publishes = false;
+        held
+    }
+
+    fn pause_for(&self, producer: bool) -> Held<'_> {
+        let mut rounds = 0;
+        loop {
+            match self.holder.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Acquire) {
+                Ok(_) => return Held::free(self),
+                Err(HELD) => wait_a_moment(&mut rounds),
+                Err(holder) => {
+                    let index = holder as usize & ((1 << SEAT_BITS) - 1);
+                    let seat = &self.seats[index];
+                    seat.permit.set(0);
+                    let is_own = match index {
+                        PRODUCER_SEAT => producer,
+                        _ => holder >> SEAT_BITS == this_thread(),
+                    };
+                    if !is_own {
+                        self.fences.rarely();
+                    }
+                    while seat.claim.observe() != self.tail.observe() {
+                        wait_a_moment(&mut rounds);
+                    }
+                    return Held { right: self, seat: Some(index), is_own, publishes: true };
+                }
+            }
+        }
+    }
+}
+
+impl<'a> Held<'a> {
+    #[inline]
+    fn free(right: &'a Right) -> Self {
+        Self { right, seat: None, is_own: false, publishes: true }
+    }
+
+    /// Returns the next sequence to be written.
+    #[inline]
+    pub fn next(&self) -> u64 {
+        self.right.tail.value()
+    }
+
+    /// Makes everything before `next` readable.
+    #[inline]
+    pub fn publish(&self, next: u64) {
+        // ORDERING: pairs with `tail`.
+        self.right.tail.publish(next);
+    }
+
+    /// Lets publishers go on up to `limit` without asking; 0 makes them ask always. The caller
+    /// holds the bus's token.
+    pub fn grant(&self, limit: u64) {
+        self.right.limit.set(limit);
+    }
+
+    /// Gives the right to a `Producer`, if no other has it. The caller holds the bus's token.
+    pub fn lend_to_producer(mut self) {
+        self.seat = Some(PRODUCER_SEAT);
+        self.is_own = true;
+        // ORDERING: pairs with `take` and `pause`.
+        self.right.holder.store(PRODUCER, Ordering::Release);
+    }
+
+    /// Takes it back from a `Producer`.
+    pub fn end_producer(mut self) {
+        self.seat = None;
+    }
+
+    /// Returns the seat that the calling thread has earned by publishing alone.
+    #[inline]
+    fn earned_seat(&self, thread: u64) -> Option<usize> {
+        let Right { streak, fences, .. } = self.right;
+        let length = match streak.thread.value() == thread {
+            true => streak.length.value() + 1,
+            false => 0,
+        };
+        streak.thread.set(thread);
+        streak.length.set(length);
+        let seat = streak.seats_used.value() as usize;
+        // Where both sides pay, a lock is as cheap as a seat.
+        let alone = (*fences == Fences::Asymmetric || cfg!(tickbus_loom))
+            && ALONE_AFTER.get(seat).is_some_and(|after| length >= *after);
+        if alone {
+            streak.seats_used.set(seat as u64 + 1);
+        }
+        alone.then_some(seat)
+    }
+}
+
+impl Drop for Held<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        let Right { holder, seats, tail, limit, .. } = self.right;
+        let permit = |index: usize, sits_anew: bool| {
+            if sits_anew {
+                seats[index].claim.set(tail.value());
+            }
+            seats[index].permit.publish(limit.value());
+        };
+        if let Some(index) = self.seat {
+            return permit(index, self.is_own);
+        }
+        let thread = this_thread();
+        let earned = if self.publishes { self.earned_seat(thread) } else { None };
+        let next_holder = match earned {
+            Some(index) => {
+                permit(index, true);
+                thread << SEAT_BITS | index as u64
+            }
+            None => FREE,
+        };
+        // ORDERING: pairs with `take` and `pause`.
+        holder.store(next_holder, Ordering::Release);
+    }
+}
