@@ -58,6 +58,7 @@ pub use metrics::{Dropped, EventBusMetrics, Explanation, SubscriptionMetrics, Wa
 pub use names::{MAX_NAME_BYTES, MAX_SOURCES, MAX_SYMBOLS, Names, SourceId, Symbol};
 pub use policy::{BackpressureConfig, MAX_CAPACITY, OnLag, Policy};
 pub use queue::{CrossbeamQueue, EventQueue};
+pub use ring::overwrite::{OverwritePublisher, OverwriteReader, OverwriteRing, PlainEvent};
 pub use select::{Selected, Selector, Shutdown, select};
 pub use subscription::{AsyncEventSubscription, EventSubscription, Parking};
 pub use sync::{Exclusion, ThreadExclusion};

@@ -39,6 +39,7 @@
 pub(crate) mod cursor;
 #[cfg(all(test, tickbus_loom))]
 mod models;
+pub(crate) mod overwrite;
 pub(crate) mod reader;
 pub(crate) mod right;
 pub(crate) mod slots;

@@ -326,3 +326,37 @@ fn without_the_publishers_fence_the_reader_sleeps_on() {
 fn a_sleeper_counted_before_it_is_forgotten_sleeps_on() {
     assert_fails(|| sleeping(2, false, Fences::Symmetric));
 }
+
+/// A reader that is overtaken while it reads; both words of an event are its number.
+fn being_overtaken(announced: u64) {
+    use super::overwrite::OverwriteRing;
+    let (mut publisher, ring) = OverwriteRing::<[u64; 2]>::with_claims(1, announced);
+    let mut reader = ring.reader();
+    let publishing = thread::spawn(move || (0..3).for_each(|n| publisher.publish(&[n, n])));
+    let mut next = 0;
+    let mut look = |reader: &mut super::overwrite::OverwriteReader<[u64; 2]>| {
+        match reader.try_recv() {
+            Ok([first, second]) => {
+                assert_eq!((first, second), (next, next));
+                next += 1;
+            }
+            Err(crate::error::TryRecvError::Lagged(lagged)) => next += lagged.missed,
+            Err(_) => {}
+        }
+        next
+    };
+    look(&mut reader);
+    publishing.join().unwrap();
+    (0..4).for_each(|_| _ = look(&mut reader));
+    assert_eq!(look(&mut reader), 3, "events and holes are all that was published");
+}
+
+#[test]
+fn a_reader_that_is_overtaken_gives_out_no_torn_event() {
+    model(|| being_overtaken(1));
+}
+
+#[test]
+fn without_announcing_what_it_writes_a_publisher_tears_events() {
+    assert_fails(|| being_overtaken(0));
+}
