@@ -50,9 +50,7 @@ impl Countdown {
     /// crosses because nothing was drawn before.
     #[cold]
     fn crossed(&mut self, rate: i64) -> bool {
-        if self.seed == 0 {
-            // A fresh hasher is keyed at random; any odd number is a good seed.
-            self.seed = RandomState::new().build_hasher().finish() | 1;
+        if self.seed_once() {
             self.left = self.draw() - rate;
             if self.left >= 0 {
                 return false;
@@ -60,6 +58,16 @@ impl Countdown {
         }
         self.left = self.draw();
         true
+    }
+
+    /// Seeds the generator and returns whether it had to be done.
+    fn seed_once(&mut self) -> bool {
+        let is_first = self.seed == 0;
+        if is_first {
+            // A fresh hasher is keyed at random; any odd number is a good seed.
+            self.seed = RandomState::new().build_hasher().finish() | 1;
+        }
+        is_first
     }
 
     fn draw(&mut self) -> i64 {
@@ -127,6 +135,42 @@ impl<R: Exclusion> Latencies<R> {
             }),
         };
         Entry(is_measured.then(Instant::now))
+    }
+
+    /// As [`Latencies::enter`], for who publishes the events of a bus alone: the next one to be
+    /// measured is known by its sequence, so that the others take one comparison.
+    #[inline]
+    pub(crate) fn enter_at(&self, sequence: u64, sample_at: &Counter) -> Entry {
+        match sequence < sample_at.value() {
+            true => Entry(None),
+            false => self.draw_next(sequence, sample_at),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn draw_next(&self, sequence: u64, sample_at: &Counter) -> Entry {
+        // The first time nothing was drawn: that is done for this one too.
+        let first = if sample_at.value() == 0 { self.draw_gap() } else { 0 };
+        match first {
+            0 => sample_at.set(self.draw_gap().saturating_add(sequence + 1)),
+            gap => sample_at.set(gap.saturating_add(sequence)),
+        }
+        Entry((first == 0).then(Instant::now))
+    }
+
+    /// Draws how many publications go before the next one that is measured.
+    fn draw_gap(&self) -> u64 {
+        if self.rate == 0 {
+            return u64::MAX;
+        }
+        COUNTDOWN.with(|of_thread| {
+            let mut countdown = of_thread.get();
+            countdown.seed_once();
+            let gap = countdown.draw() / self.rate;
+            of_thread.set(countdown);
+            gap as u64
+        })
     }
 
     /// Ends a call that has published.
@@ -330,6 +374,29 @@ mod tests {
     fn gaps_have_the_mean_and_the_spread_of_a_geometric_distribution() {
         check_gaps::<ThreadExclusion>();
         check_gaps::<Serial>();
+    }
+
+    #[test]
+    fn gaps_between_sequences_have_the_mean_and_the_spread_of_a_geometric_distribution() {
+        const SAMPLES: usize = 40_000;
+        for mean_gap in [2_u32, 64] {
+            let (latencies, sample_at) =
+                (latencies::<ThreadExclusion>(Some(mean_gap)), Counter::default());
+            let is_drawn = |sequence| latencies.enter_at(sequence, &sample_at).0.is_some();
+            let drawn = (0..).filter(|&sequence| is_drawn(sequence)).take(SAMPLES + 1);
+            let drawn: Vec<u64> = drawn.collect();
+            let gaps = drawn.windows(2).map(|pair| (pair[1] - pair[0]) as f64);
+            let count = SAMPLES as f64;
+            let mean = gaps.clone().sum::<f64>() / count;
+            let variance = gaps.map(|gap| (gap - mean).powi(2)).sum::<f64>() / count;
+            let wanted = f64::from(mean_gap);
+            let spread = wanted * (wanted - 1.0);
+            // Four standard errors, and more for the variance, whose own spread is wide.
+            assert!((mean - wanted).abs() < 4.0 * (spread / count).sqrt(), "{mean}");
+            assert!((variance / spread - 1.0).abs() < 0.1, "{variance} of {spread}");
+        }
+        let (none, sample_at) = (latencies::<ThreadExclusion>(None), Counter::default());
+        assert!((0..1_000).all(|sequence| none.enter_at(sequence, &sample_at).0.is_none()));
     }
 
     fn check_shares<R: Exclusion>() {

@@ -41,10 +41,14 @@ impl Hash for Topic {
 #[derive(Debug, Default)]
 pub(crate) struct Interest {
     wanting: Counter,
-    /// The slots below 64, a bit each.
+    /// The slots, a bit each; the last bit is for all that have none of their own.
     mask: Counter,
-    /// How many of the wanting have a higher slot.
-    beyond: Counter,
+}
+
+/// Returns the bit of a slot in [`Interest::mask`].
+#[inline]
+pub(crate) fn interest_bit(slot: u32) -> u64 {
+    1 << slot.min(u64::BITS - 1)
 }
 
 impl Interest {
@@ -56,11 +60,6 @@ impl Interest {
     #[inline]
     pub(crate) fn mask(&self) -> u64 {
         self.mask.value()
-    }
-
-    #[inline]
-    pub(crate) fn goes_beyond(&self) -> bool {
-        self.beyond.value() > 0
     }
 }
 
@@ -208,11 +207,8 @@ impl Row {
             }
             self.masks[word] |= 1 << (slot as usize % MASK_BITS);
         }
-        let first = self.masks.first().copied().unwrap_or(0);
-        let wanting = self.wanted.len() as u64;
-        self.interest.mask.set(first);
-        self.interest.wanting.set(wanting);
-        self.interest.beyond.set(wanting - u64::from(first.count_ones()));
+        self.interest.mask.set(self.wanted.iter().fold(0, |mask, &slot| mask | interest_bit(slot)));
+        self.interest.wanting.set(self.wanted.len() as u64);
     }
 }
 
@@ -270,6 +266,12 @@ impl TopicTable {
     #[inline]
     pub(crate) fn mask(&self, id: u32, word: usize) -> u64 {
         self.rows[id as usize].masks.get(word).copied().unwrap_or(0)
+    }
+
+    /// Returns whether a subscription wants the topic.
+    pub(crate) fn wants(&self, id: u32, slot: u32) -> bool {
+        let mask = self.mask(id, slot as usize / MASK_BITS);
+        mask & (1 << (slot as usize % MASK_BITS)) != 0
     }
 
     pub(crate) fn interest(&self, id: u32) -> &Arc<Interest> {

@@ -89,8 +89,8 @@ impl Sleepers {
     }
 }
 
-/// In which of the first 64 slots somebody is asleep, or was not long ago: what a publisher who
-/// holds no lock compares with those that want its event.
+/// In which slots somebody is asleep, or was not long ago, a bit each: what a publisher who holds no
+/// lock compares with those that want its event.
 #[derive(Debug)]
 pub struct Asleep(AtomicU64);
 
@@ -101,21 +101,18 @@ impl Default for Asleep {
 }
 
 impl Asleep {
-    fn bit(slot: u32) -> u64 {
-        1_u64.checked_shl(slot).unwrap_or(0)
-    }
-
-    /// Notes a sleeper, who was counted before and has still to fence and to look again.
-    pub fn note(&self, slot: u32) {
+    /// Notes a sleeper in a slot with this bit, who was counted before and has still to fence and to
+    /// look again.
+    pub fn note(&self, bit: u64) {
         // ORDERING: with `forget`, in whose order it is: a publisher that forgets a sleeper noted
         // before counts it afterwards.
-        self.0.fetch_or(Self::bit(slot), Ordering::AcqRel);
+        self.0.fetch_or(bit, Ordering::AcqRel);
     }
 
-    /// Forgets the sleepers of a slot; the caller counts them afterwards, and notes them again if
-    /// some are left that nobody wakes.
-    pub fn forget(&self, slot: u32) {
-        self.0.fetch_and(!Self::bit(slot), Ordering::AcqRel);
+    /// Forgets the sleepers of the slots with these bits; the caller counts them afterwards, and
+    /// notes them again if some are left that nobody wakes.
+    pub fn forget(&self, bits: u64) {
+        self.0.fetch_and(!bits, Ordering::AcqRel);
     }
 
     /// Returns whether somebody sleeps in a slot of the mask.

@@ -44,7 +44,7 @@ use crate::subscription::{EventSubscription, Inbox};
 use crate::sync::{
     AtomicU64, Counter, Exclusion, Flag, Mutex, Ordering, ThreadExclusion, store_load_fence,
 };
-use crate::topic::{Interest, NO_TOPIC, Topic, TopicTable, check_topic};
+use crate::topic::{Interest, NO_TOPIC, Topic, TopicTable, check_topic, interest_bit};
 use crate::wait::{Asleep, Sleepers};
 use arc_swap::ArcSwap;
 use on_ring::{RingState, apart};
@@ -202,7 +202,7 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         self.sleepers.count_in::<R>();
         inbox.gate.sleepers.count_in::<R>();
         if self.ring.is_some() {
-            self.asleep.note(inbox.slot);
+            self.asleep.note(interest_bit(inbox.slot));
         }
         if !R::SERIALIZES_SLEEP {
             self.fences.rarely();
@@ -709,27 +709,23 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         event: T,
         topic: Option<&Topic>,
     ) -> Result<usize, PublishError<T>> {
-        let entry = self.enter();
         let shared = &**self.shared();
         // Everything else is a call, so that here the event goes straight into its slot.
         if let Some(ring) = &shared.ring
             && let Some(claim) = ring.claim(false)
         {
             let (id, interest) = shared.address(topic);
+            let entry = shared.latencies.enter_at(claim.sequence, claim.sample_at());
             let taken = shared.publish_on_ring(ring, claim, id, interest, event);
             shared.latencies.leave(entry);
             return Ok(taken);
         }
-        self.publish_slowly(apart(event), topic, entry)
+        self.publish_slowly(apart(event), topic)
     }
 
     #[inline(never)]
-    fn publish_slowly(
-        &self,
-        event: T,
-        topic: Option<&Topic>,
-        entry: Entry,
-    ) -> Result<usize, PublishError<T>> {
+    fn publish_slowly(&self, event: T, topic: Option<&Topic>) -> Result<usize, PublishError<T>> {
+        let entry = self.enter();
         self.publish_ready(event, topic, entry).or_else(|event| {
             let patience = self.backpressure().max_block_duration;
             let mut publication = self.publication_since(entry, event, topic, false);

@@ -8,7 +8,7 @@
 use super::Shared;
 use super::publication::{Patience, Pending};
 use super::publishing::{Aftermath, PublishState, Verdict, Woken};
-use super::slot::{Carrier, Other, Slot};
+use super::slot::{Carrier, NEWCOMER, Other, Slot};
 use crate::error::PublishManyError;
 use crate::policy::Policy;
 use crate::ring::reader::BATCH;
@@ -16,7 +16,7 @@ use crate::ring::right::{Claim, Held};
 use crate::ring::sweep::{Member, Sweep};
 use crate::ring::{Displaced, Ring};
 use crate::sync::{Exclusion, wait_a_moment};
-use crate::topic::{Interest, Topic, TopicTable};
+use crate::topic::{Interest, Topic, TopicTable, interest_bit};
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::time::Instant;
@@ -93,14 +93,13 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         let Some(held) = ring.right.seize(publication.by_producer) else {
             return Verdict::Reserved;
         };
+        let mut rounds = 0;
         let verdict = loop {
             let has_room = self.sweep(&held);
             match self.stopped_on_ring(publication, patience) {
-                Ok(None) => {
-                    if has_room || self.pass_over(publication, &held) {
-                        break None;
-                    }
-                }
+                Ok(None) if has_room => break None,
+                // Somebody reads just now, or has made room since the sweep.
+                Ok(None) => wait_a_moment(&mut rounds),
                 Ok(Some(slot)) => {
                     if self.stand_in_line(publication, slot, shared.fences) {
                         break Some(Verdict::InLine);
@@ -109,6 +108,9 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
                 Err(rejecting) => break Some(Verdict::Rejected(rejecting)),
             }
         };
+        if let Some(state) = &mut self.ring {
+            state.members.iter_mut().flatten().for_each(|member| member.is_passed_over = false);
+        }
         let verdict = verdict.unwrap_or_else(|| {
             self.keep_last(publication, shared, aftermath);
             Verdict::Done(self.write_on_ring(publication, &held, shared, aftermath))
@@ -135,7 +137,8 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
     }
 
     /// Returns the slot for whose room the publication has to wait, if there is one. Whoever stands
-    /// a whole ring behind stops every event, also those that it does not want.
+    /// a whole ring behind stops every event, also those that it does not want. Those for whom it
+    /// waits no more are passed over by the next sweep.
     fn stopped_on_ring(
         &mut self,
         publication: &Pending<T>,
@@ -159,41 +162,16 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
                 stopped = stopped.or(Some(index as u32));
             } else if slot.policy == Policy::Reject {
                 rejecting.push(slot.inbox.id);
-            }
-        }
-        if rejecting.is_empty() { Ok(stopped) } else { Err(rejecting) }
-    }
-
-    /// Moves those on whom no publisher waits any more, and returns whether that gave room. It does
-    /// not while one of them is reading, which takes it no longer than a batch.
-    fn pass_over(&mut self, publication: &Pending<T>, held: &Held<'_>) -> bool {
-        let waited = publication.ticket != super::slot::NEWCOMER;
-        let mut moved = Vec::new();
-        let Some(state) = &mut self.ring else { return false };
-        for (index, member) in state.members.iter_mut().enumerate() {
-            let (Some(member), Some(slot)) = (member, &mut self.slots[index]) else { continue };
-            let stops = member.at + state.ring.slots.capacity() <= held.next();
-            if stops && slot.policy == Policy::Block {
-                member.may_lose = true;
-                moved.push(index);
-                if waited {
+            } else if let Some(state) = &mut self.ring
+                && let Some(member) = &mut state.members[index]
+            {
+                member.is_passed_over = true;
+                if publication.ticket != NEWCOMER {
                     slot.inbox.standing.spend(slot.inbox.delivered.value());
                 }
             }
         }
-        let mut rounds = 0;
-        let has_room = self.sweep(held);
-        if !has_room {
-            wait_a_moment(&mut rounds);
-        }
-        if let Some(state) = &mut self.ring {
-            for index in moved {
-                if let Some(member) = &mut state.members[index] {
-                    member.may_lose = false;
-                }
-            }
-        }
-        has_room
+        if rejecting.is_empty() { Ok(stopped) } else { Err(rejecting) }
     }
 
     /// Writes the event for all at once, and into the maps of those that conflate.
@@ -265,22 +243,25 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
     #[cold]
     #[inline(never)]
     pub(super) fn awaken(&self, topic: u32, shared: &Shared<T, R>) -> Woken<T, R> {
-        let slots =
-            self.topics.wanted(topic).iter().filter_map(|&i| self.slots[i as usize].as_ref());
-        let sleeping = slots.filter(|slot| {
-            let sleepers = &slot.inbox.gate.sleepers;
-            shared.asleep.forget(slot.inbox.slot);
-            match sleepers.count() {
-                0 => false,
-                // Where a foreign loop wakes them, each event wakes one.
-                1 if !R::SERIALIZES_SLEEP => true,
-                _ => {
-                    shared.asleep.note(slot.inbox.slot);
-                    true
-                }
+        let mut wake = Woken::new();
+        let wanted = self.topics.interest(topic).mask();
+        shared.asleep.forget(wanted);
+        for slot in self.slots.iter().flatten() {
+            let bit = interest_bit(slot.inbox.slot);
+            let sleeping = slot.inbox.gate.sleepers.count();
+            if wanted & bit == 0 || sleeping == 0 {
+                continue;
             }
-        });
-        sleeping.map(|slot| slot.inbox.clone()).collect()
+            let wants = self.topics.wants(topic, slot.inbox.slot);
+            if wants {
+                wake.push(slot.inbox.clone());
+            }
+            // Where a foreign loop wakes them, each event wakes one.
+            if !wants || sleeping > 1 || R::SERIALIZES_SLEEP {
+                shared.asleep.note(bit);
+            }
+        }
+        wake
     }
 }
 
@@ -365,7 +346,7 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         if !R::SERIALIZES_SLEEP {
             self.fences.often();
         }
-        self.asleep.any_of(interest.mask()) || (interest.goes_beyond() && self.sleepers.any())
+        self.asleep.any_of(interest.mask())
     }
 
     #[cold]

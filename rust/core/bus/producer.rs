@@ -4,7 +4,6 @@ use super::on_ring::apart;
 use super::publication::Pending;
 use super::{Bus, Shared};
 use crate::error::{ConfigError, PublishError, PublishManyError};
-use crate::histogram::Entry;
 use crate::ring::Ring;
 use crate::sync::{Exclusion, ThreadExclusion};
 use crate::topic::Topic;
@@ -96,9 +95,9 @@ impl<T: Clone, R: Exclusion> Producer<T, R> {
 
     #[inline]
     fn publish_on(&mut self, topic: Option<&Topic>, event: T) -> Result<usize, PublishError<T>> {
-        let entry = self.shared.latencies.enter();
         let (id, interest) = self.shared.address(topic);
-        let Some(claim) = self.ring.claim(true) else { return self.ask(apart(event), id, entry) };
+        let Some(claim) = self.ring.claim(true) else { return self.ask(apart(event), id) };
+        let entry = self.shared.latencies.enter_at(claim.sequence, claim.sample_at());
         let taken = self.shared.publish_on_ring(&self.ring, claim, id, interest, event);
         self.shared.latencies.leave(entry);
         Ok(taken)
@@ -106,7 +105,8 @@ impl<T: Clone, R: Exclusion> Producer<T, R> {
 
     #[cold]
     #[inline(never)]
-    fn ask(&mut self, event: T, topic: u32, entry: Entry) -> Result<usize, PublishError<T>> {
+    fn ask(&mut self, event: T, topic: u32) -> Result<usize, PublishError<T>> {
+        let entry = self.shared.latencies.enter();
         let mut pending = Pending::new(entry, event, topic, false);
         pending.by_producer = true;
         let patience = self.shared.config.backpressure.max_block_duration;
@@ -160,7 +160,7 @@ impl<T: Clone, R: Exclusion> Producer<T, R> {
                 self.shared.latencies.leave(entry);
                 Ok(taken)
             }
-            Err(event) => self.ask(event, id, entry),
+            Err(event) => self.ask(event, id),
         }
     }
 }

@@ -280,7 +280,7 @@ fn sleeping(publications: usize, forget_before_counting: bool, fences: Fences) {
     });
     if publications > 1 {
         // Somebody has slept here before.
-        shared.asleep.note(0);
+        shared.asleep.note(1);
     }
     let publisher = {
         let shared = shared.clone();
@@ -290,7 +290,7 @@ fn sleeping(publications: usize, forget_before_counting: bool, fences: Fences) {
                 fences.often();
                 if shared.asleep.any_of(1) {
                     let before = shared.sleepers.count();
-                    shared.asleep.forget(0);
+                    shared.asleep.forget(1);
                     let count =
                         if forget_before_counting { shared.sleepers.count() } else { before };
                     if count > 0 {
@@ -302,7 +302,7 @@ fn sleeping(publications: usize, forget_before_counting: bool, fences: Fences) {
     };
     while shared.tail.load(Ordering::Acquire) < publications {
         shared.sleepers.count_in::<ThreadExclusion>();
-        shared.asleep.note(0);
+        shared.asleep.note(1);
         fences.rarely();
         if shared.tail.load(Ordering::Acquire) < publications {
             shared.notify.wait();

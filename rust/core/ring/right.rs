@@ -52,6 +52,8 @@ struct Seat {
     claim: Counter,
     /// The sequence at which it has to ask.
     permit: Counter,
+    /// The sequence of the next publication whose latency is measured.
+    sample_at: Counter,
 }
 
 /// What the holder of the right alone touches.
@@ -75,28 +77,39 @@ pub struct Right {
     fences: Fences,
 }
 
-/// Returns a number for the calling thread, never 0.
-#[inline]
+/// No thread has it, so that one whose number was not asked for yet has no seat.
+const UNNUMBERED: u64 = 1 << 63;
+
+#[cfg(not(tickbus_loom))]
+thread_local! {
+    static THREAD: Cell<u64> = const { Cell::new(UNNUMBERED) };
+}
+#[cfg(tickbus_loom)]
+loom::thread_local! {
+    static THREAD: Cell<u64> = Cell::new(UNNUMBERED);
+}
+
+/// Returns the high bits of a holder that is the calling thread, if it has a number.
+#[inline(always)]
+fn this_thread_if_numbered() -> u64 {
+    THREAD.with(Cell::get)
+}
+
+/// As above, and the thread has a number from now on.
 fn this_thread() -> u64 {
-    #[cfg(not(tickbus_loom))]
-    thread_local! {
-        static ID: Cell<u64> = const { Cell::new(0) };
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+    let known = this_thread_if_numbered();
+    if known != UNNUMBERED {
+        return known;
     }
-    #[cfg(tickbus_loom)]
-    loom::thread_local! {
-        static ID: Cell<u64> = Cell::new(0);
-    }
-    #[cold]
-    fn next() -> u64 {
-        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
-        let id = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        ID.with(|own| own.set(id));
-        id
-    }
-    match ID.with(Cell::get) {
-        0 => next(),
-        id => id,
-    }
+    let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed) << SEAT_BITS;
+    THREAD.with(|own| own.set(number));
+    number
+}
+
+/// Returns the thread whose seat a holder is.
+fn thread_of(holder: u64) -> u64 {
+    holder & !((1 << SEAT_BITS) - 1)
 }
 
 /// Sequences that may be written now. Dropped without [`Claim::publish`], nobody reads them and they
@@ -113,6 +126,12 @@ pub struct Claim<'a> {
 }
 
 impl Claim<'_> {
+    /// Returns where the seat notes the sequence of the next publication that is measured.
+    #[inline(always)]
+    pub(crate) fn sample_at(&self) -> &Counter {
+        &self.seat.sample_at
+    }
+
     /// Makes the claimed sequences readable.
     #[inline]
     pub fn publish(self) {
@@ -175,11 +194,12 @@ impl Right {
 
     #[inline(always)]
     fn own_seat(&self) -> Option<&Seat> {
-        let holder = self.holder.load(Ordering::Relaxed);
-        if holder >> SEAT_BITS != this_thread() {
+        // The bits of the thread cancel out.
+        let index = self.holder.load(Ordering::Relaxed) ^ this_thread_if_numbered();
+        if index >= THREAD_SEATS as u64 {
             return None;
         }
-        self.seats.get(holder as usize & ((1 << SEAT_BITS) - 1)).map(|seat| &**seat)
+        Some(&self.seats[index as usize])
     }
 
     /// Returns the next sequence if the permit of the `Producer` lasts for it.
@@ -300,7 +320,7 @@ impl Right {
                     seat.permit.set(0);
                     let is_own = match index {
                         PRODUCER_SEAT => producer,
-                        _ => holder >> SEAT_BITS == this_thread(),
+                        _ => thread_of(holder) == this_thread(),
                     };
                     if !is_own {
                         self.fences.rarely();
@@ -392,7 +412,7 @@ impl Drop for Held<'_> {
         let next_holder = match earned {
             Some(index) => {
                 permit(index, true);
-                thread << SEAT_BITS | index as u64
+                thread | index as u64
             }
             None => FREE,
         };

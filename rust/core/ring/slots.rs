@@ -23,6 +23,7 @@ unsafe impl<T: Send + Sync> Sync for Slots<T> {}
 impl<T> Slots<T> {
     /// Returns empty slots; `capacity` is a power of two.
     pub(crate) fn new(capacity: usize) -> Self {
+        assert!(capacity.is_power_of_two(), "capacity was {capacity}");
         let empty =
             || Slot { topic: AtomicU32::new(0), event: UnsafeCell::new(MaybeUninit::uninit()) };
         Self { slots: (0..capacity).map(|_| empty()).collect() }
@@ -35,7 +36,9 @@ impl<T> Slots<T> {
 
     #[inline]
     fn slot(&self, sequence: u64) -> &Slot<T> {
-        &self.slots[sequence as usize & (self.slots.len() - 1)]
+        let index = sequence as usize & (self.slots.len() - 1);
+        // SAFETY: the number of slots is a power of two, so one less has all lower bits set.
+        unsafe { self.slots.get_unchecked(index) }
     }
 
     /// Returns the topic in the slot of a sequence, whatever event is there now.

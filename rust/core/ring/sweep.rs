@@ -20,6 +20,10 @@ pub(crate) struct Member {
     pub(crate) is_wide: bool,
     /// It may lose events that it wants.
     pub(crate) may_lose: bool,
+    /// It may lose some in this sweep, if it stands a whole ring behind: nobody waits for it now.
+    pub(crate) is_passed_over: bool,
+    /// What the last sweep made of the two above.
+    loses: bool,
     /// Where the last sweep found it or put it.
     pub(crate) at: u64,
     /// Of a wide reader, the most events that a sweep found pending.
@@ -75,9 +79,11 @@ where
             if seen.is_pinned || seen.position >= target {
                 continue;
             }
+            let stops = seen.position + self.slots.capacity() <= self.next;
+            member.loses = member.may_lose || (member.is_passed_over && stops);
             if !member.is_wide {
                 narrow |= 1 << index;
-            } else if member.may_lose {
+            } else if member.loses {
                 let lost = target - seen.position;
                 if member.move_to(target, lost) {
                     (self.lost)(group * GROUP + index, lost);
@@ -98,11 +104,11 @@ where
     ) {
         let mut moves = [(self.next, 0_u64); GROUP];
         let mut left = narrow;
-        let mut may_lose = 0;
+        let mut loses = 0;
         let mut from = self.next;
         for index in bits(narrow) {
             let Some(member) = &members[index] else { continue };
-            may_lose |= u64::from(member.may_lose) << index;
+            loses |= u64::from(member.loses) << index;
             from = from.min(member.at);
         }
         for sequence in from..self.next {
@@ -114,7 +120,7 @@ where
                 if members[index].as_ref().is_none_or(|member| sequence < member.at) {
                     continue;
                 }
-                if may_lose & (1 << index) != 0 && sequence < target {
+                if loses & (1 << index) != 0 && sequence < target {
                     moves[index].1 += 1;
                 } else {
                     moves[index].0 = sequence;
@@ -134,7 +140,7 @@ where
 
 impl Member {
     pub(crate) fn new(cursor: Arc<Cursor>, is_wide: bool, may_lose: bool, at: u64) -> Self {
-        Self { cursor, is_wide, may_lose, at, peak: 0 }
+        Self { cursor, is_wide, may_lose, is_passed_over: false, loses: false, at, peak: 0 }
     }
 
     /// Moves the reader; if it has begun to read instead, looks again where it is.
