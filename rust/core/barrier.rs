@@ -44,6 +44,16 @@ impl Fences {
         }
     }
 
+    /// As [`Fences::often`], where they are known to be asymmetric.
+    #[inline(always)]
+    pub fn often_if_asymmetric(self) {
+        // Loom has no `membarrier`, so that a model of such a place takes symmetric ones.
+        match cfg!(tickbus_loom) {
+            true => self.often(),
+            false => compiler_fence(Ordering::SeqCst),
+        }
+    }
+
     /// The fence between store and load on the side that is taken rarely.
     pub fn rarely(self) {
         match self {

@@ -374,3 +374,11 @@ def test_a_child_forked_inside_a_with_block_leaves_it_quietly() -> None:
         print(len(bus.recorder().get_events()))
     """)
     assert (result.stdout, result.stderr) == ("0\n1\n", "")
+
+
+def test_a_bus_that_records_nothing_is_closed_like_any_other() -> None:
+    bus = TypedEventBus()
+    bus.close()
+    bus.close()
+    with pytest.raises(tickbus.Closed):
+        bus.subscribe_market_data()

@@ -641,7 +641,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         let shared = &**self.shared();
         if let Some(ring) = &shared.ring {
             let (topic, interest) = shared.address(topic);
-            let taken = match ring.claim(false) {
+            let taken = match ring.claim() {
                 Some(claim) => shared.publish_on_ring(ring, claim, topic, interest, event),
                 None => {
                     let displaced = ring.publish_among_others(topic, event)?;
@@ -712,7 +712,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         let shared = &**self.shared();
         // Everything else is a call, so that here the event goes straight into its slot.
         if let Some(ring) = &shared.ring
-            && let Some(claim) = ring.claim(false)
+            && let Some(claim) = ring.claim()
         {
             let (id, interest) = shared.address(topic);
             let entry = shared.latencies.enter_at(claim.sequence, claim.sample_at());

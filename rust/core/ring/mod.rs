@@ -88,14 +88,21 @@ impl<T, R: Exclusion> Ring<T, R> {
         Self { slots: Slots::new(capacity), right: Right::new(fences), exclusion: PhantomData }
     }
 
-    /// Claims the next sequence if its publisher has a permit for it. `by_producer` says that it is
-    /// the one `Producer`.
+    /// Claims the next sequence if its publisher has a permit for it.
     #[inline(always)]
-    pub(crate) fn claim(&self, by_producer: bool) -> Option<Claim<'_>> {
-        match by_producer {
-            _ if R::SERIALIZES_SLEEP => self.right.claim_alone(),
-            true => self.right.claim_as_producer(),
+    pub(crate) fn claim(&self) -> Option<Claim<'_>> {
+        match R::SERIALIZES_SLEEP {
+            true => self.right.claim_alone(),
             false => self.right.claim(),
+        }
+    }
+
+    /// As `claim`, for the one `Producer`, who knows which sequence is next.
+    #[inline(always)]
+    pub(crate) fn claim_as_producer(&self, sequence: u64) -> Option<Claim<'_>> {
+        match R::SERIALIZES_SLEEP {
+            true => self.right.claim_alone(),
+            false => self.right.claim_as_producer(sequence),
         }
     }
 
@@ -125,6 +132,7 @@ impl<T, R: Exclusion> Ring<T, R> {
     #[inline]
     pub(crate) fn publish_in_place(
         &self,
+        next: u64,
         topic: u32,
         first: impl Fn() -> T,
         f: impl FnOnce(&mut T),
@@ -132,16 +140,16 @@ impl<T, R: Exclusion> Ring<T, R> {
     where
         T: Clone,
     {
-        let Some(next) = self.right.permitted_to_producer() else {
+        if !self.right.permits_producer(next) {
             let mut event = first();
             f(&mut event);
             return Err(event);
-        };
+        }
         // Not claimed yet: `f` may do anything, and nobody waits for it.
         // SAFETY: nobody else publishes as long as there is a `Producer`, and `next` is below the
         // limit, so that nobody is entitled to the slot before it was published.
         unsafe { self.slots.write_in_place(next, topic, first, f) };
-        if let Some(claim) = self.right.claim_as_producer() {
+        if let Some(claim) = self.claim_as_producer(next) {
             claim.publish();
             return Ok(());
         }

@@ -46,7 +46,7 @@ impl Bus {
 
     /// Publishes, asking where it must; false if a reader that loses nothing is in the way.
     fn publish(&self, event: u64) -> bool {
-        if let Some(claim) = self.ring.claim(false) {
+        if let Some(claim) = self.ring.claim() {
             assert_eq!(self.ring.publish(claim, 0, event), None);
             return true;
         }

@@ -183,7 +183,13 @@ impl Right {
     /// Claims the next sequence if the calling thread has a seat and its permit lasts.
     #[inline(always)]
     pub fn claim(&self) -> Option<Claim<'_>> {
-        self.claim_at(self.own_seat()?)
+        let seat = self.own_seat()?;
+        let sequence = seat.claim.value();
+        seat.claim.set(sequence + 1);
+        // Threads have seats only where the fences are asymmetric.
+        self.fences.often_if_asymmetric();
+        let claim = Claim { tail: &self.tail, seat, sequence, end: sequence + 1 };
+        (sequence < seat.permit.observe()).then_some(claim)
     }
 
     /// As [`Right::claim`], up to `count` sequences.
@@ -202,12 +208,10 @@ impl Right {
         Some(&self.seats[index as usize])
     }
 
-    /// Returns the next sequence if the permit of the `Producer` lasts for it.
+    /// Returns whether the permit of the `Producer` lasts for a sequence.
     #[inline]
-    pub fn permitted_to_producer(&self) -> Option<u64> {
-        let seat = &self.seats[PRODUCER_SEAT];
-        let next = seat.claim.value();
-        (next < seat.permit.observe()).then_some(next)
+    pub fn permits_producer(&self, sequence: u64) -> bool {
+        sequence < self.seats[PRODUCER_SEAT].permit.observe()
     }
 
     /// As [`Right::claim`], where nothing happens at the same time.
@@ -226,26 +230,20 @@ impl Right {
         (sequence < limit).then_some(claim)
     }
 
-    /// As [`Right::claim`], for the `Producer`.
+    /// As [`Right::claim`], for the `Producer`, who knows which sequence is next.
     #[inline(always)]
-    pub fn claim_as_producer(&self) -> Option<Claim<'_>> {
-        self.claim_at(&self.seats[PRODUCER_SEAT])
+    pub fn claim_as_producer(&self, sequence: u64) -> Option<Claim<'_>> {
+        let seat = &self.seats[PRODUCER_SEAT];
+        seat.claim.set(sequence + 1);
+        self.fences.often();
+        let claim = Claim { tail: &self.tail, seat, sequence, end: sequence + 1 };
+        (sequence < seat.permit.observe()).then_some(claim)
     }
 
     /// As [`Right::claim_many`], for the `Producer`.
     #[inline]
     pub fn claim_many_as_producer(&self, count: u64) -> Option<Claim<'_>> {
         self.claim_many_at(&self.seats[PRODUCER_SEAT], count)
-    }
-
-    #[inline(always)]
-    fn claim_at<'a>(&'a self, seat: &'a Seat) -> Option<Claim<'a>> {
-        let sequence = seat.claim.value();
-        let end = sequence + 1;
-        seat.claim.set(end);
-        self.fences.often();
-        let claim = Claim { tail: &self.tail, seat, sequence, end };
-        (sequence < seat.permit.observe()).then_some(claim)
     }
 
     #[inline]
