@@ -53,9 +53,12 @@ def publish_tickbus(
     topic: str | None = None,
     fill: int = FILL,
     latency_sampling: int | None = 128,
+    backend: str = "lock_free",
+    many: bool = False,
 ) -> float:
-    """Times `publish` when nobody waits; with `topic` on a `Topic`, wanted by every pattern."""
-    bus: tickbus.EventBus[Any] = tickbus.LockFreeEventBus(fill, latency_sampling=latency_sampling)
+    """Times `publish` when nobody waits; with `topic` on a `Topic`, wanted by every pattern; with
+    `many`, `publish_many` of whole fills."""
+    bus: tickbus.EventBus[Any] = tickbus.EventBus(backend, fill, latency_sampling=latency_sampling)
     pattern = None if topic is None else "trades.*"
     subscriptions = [bus.subscribe(pattern) for _ in range(subscribers)]
     publish = bus.publish
@@ -69,8 +72,9 @@ def publish_tickbus(
         for event in events:
             publish(event, known)
 
+    one_by_one = plain if topic is None else on_topic
     seconds = _timed_fills(
-        plain if topic is None else on_topic, [s.try_recv for s in subscriptions], count, fill
+        bus.publish_many if many else one_by_one, [s.try_recv for s in subscriptions], count, fill
     )
     assert all(subscription.try_recv() is None for subscription in subscriptions)
     metrics = bus.metrics()

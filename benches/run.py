@@ -33,11 +33,16 @@ _SLEEPING_EVENTS = 2 * cases.FILL
 _IDLE_EVENTS = 1_000
 #: By subscribers.
 _PUBLISH_TARGETS = {1: 3.0, 4: 7.0, 16: 10.0, 64: 10.0}
+_RING_TARGETS = {1: 6.0, 4: 20.0, 16: 80.0, 64: None}
 #: What the interpreter itself does for an await differs between its versions.
 _READY_TARGET = 2.5 if (3, 12) <= sys.version_info < (3, 14) else 3.5
 _HOP_TARGET = 1.3 if sys.version_info < (3, 12) else 1.15
 #: A cost that does not grow: at most 1.25 times that of the smaller case.
 _FLAT_TARGET = 0.8
+#: A cost that does not depend on the number of subscribers: at most 1.15 times that of one.
+_LEVEL_TARGET = 0.87
+#: Many at once: at most 0.35 times the cost of each by itself.
+_MANY_TARGET = 2.86
 #: A cost that is small beside the rest: at most 1.1 times that of going without.
 _SAMPLING_TARGET = 0.91
 
@@ -72,6 +77,7 @@ class Comparison:
 def comparisons() -> Iterator[Comparison]:
     """Yields everything that is measured, in the order of the table."""
     yield from _publishing()
+    yield from _publishing_on_a_ring()
     yield from _handling()
     yield from _reading()
     yield from _from_threads()
@@ -135,6 +141,42 @@ def _publishing() -> Iterator[Comparison]:
                 "tickbus",
                 ("tickbus, no samples",),
             )
+        ],
+    )
+
+
+def _publishing_on_a_ring() -> Iterator[Comparison]:
+    on_ring = partial(cases.publish_tickbus, backend="ring")
+    for k, target in _RING_TARGETS.items():
+        count = max(_LOCAL_EVENTS // k, 2 * cases.FILL)
+        yield Comparison(
+            {
+                "ring": partial(on_ring, k, count),
+                "asyncio.Queue": partial(
+                    cases.publish_queues, fanouts.QUEUES["asyncio.Queue"], k, count
+                ),
+            },
+            [Row(f"ring: publish, {k} subscribers", target, "ring", ("asyncio.Queue",))],
+        )
+    yield Comparison(
+        {
+            "ring, 16 subscribers": partial(on_ring, 16, 4 * cases.FILL),
+            "ring, 1 subscriber": partial(on_ring, 1, 4 * cases.FILL),
+            "ring, publish_many": partial(on_ring, 1, 4 * cases.FILL, many=True),
+        },
+        [
+            Row(
+                "ring: publish to 16 against 1",
+                _LEVEL_TARGET,
+                "ring, 16 subscribers",
+                ("ring, 1 subscriber",),
+            ),
+            Row(
+                "ring: publish_many, for each event",
+                _MANY_TARGET,
+                "ring, publish_many",
+                ("ring, 1 subscriber",),
+            ),
         ],
     )
 

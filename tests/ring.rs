@@ -417,6 +417,34 @@ fn a_batch_is_published_as_its_events_would_be() {
 }
 
 #[test]
+fn batches_of_several_publishers_stay_whole_and_in_order() {
+    const BATCHES: u64 = 300;
+    const BATCH: u64 = 8;
+    let bus = patient_ring(64, Duration::from_secs(3_600));
+    let reader = bus.subscribe_with(options(None, Policy::Block)).unwrap();
+    thread::scope(|scope| {
+        for producer in 0..4_u64 {
+            let bus = &bus;
+            scope.spawn(move || {
+                for batch in 0..BATCHES {
+                    let events = (0..BATCH).map(|n| producer << 32 | (batch * BATCH + n));
+                    let events: Vec<_> = events.collect();
+                    assert_eq!(bus.publish_batch(None, &events), Ok(BATCH as usize));
+                }
+            });
+        }
+        let mut next = [0; 4];
+        for _ in 0..4 * BATCHES * BATCH {
+            let event = reader.recv().unwrap();
+            let producer = (event >> 32) as usize;
+            assert_eq!(event & 0xFFFF_FFFF, next[producer]);
+            next[producer] += 1;
+        }
+    });
+    assert_sums_close(&bus.metrics());
+}
+
+#[test]
 fn a_publisher_that_waits_for_a_narrow_reader_goes_on_when_that_has_read() {
     let bus = patient_ring(4, Duration::from_secs(3_600));
     let topics = topics(&bus);

@@ -100,10 +100,7 @@ impl<T, R: Exclusion> Ring<T, R> {
     /// As `claim`, for the one `Producer`, who knows which sequence is next.
     #[inline(always)]
     pub(crate) fn claim_as_producer(&self, sequence: u64) -> Option<Claim<'_>> {
-        match R::SERIALIZES_SLEEP {
-            true => self.right.claim_alone(),
-            false => self.right.claim_as_producer(sequence),
-        }
+        self.right.claim_as_producer(sequence)
     }
 
     /// Publishes an event, and returns the one that it displaced.
@@ -180,8 +177,8 @@ impl<T, R: Exclusion> Ring<T, R> {
             (end - from) as usize
         };
         let claim = match as_producer {
-            _ if R::SERIALIZES_SLEEP => self.right.claim_many_alone(count),
             true => self.right.claim_many_as_producer(count),
+            false if R::SERIALIZES_SLEEP => self.right.claim_many_alone(count),
             false => self.right.claim_many(count),
         };
         if let Some(claim) = claim {

@@ -223,6 +223,9 @@ impl Right {
     /// As [`Right::claim_many`], where nothing happens at the same time.
     #[inline]
     pub fn claim_many_alone(&self, count: u64) -> Option<Claim<'_>> {
+        if self.holder.load(Ordering::Relaxed) == PRODUCER {
+            return None;
+        }
         let sequence = self.tail.value();
         let limit = self.limit.value();
         let end = limit.min(sequence + count);
