@@ -84,6 +84,9 @@ fn numbers_of_the_compact_world_show_their_names() {
     assert_shows(&Symbol::table(), &["Names", "symbol"]);
     assert_shows(&SourceId::table(), &["Names", "source"]);
     assert_shows(&event.source_id, &["SourceId(65535)"]);
+    assert_shows(&tickbus::arrow::ArrowSchema::of_events(), &["ArrowSchema", "n_children"]);
+    let none = tickbus::arrow::ArrowArray::of_events(&[]).unwrap();
+    assert_shows(&none, &["ArrowArray", "length: 0"]);
 }
 
 #[expect(clippy::mutable_key_type, reason = "what changes in a topic is not what it is equal by")]

@@ -50,7 +50,6 @@ use crate::sync::Exclusion;
 use right::{Claim, Held, Right};
 use slots::Slots;
 use smallvec::SmallVec;
-use std::fmt;
 use std::marker::PhantomData;
 
 /// Events that made way for newer ones, to be dropped when nothing is held any more.
@@ -62,15 +61,6 @@ pub(crate) struct Ring<T, R> {
     pub(crate) slots: Slots<T>,
     pub(crate) right: Right,
     exclusion: PhantomData<R>,
-}
-
-impl<T, R> fmt::Debug for Ring<T, R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ring")
-            .field("capacity", &self.slots.capacity())
-            .field("tail", &self.right.tail())
-            .finish_non_exhaustive()
-    }
 }
 
 impl<T, R> Drop for Ring<T, R> {

@@ -3,7 +3,6 @@
 use super::Ring;
 use super::cursor::Cursor;
 use crate::sync::Exclusion;
-use std::fmt;
 use std::sync::Arc;
 
 /// The most events that are read under one pin, so that a publisher that must move the reader waits
@@ -30,12 +29,6 @@ pub(crate) struct RingReader<T, R> {
     untold_is_exact: bool,
     /// The most events that were ever found pending.
     pub(crate) peak: u64,
-}
-
-impl<T, R> fmt::Debug for RingReader<T, R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RingReader").field("next", &self.next).finish_non_exhaustive()
-    }
 }
 
 /// A hole: so many events that the reader wanted are missing here.
