@@ -20,8 +20,8 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
-demo: .venv/core.stamp ## replay a synthetic market, or INPUT=file, to asyncio subscribers
-	$(PY) -m tickbus replay $(if $(INPUT),'$(INPUT)') $(ARGS)
+demo: .venv/core.stamp ## replay a synthetic market, or INPUT=file, to asyncio subscribers, over BACKEND=ring
+	$(PY) -m tickbus replay $(if $(INPUT),'$(INPUT)') $(if $(BACKEND),--backend $(BACKEND) --compare) $(ARGS)
 
 test: .venv/core.stamp ## run all tests, Rust and Python
 ifeq ($(NEXTEST),yes)

@@ -107,6 +107,30 @@ def test_the_table_shows_the_numbers_and_that_the_totals_agree(capsys: Captured)
     assert "\x1b" not in output.out
 
 
+def test_compare_replays_the_same_events_over_every_backend(capsys: Captured) -> None:
+    report = replay_json(capsys, "--compare", "--backend", "ring", "--events", "500")
+    assert list(report["backends"]) == ["ring", "lock_free", "broadcast"]
+    assert all(row["totals_agree"] and row["lost"] == 0 for row in report["backends"].values())
+    assert cli.main(["replay", "--compare", "--events", "500"]) == 0
+    table = capsys.readouterr().out
+    assert all(f"│ {name} " in table for name in report["backends"])
+    assert list(replay_json(capsys, "--events", "500")["backends"]) == ["lock_free"]
+
+
+def test_a_difference_on_another_backend_fails_and_names_it() -> None:
+    wanted = {("north", "ABC"): Totals()}
+    good = ReplayOutcome("lock_free", 0, 0, 0.0, 0, (0,), 0, (wanted,), (array("q"),))
+    bad = dataclasses.replace(good, backend="ring", totals=({},))
+    plan = ReplayPlan(backend="lock_free", subscribers=1)
+    report = ReplayReport("nothing", plan, CaptureReport(), good, wanted, (bad,))
+    assert [line.split(":")[0] for line in report.differences()] == [
+        "ring, subscriber 1, north.ABC"
+    ]
+    output = io.StringIO()
+    report.print(Console(file=output, width=200))
+    assert output.getvalue().count("DIFFER from the independent pass") == 1
+
+
 def test_a_malformed_line_is_reported_with_file_and_line_and_counted(
     capsys: Captured, trades_csv: Path
 ) -> None:

@@ -33,6 +33,7 @@ class ReplayReport:
         input: What became of each message of the input.
         outcome: What happened on the bus.
         oracle: The totals of the independent pass over the input.
+        others: What happened with the same events on other backends.
     """
 
     source: str
@@ -40,6 +41,7 @@ class ReplayReport:
     input: CaptureReport
     outcome: ReplayOutcome
     oracle: Instruments
+    others: tuple[ReplayOutcome, ...] = ()
 
     @property
     def agreeing(self) -> tuple[bool, ...]:
@@ -49,21 +51,27 @@ class ReplayReport:
     @property
     def accounted(self) -> bool:
         """Whether every message is published, ignored or malformed, and nothing was lost."""
-        known = self.outcome.published + self.input.ignored.total() + self.input.malformed
-        complete = self.outcome.lost == 0 and self.outcome.shortfalls == 0
-        return self.input.messages == known and complete
+        outside = self.input.ignored.total() + self.input.malformed
+        return all(
+            self.input.messages == outcome.published + outside
+            and outcome.lost == 0
+            and outcome.shortfalls == 0
+            for outcome in (self.outcome, *self.others)
+        )
 
     def differences(self) -> list[str]:
         """Returns a line for each instrument whose totals differ from the independent pass."""
         lines = []
-        for number, totals in enumerate(self.outcome.totals, start=1):
-            for key in sorted({*totals, *self.oracle}):
-                found, wanted = totals.get(key), self.oracle.get(key)
-                if found != wanted:
-                    lines.append(
-                        f"subscriber {number}, {'.'.join(key)}: "
-                        f"the independent pass gives {wanted}, the subscriber summed {found}"
-                    )
+        for outcome in (self.outcome, *self.others):
+            backend = f"{outcome.backend}, " if self.others else ""
+            for number, totals in enumerate(outcome.totals, start=1):
+                for key in sorted({*totals, *self.oracle}):
+                    found, wanted = totals.get(key), self.oracle.get(key)
+                    if found != wanted:
+                        lines.append(
+                            f"{backend}subscriber {number}, {'.'.join(key)}: "
+                            f"the independent pass gives {wanted}, the subscriber summed {found}"
+                        )
         return lines
 
     def as_json(self) -> str:
@@ -87,6 +95,15 @@ class ReplayReport:
                 "events_per_second": round(self.outcome.events_per_second, 1),
                 "latency_ns": percentiles(self.outcome.latencies_ns),
                 "totals_agree": all(self.agreeing),
+                "backends": {
+                    outcome.backend: {
+                        "lost": outcome.lost,
+                        "events_per_second": round(outcome.events_per_second, 1),
+                        "latency_ns": percentiles(outcome.latencies_ns),
+                        "totals_agree": self._agrees(outcome),
+                    }
+                    for outcome in (self.outcome, *self.others)
+                },
                 "per_symbol": {
                     ".".join(key): {
                         "trades": total.trades,
@@ -106,6 +123,8 @@ class ReplayReport:
         console.print(self._summary())
         console.print(self._subscribers())
         console.print(self._symbols())
+        if self.others:
+            console.print(self._backends())
         console.print(Text(self._what_is_measured()), style="dim")
 
     def _summary(self) -> Table:
@@ -139,12 +158,8 @@ class ReplayReport:
         for number, (count, agrees) in enumerate(
             zip(self.outcome.delivered, self.agreeing, strict=True), start=1
         ):
-            verdict = (
-                Text("equal the independent pass", "green")
-                if agrees
-                else Text("DIFFER from the independent pass", "bold red")
-            )
-            table.add_row(str(number), f"{count:,}", f"{self.outcome.published - count:,}", verdict)
+            lost = f"{self.outcome.published - count:,}"
+            table.add_row(str(number), f"{count:,}", lost, _verdict(agrees=agrees))
         return table
 
     def _symbols(self) -> Table:
@@ -160,6 +175,25 @@ class ReplayReport:
                 _rounded(total.vwap),
                 f"{total.quotes:,}",
                 _rounded(total.mean_mid),
+            )
+        return table
+
+    def _agrees(self, outcome: ReplayOutcome) -> bool:
+        return all(totals == self.oracle for totals in outcome.totals)
+
+    def _backends(self) -> Table:
+        names = list(PERCENTILES)
+        table = _table(
+            "Backends, one after the other", "backend", "events/s", *names, "lost", "totals"
+        )
+        for outcome in (self.outcome, *self.others):
+            latency = percentiles(outcome.latencies_ns)
+            table.add_row(
+                outcome.backend,
+                f"{outcome.events_per_second:,.0f}",
+                *(_duration(latency[name]) for name in names),
+                f"{outcome.lost:,}",
+                _verdict(agrees=self._agrees(outcome)),
             )
         return table
 
@@ -183,6 +217,12 @@ def percentiles(latencies_ns: Sequence[array[int]]) -> dict[str, int | None]:
         name: ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
         for name, share in PERCENTILES.items()
     }
+
+
+def _verdict(*, agrees: bool) -> Text:
+    if agrees:
+        return Text("equal the independent pass", "green")
+    return Text("DIFFER from the independent pass", "bold red")
 
 
 def _table(title: str, *columns: str) -> Table:
