@@ -510,6 +510,39 @@ fn a_panicking_clone_loses_no_event_and_stops_nobody() {
     assert_sums_close(&bus.metrics());
 }
 
+thread_local! {
+    static ECHO: Cell<Option<RingEventBus<Echoing>>> = const { Cell::new(None) };
+}
+
+/// An event whose first clone publishes another one.
+#[derive(Debug, PartialEq)]
+struct Echoing(u64);
+
+impl Clone for Echoing {
+    fn clone(&self) -> Self {
+        if let Some(bus) = ECHO.take() {
+            assert_eq!(bus.publish(Self(self.0 + 100)).ok(), Some(1));
+        }
+        Self(self.0)
+    }
+}
+
+#[test]
+fn the_clone_of_an_event_of_a_batch_may_publish() {
+    let bus = RingEventBus::new(16).unwrap();
+    let reader = bus.subscribe_with(SubscribeOptions::default()).unwrap();
+    // From a seat, and asking.
+    for first in [0, 10] {
+        assert_eq!(bus.publish(Echoing(first)).ok(), Some(1));
+        ECHO.set(Some(bus.clone()));
+        let batch = [Echoing(first + 1), Echoing(first + 2)];
+        assert_eq!(bus.publish_batch(None, &batch).ok(), Some(2));
+        let read: Vec<_> = (0..4).map(|_| reader.try_recv().unwrap().0).collect();
+        assert_eq!(read, [first, first + 101, first + 1, first + 2]);
+    }
+    assert_eq!(reader.try_recv(), Err(TryRecvError::Empty));
+}
+
 #[test]
 fn what_remains_in_a_ring_is_dropped_with_it_and_once() {
     for published in [0_u64, 3, 8, 21] {

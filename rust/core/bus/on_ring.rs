@@ -11,12 +11,12 @@ use super::publishing::{Aftermath, PublishState, Verdict, Woken};
 use super::slot::{Carrier, NEWCOMER, Other, Slot};
 use crate::error::PublishManyError;
 use crate::policy::Policy;
-use crate::ring::reader::BATCH;
 use crate::ring::right::{Claim, Held};
 use crate::ring::sweep::{Member, Sweep};
-use crate::ring::{Displaced, Ring};
+use crate::ring::{BATCH, Displaced, Ring};
 use crate::sync::{Exclusion, wait_a_moment};
 use crate::topic::{Interest, Topic, TopicTable, interest_bit};
+use smallvec::SmallVec;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::time::Instant;
@@ -316,26 +316,33 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         let mut deadline = None;
         let mut displaced = Displaced::new();
         let mut accepted = 0;
-        while accepted < events.len() {
-            // What a publication displaces is dropped after it, a few at a time.
-            let left = &events[accepted..];
-            let stretch =
-                if std::mem::needs_drop::<T>() { left.len().min(BATCH) } else { left.len() };
-            let filled =
-                ring.publish_batch_ready(by_producer, id, &left[..stretch], &mut displaced);
-            if filled > 0 {
-                self.taken_on_ring(id, interest);
-                displaced.clear();
-                accepted += filled;
-                continue;
+        let mut events = events.iter().cloned();
+        let mut batch = SmallVec::<[T; BATCH]>::new();
+        loop {
+            // Cloned before anything is claimed, and what is displaced is dropped after it: both may
+            // do anything, also with this bus.
+            batch.extend(events.by_ref().take(BATCH));
+            if batch.is_empty() {
+                break;
             }
-            let mut pending = Pending::new(self.latencies.enter(), left[0].clone(), id, false);
-            pending.by_producer = by_producer;
-            pending
-                .publication(self)
-                .run(|| *deadline.get_or_insert_with(|| Instant::now().checked_add(patience)))
-                .map_err(|error| PublishManyError { accepted, error })?;
-            accepted += 1;
+            let mut left = batch.drain(..);
+            while left.len() > 0 {
+                let filled = ring.publish_batch_ready(by_producer, id, &mut left, &mut displaced);
+                if filled > 0 {
+                    self.taken_on_ring(id, interest);
+                    displaced.clear();
+                    accepted += filled;
+                    continue;
+                }
+                let Some(event) = left.next() else { break };
+                let mut pending = Pending::new(self.latencies.enter(), event, id, false);
+                pending.by_producer = by_producer;
+                pending
+                    .publication(self)
+                    .run(|| *deadline.get_or_insert_with(|| Instant::now().checked_add(patience)))
+                    .map_err(|error| PublishManyError { accepted, error })?;
+                accepted += 1;
+            }
         }
         Ok(accepted)
     }

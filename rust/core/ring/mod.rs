@@ -52,8 +52,11 @@ use slots::Slots;
 use smallvec::SmallVec;
 use std::marker::PhantomData;
 
+/// Events that are published at once by one call.
+pub(crate) const BATCH: usize = 32;
+
 /// Events that made way for newer ones, to be dropped when nothing is held any more.
-pub(crate) type Displaced<T> = SmallVec<[T; 8]>;
+pub(crate) type Displaced<T> = SmallVec<[T; BATCH]>;
 
 /// The slots and the right to fill them. `R` says whether everything happens one after the other
 /// anyway.
@@ -144,29 +147,24 @@ impl<T, R: Exclusion> Ring<T, R> {
         Err(unsafe { self.slots.read(next, T::clone) })
     }
 
-    /// Publishes the first of some events, as many as need no question, and returns how many. If a
-    /// clone panics none of them is published.
+    /// Publishes the first of some events, as many as need no question, and returns how many. They
+    /// are moved: nothing that a user wrote runs while sequences are claimed.
     pub(crate) fn publish_batch_ready(
         &self,
-        as_producer: bool,
+        by_producer: bool,
         topic: u32,
-        events: &[T],
+        events: &mut smallvec::Drain<'_, [T; BATCH]>,
         displaced: &mut Displaced<T>,
-    ) -> usize
-    where
-        T: Clone,
-    {
+    ) -> usize {
         let count = events.len() as u64;
-        let mut fill = |from: u64, end: u64| {
-            let events = events.iter().zip(from..end);
-            events.for_each(|(event, sequence)| {
-                let event = event.clone();
+        let fill = |from: u64, end: u64| {
+            for (sequence, event) in (from..end).zip(events) {
                 // SAFETY: the sequences up to the end were claimed, or the right is held.
                 displaced.extend(unsafe { self.slots.write(sequence, topic, event) });
-            });
+            }
             (end - from) as usize
         };
-        let claim = match as_producer {
+        let claim = match by_producer {
             true => self.right.claim_many_as_producer(count),
             false if R::SERIALIZES_SLEEP => self.right.claim_many_alone(count),
             false => self.right.claim_many(count),
@@ -176,7 +174,7 @@ impl<T, R: Exclusion> Ring<T, R> {
             claim.publish();
             return filled;
         }
-        if as_producer || R::SERIALIZES_SLEEP {
+        if by_producer || R::SERIALIZES_SLEEP {
             return 0;
         }
         let Some((held, limit)) = self.right.take() else { return 0 };
