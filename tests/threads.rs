@@ -8,13 +8,14 @@ mod support;
 
 use std::collections::HashSet;
 use std::sync::Barrier;
+use std::thread;
 use std::time::Duration;
 use support::{
     FOREVER, Read, assert_row_closes, assert_sums_close, bus, drain, patient_bus, read, subscribe,
 };
 use tickbus::{
     Backend, EventBus, EventBusImpl, EventSubscription, Patience, Policy, PublishError, RecvError,
-    SubscribeOptions,
+    SubscribeOptions, WaitStrategy,
 };
 
 const PUBLISHERS: u64 = 100;
@@ -66,6 +67,27 @@ fn assert_order_per_publisher(events: &[u64]) {
         let (publisher, number) = ((event >> 32) as usize, event & 0xffff_ffff);
         assert!(number >= next[publisher], "publisher {publisher}: {number} came late or twice");
         next[publisher] = number + 1;
+    }
+}
+
+#[test]
+fn every_way_of_waiting_gets_every_event_and_the_end() {
+    for &backend in Backend::ALL {
+        for strategy in [WaitStrategy::Spin, WaitStrategy::Yield, WaitStrategy::Park] {
+            let bus = patient_bus::<u64>(backend, 1_024, FOREVER);
+            let subscription = bus.subscribe(1_024).unwrap();
+            thread::scope(|scope| {
+                let reader = scope.spawn(|| {
+                    for event in 0..1_000 {
+                        assert_eq!(subscription.recv_by(strategy), Ok(event));
+                    }
+                    assert_eq!(subscription.recv_by(strategy), Err(RecvError::Closed));
+                });
+                (0..1_000).for_each(|event| assert_eq!(bus.publish(event), Ok(1)));
+                bus.close();
+                reader.join().unwrap();
+            });
+        }
     }
 }
 

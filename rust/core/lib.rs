@@ -63,6 +63,7 @@ pub use select::{Selected, Selector, Shutdown, select};
 pub use subscription::{AsyncEventSubscription, EventSubscription, Parking};
 pub use sync::{Exclusion, ThreadExclusion};
 pub use topic::{MAX_TOPIC_BYTES, Pattern, Topic};
+pub use wait::WaitStrategy;
 
 /// The names that were asked for, compiled.
 #[cfg(doctest)]

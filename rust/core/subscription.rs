@@ -11,7 +11,7 @@ use crate::metrics::{Ages, DropCounters, Standing, SubscriptionMetrics};
 use crate::policy::{OnLag, Policy};
 use crate::sync::{Counter, Exclusion, Flag, Mutex, ThreadExclusion};
 use crate::topic::Pattern;
-use crate::wait::{Gate, Sleepers, breathe, park_on, poll_breath};
+use crate::wait::{Gate, Sleepers, WaitStrategy, breathe, park_on, poll_breath};
 use futures_core::Stream;
 use std::fmt;
 use std::pin::{Pin, pin};
@@ -493,6 +493,24 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
     /// `Lagged` where events are missing, `Closed` when everything was read.
     pub fn recv(&self) -> Result<T, RecvError> {
         self.recv_until(None).map_err(without_timeout)
+    }
+
+    /// Waits for the next event in a way of the caller's choice.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventSubscription::recv`].
+    pub fn recv_by(&self, strategy: WaitStrategy) -> Result<T, RecvError> {
+        let mut looks = 0;
+        loop {
+            if let Some(result) = received(self.try_recv()) {
+                return result;
+            }
+            if !strategy.pass_time(looks) {
+                return self.recv();
+            }
+            looks = looks.saturating_add(1);
+        }
     }
 
     /// Waits for the next event, at most `timeout`.

@@ -31,6 +31,37 @@ use std::thread::Thread;
 use std::time::Instant;
 use tokio::sync::Notify;
 
+/// What a thread does while there is nothing to receive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum WaitStrategy {
+    /// It looks again and again: the least latency, for a core of its own.
+    Spin,
+    /// It lets other threads run before it looks again.
+    Yield,
+    /// It sleeps until it is woken.
+    #[default]
+    Park,
+}
+
+/// Looks at an empty ring that follow one another closely; after so many, it pauses in between, so
+/// that the line that the publisher writes is not fetched all the time.
+const EAGER_LOOKS: u32 = 32;
+const PAUSES: u32 = 32;
+
+impl WaitStrategy {
+    /// Waits before the next look; false if that is to be done asleep. `looks` were in vain.
+    pub(crate) fn pass_time(self, looks: u32) -> bool {
+        match self {
+            Self::Spin if looks < EAGER_LOOKS => std::hint::spin_loop(),
+            Self::Spin => (0..PAUSES).for_each(|_| std::hint::spin_loop()),
+            Self::Yield => std::thread::yield_now(),
+            Self::Park => return false,
+        }
+        true
+    }
+}
+
 /// How many are asleep, or about to be.
 #[derive(Debug)]
 pub struct Sleepers(AtomicUsize);
