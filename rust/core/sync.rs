@@ -114,6 +114,16 @@ pub(crate) fn full_fence() {
     }
 }
 
+/// The fence of a seqlock between its counter and its words, which are atomics.
+#[inline]
+pub(crate) fn words_fence(ordering: Ordering) {
+    #[cfg(not(tickbus_tsan))]
+    fence(ordering);
+    // ThreadSanitizer does not see fences, and words that are atomics are no race without one.
+    #[cfg(tickbus_tsan)]
+    std::sync::atomic::compiler_fence(ordering);
+}
+
 /// A number with one writer at a time and any number of readers, who may see it a little late.
 #[derive(Debug)]
 pub struct Counter(AtomicU64);

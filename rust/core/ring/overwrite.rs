@@ -23,7 +23,7 @@
 
 use crate::error::{ConfigError, Lagged, TryRecvError};
 use crate::policy::rounded_capacity;
-use crate::sync::{AtomicU64, Counter, Flag, Ordering, fence};
+use crate::sync::{AtomicU64, Counter, Flag, Ordering, words_fence};
 use bytemuck::{AnyBitPattern, NoUninit};
 use crossbeam_utils::CachePadded;
 use std::fmt;
@@ -142,7 +142,7 @@ impl<T: PlainEvent> Shared<T> {
     #[inline]
     fn oldest(&self) -> u64 {
         // ORDERING: pairs with the fence of `publish`.
-        fence(Ordering::Acquire);
+        words_fence(Ordering::Acquire);
         self.claim.value().saturating_sub(self.capacity)
     }
 }
@@ -206,7 +206,7 @@ impl<T: PlainEvent> OverwritePublisher<T> {
             claim.set(self.claimed);
             // ORDERING: pairs with the fence of `oldest`: who reads a word of this event sees the
             // claim for it.
-            fence(Ordering::Release);
+            words_fence(Ordering::Release);
         }
         self.shared.write(self.next, event);
         self.next += 1;
@@ -221,7 +221,7 @@ impl<T: PlainEvent> OverwritePublisher<T> {
             self.claimed = end;
             self.shared.claim.set(end);
             // ORDERING: as in `publish`.
-            fence(Ordering::Release);
+            words_fence(Ordering::Release);
         }
         let kept = events.len().saturating_sub(self.shared.capacity as usize);
         for (sequence, event) in (self.next..end).zip(events).skip(kept) {
