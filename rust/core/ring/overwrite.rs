@@ -255,7 +255,10 @@ impl<T: PlainEvent> OverwriteReader<T> {
     pub fn try_recv(&mut self) -> Result<T, TryRecvError> {
         self.find(1)?;
         let event = self.shared.read(self.next);
-        self.check(1)?;
+        if self.next < self.shared.oldest() {
+            return Err(self.resume().into());
+        }
+        self.next += 1;
         Ok(event)
     }
 
@@ -279,11 +282,14 @@ impl<T: PlainEvent> OverwriteReader<T> {
             self.batch.clear();
             let sequences = self.next..self.next + found as u64;
             self.batch.extend(sequences.map(|sequence| self.shared.read(sequence)));
-            if taken > 0 && self.next < self.shared.oldest() {
+            // Looked at once: it may be overtaken between two looks.
+            let is_overtaken = self.next < self.shared.oldest();
+            match is_overtaken {
                 // It is told by the next call.
-                break;
+                true if taken > 0 => break,
+                true => return Err(self.resume().into()),
+                false => self.next += found as u64,
             }
-            self.check(found as u64)?;
             batch.extend_from_slice(&self.batch);
             taken += found;
         }
@@ -316,16 +322,6 @@ impl<T: PlainEvent> OverwriteReader<T> {
             0 => Err(TryRecvError::Empty),
             _ => Ok(usize::try_from(found).unwrap_or(usize::MAX).min(limit)),
         }
-    }
-
-    /// Steps over `count` events, unless they were overwritten while they were read.
-    #[inline]
-    fn check(&mut self, count: u64) -> Result<(), Lagged> {
-        if self.next >= self.shared.oldest() {
-            self.next += count;
-            return Ok(());
-        }
-        Err(self.resume())
     }
 
     /// Goes on where the publisher is half a ring away, so that it is not overtaken again at once.
