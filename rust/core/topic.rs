@@ -81,9 +81,16 @@ impl Topic {
 }
 
 /// A pattern over topics: levels separated by dots, `*` for one level, `>` for one or more at the
-/// end (the wildcards of NATS).
+/// end (the wildcards of NATS). Patterns can be combined.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Pattern(Box<str>);
+pub struct Pattern(Form);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Form {
+    Levels(Box<str>),
+    Any(Box<[Pattern]>),
+    All(Box<[Pattern]>),
+}
 
 impl Pattern {
     /// Returns the checked pattern.
@@ -106,27 +113,68 @@ impl Pattern {
                 )));
             }
         }
-        Ok(Self(text.into()))
+        Ok(Self(Form::Levels(text.into())))
+    }
+
+    /// Returns the pattern that wants what at least one of these wants.
+    pub fn any_of(patterns: impl IntoIterator<Item = Self>) -> Self {
+        Self::combined(patterns, Form::Any)
+    }
+
+    /// Returns the pattern that wants what each of these wants.
+    pub fn all_of(patterns: impl IntoIterator<Item = Self>) -> Self {
+        Self::combined(patterns, Form::All)
+    }
+
+    fn combined(patterns: impl IntoIterator<Item = Self>, form: fn(Box<[Self]>) -> Form) -> Self {
+        let mut patterns: Vec<_> = patterns.into_iter().collect();
+        match patterns.len() {
+            1 => patterns.swap_remove(0),
+            _ => Self(form(patterns.into())),
+        }
     }
 
     /// Returns whether the pattern wants a topic.
     pub fn matches(&self, topic: &str) -> bool {
-        let mut topic_levels = topic.split('.');
-        for level in self.0.split('.') {
-            match (level, topic_levels.next()) {
-                (">", Some(_)) => return true,
-                ("*", Some(_)) => {}
-                (level, Some(found)) if level == found => {}
-                _ => return false,
-            }
+        match &self.0 {
+            Form::Levels(text) => levels_match(text, topic),
+            Form::Any(patterns) => patterns.iter().any(|pattern| pattern.matches(topic)),
+            Form::All(patterns) => patterns.iter().all(|pattern| pattern.matches(topic)),
         }
-        topic_levels.next().is_none()
     }
 }
 
+fn levels_match(pattern: &str, topic: &str) -> bool {
+    let mut topic_levels = topic.split('.');
+    for level in pattern.split('.') {
+        match (level, topic_levels.next()) {
+            (">", Some(_)) => return true,
+            ("*", Some(_)) => {}
+            (level, Some(found)) if level == found => {}
+            _ => return false,
+        }
+    }
+    topic_levels.next().is_none()
+}
+
 impl fmt::Display for Pattern {
+    /// Writes the text; combined ones as in `(a|b)&c`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        let (patterns, sign) = match &self.0 {
+            Form::Levels(text) => return f.write_str(text),
+            Form::Any(patterns) => (patterns, "|"),
+            Form::All(patterns) => (patterns, "&"),
+        };
+        for (place, pattern) in patterns.iter().enumerate() {
+            if place > 0 {
+                f.write_str(sign)?;
+            }
+            match pattern.0 {
+                Form::Levels(_) => write!(f, "{pattern}")?,
+                _ => write!(f, "({pattern})")?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -318,6 +366,21 @@ mod tests {
         assert!(matches(">", "anything"));
         assert!(matches("a.b", "a.b"));
         assert!(!matches("a.b", "a.bc"));
+    }
+
+    #[test]
+    fn combined_patterns_want_what_any_or_all_of_them_want() {
+        let pattern = |text| Pattern::new(text).expect("it is a pattern");
+        let types = || Pattern::any_of(["trade", "trade.>", "quote.>"].map(pattern));
+        let both = Pattern::all_of([types(), pattern("*.BRK.B")]);
+        for (topic, wanted) in [("trade.BRK.B", true), ("quote.BRK.B", true), ("fill.BRK.B", false)]
+        {
+            assert_eq!(both.matches(topic), wanted, "{topic}");
+        }
+        assert!(types().matches("trade") && !both.matches("trade") && !both.matches("trade.B"));
+        assert_eq!(both.to_string(), "(trade|trade.>|quote.>)&*.BRK.B");
+        assert_eq!(Pattern::any_of([pattern("a.*")]).to_string(), "a.*");
+        assert!(!Pattern::any_of([]).matches("a") && Pattern::all_of([]).matches("a"));
     }
 
     #[test]
