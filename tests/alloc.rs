@@ -9,8 +9,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use support::{FOREVER, assert_sums_close, bus_that_keeps, patient_bus};
 use tickbus::{
-    AsyncEventSubscription, Backend, Event, EventBus, EventBusImpl, EventSubscription, EventType,
-    KeyFn, Lane, Pattern, Policy, Priority, SourceId, SubscribeOptions, Symbol, TryRecvError,
+    AsyncEventSubscription, Backend, Event, EventBus, EventBusImpl, EventSubscription, EventSystem,
+    EventSystemConfig, EventType, KeyFn, Lane, Pattern, Policy, Priority, SourceId,
+    SubscribeOptions, Symbol, SystemSubscribeOptions, SystemSubscription, TryRecvError,
 };
 
 thread_local! {
@@ -293,4 +294,52 @@ fn awaiting_allocates_nothing() {
             }
         });
     }
+}
+
+#[test]
+fn the_lanes_of_an_event_system_allocate_nothing_for_topics_that_are_known() {
+    let config = EventSystemConfig {
+        critical_capacity: 64,
+        high_capacity: 64,
+        normal_capacity: 64,
+        ..Default::default()
+    };
+    let system = EventSystem::new(config).unwrap();
+    let symbols = ["ALLOC1", "ALLOC2", "ALLOC3"].map(|name| Symbol::new(name).unwrap());
+    let all = system.subscribe(SystemSubscribeOptions::default()).unwrap();
+    let options = SystemSubscribeOptions { symbols: symbols[..1].to_vec(), ..Default::default() };
+    let narrow = system.subscribe(options).unwrap();
+    let make = |number: u64| Event {
+        timestamp: number,
+        event_type: [EventType::PriceUpdate, EventType::EmergencyStop][number as usize % 2],
+        priority: [Priority::Normal, Priority::High][number as usize / 2 % 2],
+        source_id: SourceId::NONE,
+        symbol: symbols[number as usize % 3],
+        value: 1.0,
+        metadata: 0,
+    };
+    let events: Vec<Event> = (0..48).map(make).collect();
+    // The first of each type and symbol is compiled.
+    assert_eq!(system.publish_batch(&events).unwrap(), 48);
+    let mut batch = Vec::with_capacity(64);
+    let mut read = |reader: &SystemSubscription, expected| {
+        batch.clear();
+        assert_eq!(reader.try_recv_each(64, |event| batch.push(event)), Ok(expected));
+    };
+    read(&all, 48);
+    read(&narrow, 16);
+    let allocated = allocations(|| {
+        for number in 0..ROUNDS {
+            let event = make(number);
+            let wanted = usize::from(event.symbol == symbols[0]);
+            assert_eq!(system.publish(event).unwrap(), 1 + wanted);
+            assert_eq!(all.recv(), Ok(event));
+            assert_eq!(narrow.try_recv().is_ok(), wanted == 1);
+        }
+        assert_eq!(system.publish_batch(&events).unwrap(), 48);
+        read(&all, 48);
+        read(&narrow, 16);
+    });
+    assert_eq!(allocated, 0);
+    Lane::ALL.iter().for_each(|&lane| assert_sums_close(system.metrics().lane(lane)));
 }

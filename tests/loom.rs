@@ -457,7 +457,7 @@ impl Default for Relaxed {
 }
 
 impl Table {
-    /// As `Names::probe`: the number that is found at the newest level.
+    /// As `table::Table::probe`: the number that is found at the newest level.
     fn find(&self, observe: fn(&Counter) -> u64) -> u64 {
         match observe(&self.level) {
             0 => observe(&self.place),
@@ -465,13 +465,13 @@ impl Table {
         }
     }
 
-    /// As `Names::add`.
+    /// As `table::Table::add`.
     fn add(&self) {
         self.text.0.store(7, Ordering::Relaxed);
         self.place.publish(1);
     }
 
-    /// As `Names::grow`: the wider index is filled before anybody looks into it.
+    /// As `table::Table::grow`: the wider index is filled before anybody looks into it.
     fn grow(&self) {
         self.wider.add_exclusive(self.place.value());
         self.level.publish(1);

@@ -20,6 +20,7 @@ ORDER = (
     ("barrier",),
     ("error",),
     ("topic",),
+    ("table",),
     ("names",),
     ("event_type",),
     ("event",),
@@ -31,7 +32,7 @@ ORDER = (
     ("backend",),
     ("metrics",),
     ("bus", "subscription"),
-    ("select", "event_queue"),
+    ("select", "event_queue", "system"),
 )
 
 _STEP = {module: step for step, modules in enumerate(ORDER) for module in modules}

@@ -266,11 +266,11 @@ impl<T: Clone, R: Exclusion> Reader<T, R> {
         }
     }
 
-    /// Appends up to `limit` events and returns how many; it ends before a hole.
+    /// Gives up to `limit` events to `sink` and returns how many; it ends before a hole.
     #[expect(clippy::too_many_arguments, reason = "as `take`, and where to and how many")]
     pub(crate) fn take_many(
         &mut self,
-        batch: &mut Vec<T>,
+        sink: &mut impl FnMut(T),
         limit: usize,
         offered: u64,
         quiet: bool,
@@ -283,7 +283,7 @@ impl<T: Clone, R: Exclusion> Reader<T, R> {
             if let Source::Ring(reader) = &mut self.source {
                 let wants = wanting(&mut self.wanted, topics, pattern);
                 let wish = (limit - taken).min(BATCH);
-                let clone = |event: &T| batch.push(event.clone());
+                let clone = |event: &T| sink(event.clone());
                 match reader.read(wish, quiet, true, wants, clone) {
                     Ok(0) | Err(_) => break,
                     Ok(count) => taken += count,
@@ -291,7 +291,7 @@ impl<T: Clone, R: Exclusion> Reader<T, R> {
                 continue;
             }
             match self.take(offered, quiet, true, walked, topics, pattern) {
-                Found::Event(event) => batch.push(event),
+                Found::Event(event) => sink(event),
                 Found::Hole(_) | Found::Nothing => break,
             }
             taken += 1;

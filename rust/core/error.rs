@@ -112,6 +112,20 @@ pub enum PublishError<T> {
         /// The subscriptions without room.
         subscriptions: Vec<u64>,
     },
+    /// Some subscriptions had no room for a critical event until the patience ended; the others
+    /// have it. Only an [`EventSystem`](crate::EventSystem) publishes so.
+    #[error(
+        "subscriptions {missing:?} had no room for a critical event, {taken} others have it: retry \
+         for those that miss it"
+    )]
+    Overflow {
+        /// The event, given back.
+        event: T,
+        /// How many subscriptions have it.
+        taken: usize,
+        /// The subscriptions that do not.
+        missing: Vec<u64>,
+    },
     /// The bus is closed.
     #[error("the bus is closed; events can be published only before close()")]
     Closed(T),
@@ -132,11 +146,12 @@ pub enum PublishError<T> {
 }
 
 impl<T> PublishError<T> {
-    /// Returns the event that was not published.
+    /// Returns the event that was not published, or not to all.
     pub fn into_event(self) -> T {
         match self {
             Self::Full { event, .. }
             | Self::Timeout { event, .. }
+            | Self::Overflow { event, .. }
             | Self::Closed(event)
             | Self::Reserved(event)
             | Self::Key { event, .. } => event,
@@ -149,6 +164,7 @@ impl<T> fmt::Debug for PublishError<T> {
         match self {
             Self::Full { subscriptions, .. } => write!(f, "Full({subscriptions:?})"),
             Self::Timeout { subscriptions, .. } => write!(f, "Timeout({subscriptions:?})"),
+            Self::Overflow { missing, .. } => write!(f, "Overflow({missing:?})"),
             Self::Closed(_) => f.write_str("Closed"),
             Self::Reserved(_) => f.write_str("Reserved"),
             Self::Key { error, .. } => write!(f, "Key({error:?})"),

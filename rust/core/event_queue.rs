@@ -185,8 +185,10 @@ impl<T> From<PublishError<T>> for EnqueueError<T> {
                 Self::Full(event)
             }
             PublishError::Closed(event) => Self::Closed(event),
-            PublishError::Key { .. } | PublishError::Reserved(_) => {
-                unreachable!("a queue has neither keys nor a Producer")
+            PublishError::Key { .. }
+            | PublishError::Reserved(_)
+            | PublishError::Overflow { .. } => {
+                unreachable!("a queue has neither keys nor a Producer, and nothing is critical")
             }
         }
     }

@@ -28,6 +28,8 @@ mod ring;
 pub mod ring;
 mod select;
 mod subscription;
+mod system;
+mod table;
 mod topic;
 
 #[cfg(not(tickbus_loom))]
@@ -62,6 +64,11 @@ pub use ring::overwrite::{OverwritePublisher, OverwriteReader, OverwriteRing, Pl
 pub use select::{Selected, Selector, Shutdown, select};
 pub use subscription::{AsyncEventSubscription, EventSubscription, Parking};
 pub use sync::{Exclusion, ThreadExclusion};
+pub use system::{
+    CriticalOverflow, CriticalPublication, EventSystem, EventSystemConfig, EventSystemMetrics,
+    LaneLagged, SystemBatchError, SystemError, SystemSubscribeOptions, SystemSubscription,
+    TakeError, WeakEventSystem,
+};
 pub use topic::{MAX_TOPIC_BYTES, Pattern, Topic};
 pub use wait::WaitStrategy;
 

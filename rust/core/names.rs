@@ -1,30 +1,15 @@
 //! Names of symbols and sources, and the small numbers that stand for them inside an event.
 //!
-//! A table only grows. Whoever has a number reads its name without a lock, and whoever has a name
-//! that is known finds its number without one; a new name takes the table's lock.
-//!
-//! ```text
-//!  index (newest level)         names, in blocks that never move
-//!  hash ─► [ tag | id ] ──id──► [ 1 2 .. 64 ] [ 65 .. 192 ] [ 193 .. 448 ] ...
-//! ```
-//!
-//! | store | pairs with | so that |
-//! |---|---|---|
-//! | a name's `OnceLock::set` | `OnceLock::get` in `name` | a name is whole or not there |
-//! | a place's `publish`, after the name was set | `observe` in `probe` | an id that is found has a name |
-//! | the level's `publish`, after the index was filled | `observe` in `find` | a name that was known stays known while the index grows |
-//!
-//! Who still looks into an older level misses names that are newer than it, and then asks under the
-//! lock. `tests/loom.rs` has the models.
+//! Whoever has a number reads its name without a lock, and whoever has a name that is known finds
+//! its number without one: see [`crate::table`].
 
 use crate::error::{ConfigError, NameError};
-use crate::sync::Counter;
+use crate::table::Table;
 use crate::topic;
-use parking_lot::Mutex;
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::BuildHasher;
-use std::sync::{LazyLock, OnceLock};
+use std::sync::LazyLock;
 
 /// The most bytes that the name of a symbol, a source or an event type may have, so that a topic
 /// can be made of two of them.
@@ -36,45 +21,18 @@ pub const MAX_SYMBOLS: u32 = 1 << 20;
 /// The most sources that a process knows.
 pub const MAX_SOURCES: u32 = u16::MAX as u32;
 
-/// Names in the first block; each further one has twice as many.
-const FIRST_BLOCK: u32 = 64;
-const BLOCKS: usize = (u32::BITS - FIRST_BLOCK.trailing_zeros()) as usize;
-
-/// Places in the first index; each further one has twice as many. At most half are taken.
-const FIRST_INDEX: usize = 256;
-const LEVELS: usize = BLOCKS + 1;
-
-type Block = OnceLock<Box<[OnceLock<Box<str>>]>>;
-
 /// A table of names, each with a number from 1 on; 0 stands for no name.
 pub struct Names {
     what: &'static str,
     limit: u32,
-    blocks: [Block; BLOCKS],
-    /// Places that hold the upper half of a name's hash and below it the name's number.
-    indexes: [OnceLock<Box<[Counter]>>; LEVELS],
-    level: Counter,
-    /// How many names there are.
-    count: Counter,
+    table: Table<Box<str>>,
     hasher: RandomState,
-    growing: Mutex<()>,
 }
 
 impl Names {
     /// Returns an empty table for at most `limit` names; `what` names them in errors.
     pub fn new(what: &'static str, limit: u32) -> Self {
-        let indexes = [const { OnceLock::new() }; LEVELS];
-        indexes[0].get_or_init(|| empty_index(0));
-        Self {
-            what,
-            limit,
-            blocks: [const { OnceLock::new() }; BLOCKS],
-            indexes,
-            level: Counter::default(),
-            count: Counter::default(),
-            hasher: RandomState::new(),
-            growing: Mutex::new(()),
-        }
+        Self { what, limit, table: Table::new(), hasher: RandomState::new() }
     }
 
     /// Returns the number of a name, which is added if it is new. A name that is known takes no
@@ -94,19 +52,19 @@ impl Names {
     /// Returns the number of a name that is known.
     #[inline]
     pub fn find(&self, name: &str) -> Option<u32> {
-        self.probe(name, self.hasher.hash_one(name)).ok()
+        let found = self.table.find(self.hasher.hash_one(name), |known| &**known == name);
+        found.map(|(id, _)| id)
     }
 
     /// Returns the name of a number, or `None` if there is none.
     #[inline]
     pub fn name(&self, id: u32) -> Option<&str> {
-        let (block, place) = place_of_name(id)?;
-        self.blocks[block].get()?[place].get().map(Box::as_ref)
+        self.table.value(id).map(Box::as_ref)
     }
 
     /// Returns how many names there are.
     pub fn len(&self) -> usize {
-        self.count.observe() as usize
+        self.table.len()
     }
 
     /// Returns whether there are none.
@@ -114,81 +72,22 @@ impl Names {
         self.len() == 0
     }
 
-    /// Returns the number of a name, or the place in the newest index where it is missing.
-    #[inline]
-    fn probe(&self, name: &str, hash: u64) -> Result<u32, &Counter> {
-        let index = self.index(self.level.observe() as usize);
-        let (tag, mut place) = (tag(hash), hash as usize);
-        loop {
-            place &= index.len() - 1;
-            let found = index[place].observe();
-            if found == 0 {
-                return Err(&index[place]);
-            }
-            let id = found as u32;
-            if found & TAG == tag && self.name(id) == Some(name) {
-                return Ok(id);
-            }
-            place += 1;
-        }
-    }
-
     #[cold]
     fn add(&self, name: &str) -> Result<u32, NameError> {
         check_name(self.what, name)?;
-        let hash = self.hasher.hash_one(name);
-        let _growing = self.growing.lock();
-        // Another thread may have added it meanwhile.
-        let mut free = match self.probe(name, hash) {
-            Ok(id) => return Ok(id),
-            Err(free) => free,
-        };
-        let count = self.count.value() as u32;
-        if count == self.limit {
-            return Err(NameError::Full { what: self.what, name: name.into(), limit: self.limit });
-        }
-        if self.grow(count as usize) {
-            let Err(moved) = self.probe(name, hash) else { unreachable!("nobody else adds") };
-            free = moved;
-        }
-        let id = count + 1;
-        let Some((block, place)) = place_of_name(id) else { unreachable!("ids begin at 1") };
-        let block = self.blocks[block].get_or_init(|| empty_block(block));
-        let is_new = block[place].set(name.into()).is_ok();
-        debug_assert!(is_new, "an id is given once");
-        free.publish(tag(hash) | u64::from(id));
-        self.count.publish(u64::from(id));
-        Ok(id)
-    }
-
-    /// Doubles the index if another name would fill more than half of it; returns whether it did.
-    fn grow(&self, count: usize) -> bool {
-        let level = self.level.value() as usize;
-        if 2 * count < self.index(level).len() {
-            return false;
-        }
-        let wider = empty_index(level + 1);
-        for id in 1..=count as u32 {
-            let Some(name) = self.name(id) else { unreachable!("ids have no gaps") };
-            let hash = self.hasher.hash_one(name);
-            let mut place = hash as usize;
-            while wider[place & (wider.len() - 1)].value() != 0 {
-                place += 1;
-            }
-            wider[place & (wider.len() - 1)].add_exclusive(tag(hash) | u64::from(id));
-        }
-        let is_new = self.indexes[level + 1].set(wider).is_ok();
-        debug_assert!(is_new, "levels are made under the lock, one after another");
-        self.level.publish(level as u64 + 1);
-        true
-    }
-
-    #[inline]
-    fn index(&self, level: usize) -> &[Counter] {
-        match self.indexes[level].get() {
-            Some(index) => index,
-            None => unreachable!("a level is published after its index"),
-        }
+        let hash = |name: &str| self.hasher.hash_one(name);
+        self.table.add(
+            hash(name),
+            |known| &**known == name,
+            |known| hash(known),
+            |id| match id > self.limit {
+                true => {
+                    let (what, limit) = (self.what, self.limit);
+                    Err(NameError::Full { what, name: name.into(), limit })
+                }
+                false => Ok(name.into()),
+            },
+        )
     }
 }
 
@@ -196,31 +95,6 @@ impl fmt::Debug for Names {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Names").field("what", &self.what).field("len", &self.len()).finish()
     }
-}
-
-/// The part of a place that a name's hash fills; a place that holds a number is never 0.
-const TAG: u64 = !(u32::MAX as u64);
-
-#[inline]
-fn tag(hash: u64) -> u64 {
-    hash & TAG
-}
-
-/// Returns the block of a number, and the place in it.
-#[inline]
-fn place_of_name(id: u32) -> Option<(usize, usize)> {
-    // Blocks begin at FIRST_BLOCK * (2^n - 1), counted from 0.
-    let shifted = id.checked_sub(1)?.checked_add(FIRST_BLOCK)?;
-    let block = (shifted / FIRST_BLOCK).ilog2();
-    Some((block as usize, (shifted - (FIRST_BLOCK << block)) as usize))
-}
-
-fn empty_block(block: usize) -> Box<[OnceLock<Box<str>>]> {
-    (0..FIRST_BLOCK << block).map(|_| OnceLock::new()).collect()
-}
-
-fn empty_index(level: usize) -> Box<[Counter]> {
-    (0..FIRST_INDEX << level).map(|_| Counter::default()).collect()
 }
 
 /// Returns an error if the name could not be a part of a topic.

@@ -5,6 +5,7 @@
 //! the queue only in the step that returns it, so a cancelled `recv` loses nothing.
 
 use crate::backend::{Found, Reader, Walked};
+use crate::barrier::Fences;
 use crate::bus::Shared;
 use crate::error::{Lagged, RecvError, RecvTimeoutError, TryRecvError};
 use crate::metrics::{Ages, DropCounters, Standing, SubscriptionMetrics};
@@ -42,6 +43,8 @@ pub(crate) struct Inbox<T: Clone, R: Exclusion> {
     /// (`broadcast`, `ring`).
     joined_at: u64,
     pub(crate) left_at: Counter,
+    /// How far publishers had come when a look found nothing: see `is_quiet`.
+    quiet_at: Counter,
     pub(crate) gate: Gate,
     /// Publishers in line for room.
     pub(crate) blocked: Sleepers,
@@ -70,9 +73,12 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
         snapshot: u64,
         joined_at: u64,
         reader: Reader<T, R>,
+        gate: Gate,
     ) -> Self {
         let offered = Counter::default();
         offered.publish(snapshot);
+        let quiet_at = Counter::default();
+        quiet_at.set(u64::MAX);
         Self {
             id,
             name,
@@ -89,7 +95,8 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
             unwanted: Counter::default(),
             joined_at,
             left_at: Counter::default(),
-            gate: Gate::default(),
+            quiet_at,
+            gate,
             blocked: Sleepers::default(),
             closed: Flag::default(),
             reader: Mutex::new(reader),
@@ -147,11 +154,14 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
             let quiet = self.on_lag == OnLag::Count;
             let offered = self.offered.observe();
             let pattern = self.pattern.as_ref();
+            let come = self.come(shared);
             self.look_for_a_peak(shared);
             let found = reader.take(offered, quiet, in_batch, &mut walked, shared, pattern);
             self.count(&walked);
-            if matches!(found, Found::Event(_)) {
-                self.delivered.add_exclusive(1);
+            match found {
+                Found::Event(_) => self.delivered.add_exclusive(1),
+                Found::Nothing if !in_batch => self.quiet_at.set(come),
+                _ => {}
             }
             found
         };
@@ -171,8 +181,27 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
         }
     }
 
-    /// Appends up to `limit` events and returns how many; it ends before a hole.
-    fn step_many(&self, shared: &Shared<T, R>, batch: &mut Vec<T>, limit: usize) -> usize {
+    /// Returns how far publishers have come, as far as a reader of its own channel or of the ring
+    /// can see.
+    #[inline]
+    fn come(&self, shared: &Shared<T, R>) -> u64 {
+        match &shared.ring {
+            Some(ring) => ring.right.tail(),
+            None => self.offered.observe(),
+        }
+    }
+
+    /// Returns whether a step would give `Empty` for sure, without locking anything. It knows
+    /// nothing of the shared channel and of maps.
+    #[inline]
+    fn is_quiet(&self, shared: &Shared<T, R>) -> bool {
+        self.come(shared) == self.quiet_at.value()
+            && !shared.closed.is_set()
+            && !self.closed.is_set()
+    }
+
+    /// Gives up to `limit` events to `sink` and returns how many; it ends before a hole.
+    fn step_many(&self, shared: &Shared<T, R>, sink: &mut impl FnMut(T), limit: usize) -> usize {
         let mut walked = Walked::default();
         let taken = {
             let mut reader = self.reader.lock();
@@ -182,8 +211,7 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
             let quiet = self.on_lag == OnLag::Count;
             let offered = self.offered.observe();
             let pattern = self.pattern.as_ref();
-            let taken =
-                reader.take_many(batch, limit, offered, quiet, &mut walked, shared, pattern);
+            let taken = reader.take_many(sink, limit, offered, quiet, &mut walked, shared, pattern);
             self.count(&walked);
             self.delivered.add_exclusive(taken as u64);
             taken
@@ -251,7 +279,7 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
 
     /// Returns the events that wait to be read and those that were overwritten without being
     /// counted yet.
-    fn backlog(&self, shared: &Shared<T, R>) -> (usize, usize) {
+    pub(crate) fn backlog(&self, shared: &Shared<T, R>) -> (usize, usize) {
         self.reader.lock().backlog(self.capacity, shared, self.pattern.as_ref())
     }
 
@@ -483,7 +511,19 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
             return Ok(0);
         }
         batch.push(self.try_recv()?);
-        Ok(1 + self.inbox.step_many(&self.shared, batch, limit - 1))
+        Ok(1 + self.step_many(&mut |event| batch.push(event), limit - 1))
+    }
+
+    /// As [`EventSubscription::try_recv_batch`], without a word about what ends the batch.
+    pub(crate) fn step_many(&self, sink: &mut impl FnMut(T), limit: usize) -> usize {
+        self.inbox.step_many(&self.shared, sink, limit)
+    }
+
+    /// Returns whether nothing is pending for sure, without locking anything; of a bus whose
+    /// subscriptions have channels of their own or a ring, and without conflation.
+    #[inline]
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.inbox.is_quiet(&self.shared)
     }
 
     /// Waits for the next event.
@@ -535,7 +575,7 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
         let mut batch = Vec::with_capacity(limit.min(self.inbox.capacity));
         if limit > 0 {
             batch.push(self.recv()?);
-            self.inbox.step_many(&self.shared, &mut batch, limit - 1);
+            self.step_many(&mut |event| batch.push(event), limit - 1);
         }
         Ok(batch)
     }
@@ -546,7 +586,7 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
                 Err(TryRecvError::Empty) => {}
                 result => return result.map_err(with_timeout),
             }
-            let mut notified = pin!(self.inbox.gate.notified());
+            let mut notified = pin!(self.inbox.gate.bell.notified());
             let sleeping = self.arm_notified(notified.as_mut());
             match self.try_recv() {
                 Err(TryRecvError::Empty) => {}
@@ -577,10 +617,10 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
     /// Runs `sleep` with a handle to park on, unless there is something to receive. For runtimes
     /// that must do something around parking, such as releasing a global lock.
     pub fn sleep_unless_ready(&self, sleep: impl FnOnce(&mut Parking<'_, '_>)) {
-        let mut notified = pin!(self.inbox.gate.notified());
+        let mut notified = pin!(self.inbox.gate.bell.notified());
         let _sleeping = self.arm_notified(notified.as_mut());
         if !self.is_ready() {
-            sleep(&mut Parking { notified: notified.as_mut() });
+            sleep(&mut Parking::new(notified.as_mut()));
         }
     }
 
@@ -588,26 +628,35 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
     /// away without receiving.
     pub fn pass_on(&self) {
         if self.inbox.gate.sleepers.any_after_store::<R>(self.shared.fences) && self.is_ready() {
-            self.inbox.gate.wake_one();
+            self.inbox.gate.bell.wake_one();
         }
     }
 
     /// Returns a place in the line of those that sleep: it is done once it is worth looking again.
     /// [`EventSubscription::arm`] it, look, and sleep. It is of no use where there is a waker.
     pub fn notified_owned(&self) -> OwnedNotified {
-        self.inbox.gate.notified_owned()
+        self.inbox.gate.bell.notified_owned()
     }
 
     /// Sends every wake-up to `waker` instead of to sleeping threads and tasks, for readers that
     /// live in a foreign event loop. It is called after publication, without any lock, once for
     /// each event that comes while the subscription is armed. Returns false if it had one.
     pub fn set_waker(&self, waker: Waker) -> bool {
-        self.inbox.gate.set_waker(waker)
+        self.inbox.gate.bell.set_waker(waker)
     }
 
     /// Asks for wake-ups: from now on publishing calls the waker. Look again before sleeping.
     pub fn arm(&self) {
         self.shared.arm(&self.inbox);
+    }
+
+    /// As [`EventSubscription::arm`], for who fences once for several, the costliest way of theirs.
+    pub(crate) fn announce(&self) {
+        self.shared.announce(&self.inbox);
+    }
+
+    pub(crate) fn fences(&self) -> Fences {
+        self.shared.fences
     }
 
     /// Takes one [`EventSubscription::arm`] back.
@@ -662,7 +711,11 @@ impl fmt::Debug for Parking<'_, '_> {
     }
 }
 
-impl Parking<'_, '_> {
+impl<'a, 'b> Parking<'a, 'b> {
+    pub(crate) fn new(notified: Pin<&'a mut Notified<'b>>) -> Self {
+        Self { notified }
+    }
+
     /// Parks the thread until it is worth receiving again, at most until the deadline; false if
     /// the deadline passed.
     pub fn park(&mut self, deadline: Instant) -> bool {
@@ -761,7 +814,7 @@ impl<T: Clone, R: Exclusion> AsyncEventSubscription<T, R> {
             if let Some(result) = received(self.try_recv()) {
                 return result;
             }
-            let mut notified = pin!(inbox.gate.notified());
+            let mut notified = pin!(inbox.gate.bell.notified());
             notified.as_mut().enable();
             let _sleeping = Sleeping::new(shared, inbox);
             if let Some(result) = received(self.try_recv()) {
@@ -831,7 +884,7 @@ impl<T: Clone, R: Exclusion> Stream for AsyncEventSubscription<T, R> {
                         }
                         None => {
                             let mut parked =
-                                Box::pin(self.subscription.inbox.gate.notified_owned());
+                                Box::pin(self.subscription.inbox.gate.bell.notified_owned());
                             parked.as_mut().enable();
                             self.subscription.arm();
                             self.parked = Some(parked);

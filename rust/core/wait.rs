@@ -153,21 +153,20 @@ impl Asleep {
     }
 }
 
-/// Where the readers of one subscription sleep.
+/// What wakes the readers of one subscription, or of several that are read together.
 #[derive(Default)]
-pub(crate) struct Gate {
-    pub(crate) sleepers: Sleepers,
+pub(crate) struct Bell {
     notify: Arc<Notify>,
     waker: OnceLock<Waker>,
 }
 
-impl fmt::Debug for Gate {
+impl fmt::Debug for Bell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gate").field("sleepers", &self.sleepers).finish_non_exhaustive()
+        f.debug_struct("Bell").finish_non_exhaustive()
     }
 }
 
-impl Gate {
+impl Bell {
     /// Sends all wake-ups to `waker` from now on, for readers that live in a foreign event loop.
     /// Returns false if there was one already.
     pub(crate) fn set_waker(&self, waker: Waker) -> bool {
@@ -197,6 +196,13 @@ impl Gate {
     pub(crate) fn notified_owned(&self) -> tokio::sync::futures::OwnedNotified {
         self.notify.clone().notified_owned()
     }
+}
+
+/// Where the readers of one subscription sleep.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    pub(crate) sleepers: Sleepers,
+    pub(crate) bell: Arc<Bell>,
 }
 
 /// The most ready completions in a row on one thread before a task lets others run.

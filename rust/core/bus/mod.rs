@@ -13,6 +13,7 @@
 //! is released, and so are wake-ups and warnings given. Key functions run before it is taken:
 //! a publication that lacks a key when it has the token gives it back, asks, and tries again.
 
+mod at_once;
 mod faces;
 mod on_ring;
 mod options;
@@ -45,8 +46,9 @@ use crate::sync::{
     AtomicU64, Counter, Exclusion, Flag, Mutex, Ordering, ThreadExclusion, store_load_fence,
 };
 use crate::topic::{Interest, NO_TOPIC, Topic, TopicTable, check_topic, interest_bit};
-use crate::wait::{Asleep, Sleepers};
+use crate::wait::{Asleep, Bell, Gate, Sleepers};
 use arc_swap::ArcSwap;
+use at_once::AtOnce;
 use on_ring::{RingState, apart};
 use parking_lot::RwLock;
 use publication::Pending;
@@ -156,6 +158,12 @@ impl<T: Clone, R: Exclusion> Default for Roster<T, R> {
     }
 }
 
+/// What subscriptions of several buses that are read together have in common.
+pub(crate) struct Joint {
+    pub(crate) id: u64,
+    pub(crate) bell: Arc<Bell>,
+}
+
 impl<T: Clone, R: Exclusion> fmt::Debug for Shared<T, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared").field("id", &self.id).finish_non_exhaustive()
@@ -199,13 +207,18 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
 
     /// Step S1 for a reader: notes that it is about to sleep. It must look again.
     pub(crate) fn arm(&self, inbox: &Inbox<T, R>) {
+        self.announce(inbox);
+        if !R::SERIALIZES_SLEEP {
+            self.fences.rarely();
+        }
+    }
+
+    /// Step S1 without its fence.
+    pub(crate) fn announce(&self, inbox: &Inbox<T, R>) {
         self.sleepers.count_in::<R>();
         inbox.gate.sleepers.count_in::<R>();
         if self.ring.is_some() {
             self.asleep.note(interest_bit(inbox.slot));
-        }
-        if !R::SERIALIZES_SLEEP {
-            self.fences.rarely();
         }
     }
 
@@ -213,6 +226,22 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
     pub(crate) fn disarm(&self, inbox: &Inbox<T, R>) {
         inbox.gate.sleepers.disarm::<R>();
         self.sleepers.disarm::<R>();
+    }
+
+    /// Begins to publish an event again, to those of the named subscriptions that are still here and
+    /// to nobody else.
+    pub(crate) fn publication_again(
+        self: &Arc<Self>,
+        event: T,
+        topic: u32,
+        missing: &[u64],
+    ) -> Publication<Arc<Self>, T, R> {
+        let mut pending = Pending::new(self.latencies.enter(), event, topic, false);
+        let state = self.token.lock();
+        let here = state.slots.iter().flatten().map(|slot| (slot.inbox.slot, slot.inbox.id));
+        pending.at_once = Some(AtOnce::again(here.filter(|(_, id)| missing.contains(id))));
+        drop(state);
+        pending.publication(self.clone())
     }
 
     fn close(&self) {
@@ -235,7 +264,7 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             store_load_fence::<R>();
             lines.iter().for_each(|notify| notify.notify_one());
             for inbox in &self.roster.load().inboxes {
-                inbox.gate.wake_all();
+                inbox.gate.bell.wake_all();
             }
         }
     }
@@ -251,7 +280,11 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         }
     }
 
-    fn subscribe(&self, options: SubscribeOptions<T>) -> Result<Arc<Inbox<T, R>>, SubscribeError> {
+    fn subscribe(
+        &self,
+        options: SubscribeOptions<T>,
+        joint: Option<Joint>,
+    ) -> Result<Arc<Inbox<T, R>>, SubscribeError> {
         let policy = self.backend.policy(options.policy, self.config.backpressure.drop_oldest)?;
         if options.start != Start::Now && (self.ring.is_none() || policy == Policy::Conflate) {
             return Err(ConfigError::new(format!(
@@ -276,7 +309,10 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             Some(capacity) => rounded_capacity(capacity)?,
             None => self.capacity,
         };
-        let id = self.next_subscription.fetch_add(1, Ordering::Relaxed);
+        let (id, gate) = match joint {
+            Some(Joint { id, bell }) => (id, Gate { bell, ..Gate::default() }),
+            None => (self.next_subscription.fetch_add(1, Ordering::Relaxed), Gate::default()),
+        };
         let joined = Instant::now();
         let mut state = self.token.lock();
         if state.closed {
@@ -382,6 +418,7 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             offered,
             joined_at,
             Reader::new(source.after(snapshot), offered),
+            gate,
         ));
         inbox.dropped.overwritten.add_exclusive(late);
         if let (Some(member), Some(ring)) = (member, &mut state.ring) {
@@ -435,7 +472,7 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         if let (Some(slot), _discarded) = left {
             slot.line.iter().for_each(|other| other.notify.notify_one());
         }
-        inbox.gate.wake_all();
+        inbox.gate.bell.wake_all();
     }
 
     fn rows(&self, roster: &Roster<T, R>) -> Vec<SubscriptionMetrics> {
@@ -663,7 +700,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         if shared.sleepers.any_after_store::<R>(shared.fences) {
             let wake = state.sleepers_on(topic);
             drop(state);
-            wake.into_iter().for_each(|inbox| inbox.gate.wake_one());
+            wake.into_iter().for_each(|inbox| inbox.gate.bell.wake_one());
         } else {
             drop(state);
         }
@@ -704,7 +741,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
     }
 
     #[inline]
-    fn publish_as_configured(
+    pub(crate) fn publish_as_configured(
         &self,
         event: T,
         topic: Option<&Topic>,
@@ -801,8 +838,36 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         &self,
         options: SubscribeOptions<T>,
     ) -> Result<EventSubscription<T, R>, SubscribeError> {
-        let inbox = self.shared().subscribe(options)?;
+        let inbox = self.shared().subscribe(options, None)?;
         Ok(EventSubscription::new(self.shared().clone(), inbox))
+    }
+
+    /// As [`Bus::subscribe_with`], as one of several subscriptions that are read together.
+    pub(crate) fn subscribe_jointly(
+        &self,
+        options: SubscribeOptions<T>,
+        joint: Joint,
+    ) -> Result<EventSubscription<T, R>, SubscribeError> {
+        let inbox = self.shared().subscribe(options, Some(joint))?;
+        Ok(EventSubscription::new(self.shared().clone(), inbox))
+    }
+
+    /// Begins to publish an event at once to every subscription with room, waiting for the others
+    /// only. See [`PublishError::Overflow`].
+    pub(crate) fn publication_at_once(
+        &self,
+        event: T,
+        topic: Option<&Topic>,
+    ) -> Publication<Arc<Shared<T, R>>, T, R> {
+        let (topic, _) = self.shared().address(topic);
+        let mut pending = Pending::new(self.enter(), event, topic, false);
+        pending.at_once = Some(AtOnce::default());
+        pending.publication(self.shared().clone())
+    }
+
+    /// Returns what publishers and readers share, which does not keep the bus open.
+    pub(crate) fn share(&self) -> Arc<Shared<T, R>> {
+        self.shared().clone()
     }
 
     /// Closes the bus: publishing ends at once, readers first read what is pending.
@@ -818,6 +883,13 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
     /// Returns how many events were published, wanted or not.
     pub fn published(&self) -> u64 {
         self.shared().published()
+    }
+
+    /// Returns how many events wait to be read, over all subscriptions.
+    pub(crate) fn pending(&self) -> u64 {
+        let shared = self.shared();
+        let inboxes = &shared.roster.load().inboxes;
+        inboxes.iter().map(|inbox| inbox.backlog(shared).0 as u64).sum()
     }
 
     /// Calls `look` with topic id, sequence and event of each that a ring keeps for who joins late,

@@ -360,6 +360,6 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
     #[inline(never)]
     pub(super) fn wake_on_ring(&self, topic: u32) {
         let wake = self.token.lock().awaken(topic, self);
-        wake.into_iter().for_each(|inbox| inbox.gate.wake_one());
+        wake.into_iter().for_each(|inbox| inbox.gate.bell.wake_one());
     }
 }

@@ -1,6 +1,7 @@
 //! An event on its way, which may have to wait.
 
 use super::Shared;
+use super::at_once::AtOnce;
 use super::publishing::{Aftermath, PublishState, Unkeyed, Verdict};
 use super::slot::{NEWCOMER, Slot};
 use crate::conflation::Key;
@@ -39,8 +40,10 @@ pub(super) struct Pending<T> {
     pub(super) notify: Option<Arc<Notify>>,
     /// Its keys, by the ids of the subscriptions that have key functions.
     pub(super) keys: SmallVec<[(u64, Key); 1]>,
-    /// The slot in whose line it stands, and the id of the subscription there.
-    pub(super) stand: Option<(u32, u64)>,
+    /// The slots in whose lines it stands, and the ids of the subscriptions there.
+    pub(super) stands: SmallVec<[(u32, u64); 1]>,
+    /// How far it has come, if it does not wait for all to have room.
+    pub(super) at_once: Option<AtOnce>,
 }
 
 impl<T> Pending<T> {
@@ -54,7 +57,8 @@ impl<T> Pending<T> {
             ticket: NEWCOMER,
             notify: None,
             keys: SmallVec::new(),
-            stand: None,
+            stands: SmallVec::new(),
+            at_once: None,
         }
     }
 
@@ -142,6 +146,10 @@ where
                 Err(self.give_back(|event, _| PublishError::Reserved(event), vec![]))
             }
             Verdict::Closed => Err(self.give_back(|event, _| PublishError::Closed(event), vec![])),
+            Verdict::Missed { taken, missing } => Err(self.give_back(
+                |event, missing| PublishError::Overflow { event, taken, missing },
+                missing,
+            )),
             Verdict::Rejected(subscriptions) => Err(match self.pending.rejects_wait {
                 true => self.give_back(
                     |event, subscriptions| PublishError::Timeout { event, subscriptions },
@@ -237,8 +245,10 @@ where
 {
     #[inline]
     fn drop(&mut self) {
-        if self.pending.stand.is_some() {
-            self.shared.token.lock().leave_line(&mut self.pending);
+        if !self.pending.stands.is_empty() {
+            let mut aftermath = Aftermath::new();
+            self.shared.token.lock().abandon(&mut self.pending, &self.shared, &mut aftermath);
+            aftermath.run(&self.shared);
         }
     }
 }

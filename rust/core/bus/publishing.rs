@@ -66,7 +66,7 @@ impl<T: Clone, R: Exclusion> Aftermath<T, R> {
     #[inline(never)]
     pub(super) fn wake_and_warn(&mut self, shared: &Shared<T, R>) {
         for inbox in self.wake.drain(..) {
-            inbox.gate.wake_one();
+            inbox.gate.bell.wake_one();
         }
         if let Some(sink) = shared.on_warning.get() {
             self.warnings.drain(..).for_each(sink);
@@ -81,6 +81,7 @@ pub(super) enum Verdict<T> {
     Done(usize),
     InLine,
     Rejected(Vec<u64>),
+    Missed { taken: usize, missing: Vec<u64> },
     Unkeyed(Unkeyed<T>),
     Closed,
     Reserved,
@@ -96,8 +97,11 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         shared: &Shared<T, R>,
         aftermath: &mut Aftermath<T, R>,
     ) -> Verdict<T> {
-        if publication.stand.is_some() {
-            self.leave_line(publication);
+        if !publication.stands.is_empty() {
+            self.leave_lines(publication);
+        }
+        if publication.at_once.is_some() {
+            return self.offer_at_once(publication, patience, shared, aftermath);
         }
         if self.closed {
             return Verdict::Closed;
@@ -386,27 +390,28 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         let place = slot.line.partition_point(|other| other.ticket < publication.ticket);
         slot.line.insert(place, InLine { ticket: publication.ticket, notify, told: false });
         slot.inbox.standing.line_up(slot.line.len());
-        publication.stand = Some((index, slot.inbox.id));
+        publication.stands.push((index, slot.inbox.id));
         slot.inbox.blocked.arm::<R>(fences);
         if slot.has_room(publication.ticket) {
-            self.leave_line(publication);
+            self.leave_lines(publication);
             return false;
         }
         true
     }
 
-    pub(super) fn leave_line(&mut self, publication: &mut Pending<T>) {
-        let Some((index, id)) = publication.stand.take() else { return };
-        if let Some(slot) = &mut self.slots[index as usize]
-            && slot.inbox.id == id
-        {
-            if let Some(place) = slot.line.iter().position(|o| o.ticket == publication.ticket)
-                && !slot.line.remove(place).told
+    pub(super) fn leave_lines(&mut self, publication: &mut Pending<T>) {
+        for (index, id) in publication.stands.drain(..) {
+            if let Some(slot) = &mut self.slots[index as usize]
+                && slot.inbox.id == id
             {
-                slot.inbox.blocked.disarm::<R>();
+                if let Some(place) = slot.line.iter().position(|o| o.ticket == publication.ticket)
+                    && !slot.line.remove(place).told
+                {
+                    slot.inbox.blocked.disarm::<R>();
+                }
+                slot.inbox.standing.line_up(slot.line.len());
+                slot.serve_line();
             }
-            slot.inbox.standing.line_up(slot.line.len());
-            slot.serve_line();
         }
     }
 }
