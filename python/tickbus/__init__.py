@@ -21,6 +21,7 @@ from tickbus._core import (
     EventSubscription,
     LockFreeEventQueue,
     Shutdown,
+    SystemSubscription,
     Topic,
     __version__,
     select,
@@ -29,6 +30,7 @@ from tickbus._core import (
 )
 from tickbus._metrics import (
     EventBusMetrics,
+    EventSystemMetrics,
     Explanation,
     LatencyHistogram,
     SubscriptionMetrics,
@@ -40,6 +42,7 @@ from tickbus.errors import (
     BusError,
     Closed,
     ConfigError,
+    CriticalOverflow,
     ForkedError,
     Full,
     Lagged,
@@ -49,6 +52,7 @@ from tickbus.errors import (
     WrongLoop,
 )
 from tickbus.event import EventType, Priority
+from tickbus.system import EventSystem
 
 if TYPE_CHECKING:
     # Imported with NumPy when it is used.
@@ -63,12 +67,15 @@ __all__ = [
     "Clock",
     "Closed",
     "ConfigError",
+    "CriticalOverflow",
     "Envelope",
     "Event",
     "EventBatch",
     "EventBus",
     "EventBusMetrics",
     "EventSubscription",
+    "EventSystem",
+    "EventSystemMetrics",
     "EventType",
     "Explanation",
     "ForkedError",
@@ -84,6 +91,7 @@ __all__ = [
     "RingEventBus",
     "Shutdown",
     "SubscriptionMetrics",
+    "SystemSubscription",
     "Topic",
     "WrongLoop",
     "__version__",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DROP_REASONS",
     "EventBusMetrics",
+    "EventSystemMetrics",
     "Explanation",
     "LatencyHistogram",
     "SubscriptionMetrics",
@@ -161,6 +162,23 @@ class EventBusMetrics:
     avg_queue_depth: float
     publish_latency: LatencyHistogram
     subscriptions: tuple[SubscriptionMetrics, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EventSystemMetrics:
+    """What an event system has carried in each lane, at one moment.
+
+    A subscription has a row with the same id in each lane.
+
+    Attributes:
+        critical: What the critical lane has carried.
+        high: What the high lane has carried.
+        normal: What the normal lane has carried.
+    """
+
+    critical: EventBusMetrics
+    high: EventBusMetrics
+    normal: EventBusMetrics
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from tickbus.config import BackpressureConfig
 from tickbus.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Self
 
     from tickbus.envelope import Clock
@@ -122,19 +123,9 @@ class EventBus(_Core[T], Generic[T]):
         Raises:
             ConfigError: `drain` is negative or not finite; the bus is as it was.
         """
-        if drain is not None and not (math.isfinite(drain) and drain >= 0):
-            raise ConfigError(
-                f"drain was {drain!r}; it must be a finite number of seconds of at least 0, or "
-                "None for no wait"
-            )
+        check_drain(drain)
         self.close()
-        deadline = asyncio.get_running_loop().time() + (drain or 0.0)
-        while (pending := self._pending()) > 0:
-            left = deadline - asyncio.get_running_loop().time()
-            if left <= 0:
-                break
-            await asyncio.sleep(min(left, _DRAIN_POLL_SECONDS))
-        return pending
+        return await drained(self._pending, drain)
 
     def _pending(self) -> int:
         return sum(row.pending for row in self.metrics().subscriptions)
@@ -272,6 +263,26 @@ class RingEventBus(EventBus[T]):
             latency_sampling=latency_sampling,
             clock=clock,
         )
+
+
+def check_drain(seconds: float | None) -> None:
+    """Refuses what is no time to wait for readers."""
+    if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
+        raise ConfigError(
+            f"drain was {seconds!r}; it must be a finite number of seconds of at least 0, or "
+            "None for no wait"
+        )
+
+
+async def drained(pending: Callable[[], int], seconds: float | None) -> int:
+    """Waits until nothing is pending, for so many seconds at most, and returns what still is."""
+    deadline = asyncio.get_running_loop().time() + (seconds or 0.0)
+    while (waiting := pending()) > 0:
+        left = deadline - asyncio.get_running_loop().time()
+        if left <= 0:
+            break
+        await asyncio.sleep(min(left, _DRAIN_POLL_SECONDS))
+    return waiting
 
 
 _SUBCLASSES: dict[str, type[EventBus[Any]]] = {

@@ -11,12 +11,16 @@ import asyncio
 import queue
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tickbus._core import Event, _Overflow
 
 __all__ = [
     "BusError",
     "Closed",
     "ConfigError",
+    "CriticalOverflow",
     "ForkedError",
     "Full",
     "Lagged",
@@ -87,6 +91,67 @@ class Full(BusError, asyncio.QueueFull, queue.Full):
         return type(self), (str(self), self.subscriptions), self.__dict__
 
 
+class CriticalOverflow(Full):
+    """Some subscriptions had no room for a critical event in time; the others have it.
+
+    Those that miss it are told so by `Lagged`, where it is missing. An event system raises this in
+    the publisher, or gives it to the function set by `handle_critical_overflow`.
+
+    Attributes:
+        event: The event.
+        missing: The ids of the subscriptions that miss it.
+        taken: How many subscriptions have it.
+        accepted: Events that were published before this one, when `publish_batch` raised this;
+            otherwise `None`. Go on with those after this one.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        missing: Iterable[int] = (),
+        taken: int = 0,
+        event: Event | None = None,
+        left: _Overflow | None = None,
+    ) -> None:
+        super().__init__(message, missing)
+        self.taken = taken
+        self.event = event
+        self._left = left
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The ids of the subscriptions that miss the event."""
+        return self.subscriptions
+
+    def retry(self, timeout: float | None = None) -> int:
+        """Publishes the event again to those that miss it and are still open, and to nobody else.
+
+        On a thread that runs an event loop it does not wait.
+
+        Args:
+            timeout: The longest wait for room in seconds; `None` is that of `publish`.
+
+        Returns:
+            How many took it.
+
+        Raises:
+            CriticalOverflow: Some still have no room.
+            Closed: The system is closed.
+            ForkedError: This was raised in another process.
+        """
+        if self._left is None:
+            raise ForkedError(
+                "this is the copy of an error that another process raised; retry there, or publish "
+                "its event here"
+            )
+        return self._left.retry(timeout)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What is left to do stays in the process.
+        state = {name: value for name, value in self.__dict__.items() if name != "_left"}
+        return type(self), (str(self), self.missing, self.taken, self.event), state
+
+
 class PublishTimeout(Full, TimeoutError):
     """A subscription whose policy is `reject` had no room in time; nobody has the event."""
 
@@ -101,25 +166,30 @@ class Lagged(BusError):
         missed: How many events the hole holds, at least 1.
         exact: Whether each missed event was one that this subscription wanted. On `broadcast`
             a subscription with a pattern counts every overwritten slot, wanted or not.
+        lane: The lane of an event system in which the hole is.
 
     Attributes:
         missed: How many events the hole holds.
         exact: Whether each of them was wanted here.
+        lane: `critical`, `high` or `normal`; `None` on a bus, which has no lanes.
     """
 
-    def __init__(self, missed: int, exact: bool = True) -> None:
+    def __init__(self, missed: int, exact: bool = True, lane: str | None = None) -> None:
         plural = "" if missed == 1 else "s"
         bound = "" if exact else "at most "
+        kind, remedy = "", "take a larger capacity or use the policy 'block'"
+        if lane is not None:
+            kind, remedy = f"{lane} ", f"give the {lane} lane a larger capacity"
         super().__init__(
-            f"every event was wanted, but {bound}{missed} event{plural} went by unread; receive "
-            "again to go on behind the hole, and read faster, take a larger capacity or use the "
-            "policy 'block' to avoid holes"
+            f"every event was wanted, but {bound}{missed} {kind}event{plural} went by unread; "
+            f"receive again to go on behind the hole, and read faster or {remedy} to avoid holes"
         )
         self.missed = missed
         self.exact = exact
+        self.lane = lane
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.missed, self.exact), self.__dict__
+        return type(self), (self.missed, self.exact, self.lane), self.__dict__
 
 
 class ReceiveTimeout(BusError, TimeoutError):

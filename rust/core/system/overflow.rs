@@ -65,6 +65,11 @@ impl CriticalOverflow {
         &self.missing
     }
 
+    /// Returns how long a retry waits without a word about it.
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// Publishes the event again to those that miss it and are still open, waiting as long as
     /// `publish` does, and returns how many took it.
     ///
@@ -122,6 +127,11 @@ impl CriticalPublication {
         shared: Arc<Shared<Event, ThreadExclusion>>,
     ) -> Self {
         Self { publication, topic, taken: 0, patience, shared }
+    }
+
+    /// Returns how long `publish` waits for those without room.
+    pub fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// Gives the event to every subscription with room that has not got it yet. Returns how many

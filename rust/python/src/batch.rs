@@ -59,7 +59,7 @@ impl EventBatch {
 }
 
 /// Returns copies of events: of a batch, an array, or anything that can be iterated over.
-fn collect(events: &Bound<'_, PyAny>) -> PyResult<Vec<Event>> {
+pub(crate) fn collect(events: &Bound<'_, PyAny>) -> PyResult<Vec<Event>> {
     if let Ok(batch) = events.cast_exact::<EventBatch>() {
         return Ok(batch.get().events.clone());
     }
@@ -78,7 +78,7 @@ fn collect(events: &Bound<'_, PyAny>) -> PyResult<Vec<Event>> {
 }
 
 #[inline]
-fn event(item: &Bound<'_, PyAny>) -> PyResult<Event> {
+pub(crate) fn event(item: &Bound<'_, PyAny>) -> PyResult<Event> {
     match item.cast_exact::<PyEvent>() {
         Ok(event) => Ok(event.get().0),
         Err(_) => {
@@ -87,48 +87,111 @@ fn event(item: &Bound<'_, PyAny>) -> PyResult<Event> {
     }
 }
 
+/// Returns events whose memory can be looked at: a batch or an array as it is, or copies.
+pub(crate) fn in_memory<'py>(events: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: attached, and an object.
+    match unsafe { ffi::PyObject_CheckBuffer(events.as_ptr()) } {
+        0 => Ok(Bound::new(events.py(), EventBatch::of(collect(events)?))?.into_any()),
+        _ => Ok(events.clone()),
+    }
+}
+
+/// Runs `f` on the events of a batch or an array, where they lie if they lie as those of a slice do.
+/// `f` runs no Python code, which could change the array.
+pub(crate) fn with_events<O>(
+    events: &Bound<'_, PyAny>,
+    f: impl FnOnce(&[Event]) -> O,
+) -> PyResult<O> {
+    if let Ok(batch) = events.cast_exact::<EventBatch>() {
+        return Ok(f(&batch.get().events));
+    }
+    let array = Array::of(events, ffi::PyBUF_STRIDES)?;
+    match array.is_slice() {
+        // SAFETY: the view has `length` events in a row, and nobody runs who could change them.
+        true => Ok(f(unsafe { std::slice::from_raw_parts(array.first.cast(), array.length) })),
+        false => Ok(f(&array.copy())),
+    }
+}
+
 /// Returns the events of an array whose dtype is `EVENT_DTYPE`.
 fn from_array(array: &Bound<'_, PyAny>) -> PyResult<Vec<Event>> {
-    let py = array.py();
-    let Some(dtype) = array.getattr_opt(intern!(py, "dtype"))? else {
-        return Err(PyTypeError::new_err(format!(
-            "events was {}; it must be events or an array with the dtype EVENT_DTYPE: bytes are \
-             read by EventBatch.from_bytes()",
-            array.get_type().name()?
-        )));
-    };
-    let wanted = numpy(py)?.dtype.bind(py);
-    if !dtype.is(wanted) && !dtype.eq(wanted)? {
-        return Err(PyTypeError::new_err(format!(
-            "the array's dtype was {dtype}; it must be EVENT_DTYPE"
-        )));
-    }
-    let buffer = Buffer::get(array, ffi::PyBUF_STRIDES)?;
-    let view = &buffer.0;
-    if view.ndim != 1 {
-        return Err(PyValueError::new_err(format!(
-            "the array had {} dimensions; it must have 1",
-            view.ndim
-        )));
-    }
-    // SAFETY: with one dimension and strides asked for, both point to one number.
-    let (length, stride) = unsafe { (*view.shape, *view.strides) };
-    let mut events: Vec<Event> = Vec::with_capacity(length as usize);
-    // SAFETY: the view has `length` items of 32 bytes, `stride` bytes from one to the next, of which
-    // any are an event; they may lie anywhere, so they are copied as bytes.
-    unsafe {
-        let (from, to) = (view.buf.cast::<u8>(), events.as_mut_ptr());
-        if stride == ITEM {
-            ptr::copy_nonoverlapping(from, to.cast(), length as usize * EVENT_BYTES);
-        } else {
-            for place in 0..length {
-                let item = from.offset(place * stride);
-                ptr::copy_nonoverlapping(item, to.offset(place).cast(), EVENT_BYTES);
-            }
+    Array::of(array, ffi::PyBUF_STRIDES).map(|array| array.copy())
+}
+
+/// An array of one dimension whose dtype is `EVENT_DTYPE`.
+pub(crate) struct Array {
+    _buffer: Buffer,
+    first: *mut u8,
+    pub(crate) length: usize,
+    /// Bytes from one event to the next.
+    stride: isize,
+}
+
+impl Array {
+    /// Returns a view of the array, with the flags of the buffer protocol, strides among them.
+    pub(crate) fn of(array: &Bound<'_, PyAny>, flags: c_int) -> PyResult<Self> {
+        let py = array.py();
+        let Some(dtype) = array.getattr_opt(intern!(py, "dtype"))? else {
+            return Err(PyTypeError::new_err(format!(
+                "events was {}; it must be events or an array with the dtype EVENT_DTYPE: bytes \
+                 are read by EventBatch.from_bytes()",
+                array.get_type().name()?
+            )));
+        };
+        let wanted = numpy(py)?.dtype.bind(py);
+        if !dtype.is(wanted) && !dtype.eq(wanted)? {
+            return Err(PyTypeError::new_err(format!(
+                "the array's dtype was {dtype}; it must be EVENT_DTYPE"
+            )));
         }
-        events.set_len(length as usize);
+        let buffer = Buffer::get(array, flags)?;
+        let view = &buffer.0;
+        if view.ndim != 1 {
+            return Err(PyValueError::new_err(format!(
+                "the array had {} dimensions; it must have 1",
+                view.ndim
+            )));
+        }
+        // SAFETY: with one dimension and strides asked for, both point to one number.
+        let (length, stride) = unsafe { (*view.shape as usize, *view.strides) };
+        let first = view.buf.cast();
+        Ok(Self { _buffer: buffer, first, length, stride })
     }
-    Ok(events)
+
+    /// Returns whether the events lie as those of a slice.
+    fn is_slice(&self) -> bool {
+        self.stride == ITEM && self.first.cast::<Event>().is_aligned() && !self.first.is_null()
+    }
+
+    fn copy(&self) -> Vec<Event> {
+        let mut events: Vec<Event> = Vec::with_capacity(self.length);
+        // SAFETY: the view has `length` items of 32 bytes, `stride` bytes from one to the next, of
+        // which any are an event; they may lie anywhere, so they are copied as bytes.
+        unsafe {
+            let to = events.as_mut_ptr();
+            if self.stride == ITEM {
+                ptr::copy_nonoverlapping(self.first, to.cast(), self.length * EVENT_BYTES);
+            } else {
+                for place in 0..self.length as isize {
+                    let item = self.first.offset(place * self.stride);
+                    ptr::copy_nonoverlapping(item, to.offset(place).cast(), EVENT_BYTES);
+                }
+            }
+            events.set_len(self.length);
+        }
+        events
+    }
+
+    /// Writes an event into a place of an array that was got writable.
+    #[inline]
+    pub(crate) fn write(&self, place: usize, event: Event) {
+        assert!(place < self.length, "the array has {} places", self.length);
+        // SAFETY: the place is in the view, which was got writable; it may lie anywhere.
+        unsafe {
+            let to = self.first.offset(place as isize * self.stride);
+            to.cast::<Event>().write_unaligned(event);
+        }
+    }
 }
 
 /// A view of an object's memory, given back when it is dropped.
@@ -197,7 +260,7 @@ impl EventBatch {
     }
 
     /// Returns a read-only array with the dtype `EVENT_DTYPE` over the very memory of the batch.
-    fn to_numpy<'py>(this: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+    pub(crate) fn to_numpy<'py>(this: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         let py = this.py();
         let numpy = numpy(py)?;
         numpy.frombuffer.bind(py).call1((this, &numpy.dtype))

@@ -10,6 +10,7 @@ use crate::loop_bridge::{LoopBridge, Wakeable, Woken, on_a_loop, running_loop, s
 use crate::process::{Own, Process, no_pickle};
 use crate::slab::{Handle, Mark, Slab};
 use crate::subscription::{AsyncEventSubscription, EventSubscription, Inner, SIGNAL_SLICE, Streak};
+use crate::system;
 use crate::wakeup::Wakeup;
 use crate::warnings;
 use pyo3::exceptions::PyTypeError;
@@ -26,8 +27,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 use tickbus::{
-    Backend, BackpressureConfig, Bus, BusConfig, Entry, OnLag, Patience, Pattern, Policy,
-    Publication, PublishError, Shared, Start, SubscribeOptions, SubscriptionMetrics,
+    Backend, BackpressureConfig, Bus, BusConfig, Entry, EventBusMetrics, OnLag, Patience, Pattern,
+    Policy, Publication, PublishError, Shared, Start, SubscribeOptions, SubscriptionMetrics,
     Topic as CoreTopic, WeakBus,
 };
 use tokio::sync::futures::OwnedNotified;
@@ -73,11 +74,13 @@ pub(crate) fn _close_all(py: Python<'_>) {
         bus.close();
         settle(py);
     }
+    system::close_all(py);
 }
 
 /// Leaves every bus to the parent, in a child by `fork`.
 pub(crate) fn forget_all() {
     std::mem::forget(BUSES.with(std::mem::take));
+    system::forget_all();
 }
 
 /// Carries Python objects by reference. `tickbus.EventBus` is its public face.
@@ -384,16 +387,7 @@ impl EventBus {
 
     fn _metrics(&self) -> PyResult<BusRow> {
         self.process().check()?;
-        let metrics = self.core.metrics();
-        let buckets = metrics.publish_latency.buckets.iter();
-        Ok((
-            metrics.total_published,
-            metrics.total_dropped,
-            metrics.avg_queue_depth,
-            buckets.map(|bucket| (nanoseconds(bucket.upper), bucket.count)).collect(),
-            nanoseconds(metrics.publish_latency.sum),
-            metrics.subscriptions.into_iter().map(row).collect(),
-        ))
+        Ok(bus_row(self.core.metrics()))
     }
 
     fn _explain(&self) -> PyResult<ExplanationRow> {
@@ -863,15 +857,7 @@ impl EventBus {
 
     fn join(&self, py: Python<'_>, wishes: Wishes<'_, '_>) -> PyResult<Inner> {
         self.process().check()?;
-        let on_lag = match wishes.on_lag {
-            "raise" => OnLag::Raise,
-            "count" => OnLag::Count,
-            other => {
-                return Err(error::ConfigError::new_err(format!(
-                    "on_lag was {other:?}; it must be \"raise\" or \"count\""
-                )));
-            }
-        };
+        let on_lag = on_lag(wishes.on_lag)?;
         let slab = self.slab.get();
         if let Some(key) = wishes.key.as_ref().filter(|key| !key.bind(py).is_callable()) {
             return Err(PyTypeError::new_err(format!(
@@ -920,6 +906,16 @@ struct Wishes<'a, 'py> {
     envelope: bool,
 }
 
+pub(crate) fn on_lag(name: &str) -> PyResult<OnLag> {
+    match name {
+        "raise" => Ok(OnLag::Raise),
+        "count" => Ok(OnLag::Count),
+        other => Err(error::ConfigError::new_err(format!(
+            "on_lag was {other:?}; it must be \"raise\" or \"count\""
+        ))),
+    }
+}
+
 fn start(given: &Bound<'_, PyAny>) -> PyResult<Start> {
     if let Ok(name) = given.cast::<PyString>() {
         match name.to_str()? {
@@ -963,14 +959,26 @@ impl std::ops::Deref for ResolvedTopic {
 
 /// A bus's numbers as `tickbus._metrics` reads them: published, dropped, mean depth, the buckets and
 /// the sum of the publish latencies in nanoseconds, and the subscriptions.
-type BusRow = (u64, u64, f64, Vec<(u64, u64)>, u64, Vec<SubscriptionRow>);
+pub(crate) type BusRow = (u64, u64, f64, Vec<(u64, u64)>, u64, Vec<SubscriptionRow>);
+
+pub(crate) fn bus_row(metrics: EventBusMetrics) -> BusRow {
+    let buckets = metrics.publish_latency.buckets.iter();
+    (
+        metrics.total_published,
+        metrics.total_dropped,
+        metrics.avg_queue_depth,
+        buckets.map(|bucket| (nanoseconds(bucket.upper), bucket.count)).collect(),
+        nanoseconds(metrics.publish_latency.sum),
+        metrics.subscriptions.into_iter().map(row).collect(),
+    )
+}
 
 /// An explanation as `tickbus._metrics` reads it: bus, closed, gating, the subscriptions, the text.
 type ExplanationRow = (u64, bool, Vec<u64>, Vec<SubscriptionRow>, String);
 
 /// A subscription's numbers as `tickbus._metrics` reads them: what it is, what it counts, what it
 /// dropped, and how publishers stand to it; times in seconds.
-type SubscriptionRow = (
+pub(crate) type SubscriptionRow = (
     (u64, Option<String>, Option<String>, &'static str, usize),
     (u64, u64, u64, u64),
     (u64, u64, u64, u64, u64),

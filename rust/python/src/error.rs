@@ -1,16 +1,22 @@
 //! Maps the core's errors to the tree in `tickbus.errors`.
 
 use crate::calls;
+use crate::event::PyEvent;
 use crate::slab::Handle;
+use crate::system::Overflow;
 use pyo3::PyTypeInfo;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::import_exception;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyString, PyTuple};
-use tickbus::{Lagged as CoreLagged, PublishError, SubscribeError};
+use tickbus::{
+    CriticalOverflow as CoreOverflow, Lagged as CoreLagged, LaneLagged, PublishError,
+    SubscribeError, SystemError,
+};
 
 import_exception!(tickbus.errors, Closed);
 import_exception!(tickbus.errors, ConfigError);
+import_exception!(tickbus.errors, CriticalOverflow);
 import_exception!(tickbus.errors, ForkedError);
 import_exception!(tickbus.errors, Full);
 import_exception!(tickbus.errors, Lagged);
@@ -22,6 +28,7 @@ import_exception!(tickbus.errors, WrongLoop);
 pub(crate) fn prepare(py: Python<'_>) {
     py.get_type::<Closed>();
     py.get_type::<ConfigError>();
+    py.get_type::<CriticalOverflow>();
     py.get_type::<ForkedError>();
     py.get_type::<Full>();
     py.get_type::<Lagged>();
@@ -86,6 +93,37 @@ pub(crate) fn lagged(py: Python<'_>, lagged: CoreLagged) -> PyErr {
         Err(never) => match never {},
     };
     made::<Lagged, _>(py, [missed, PyBool::new(py, lagged.exact).to_owned().into_any()])
+}
+
+#[cold]
+pub(crate) fn lane_lagged(py: Python<'_>, lagged: LaneLagged) -> PyErr {
+    let missed = match lagged.missed.into_pyobject(py) {
+        Ok(missed) => missed.into_any(),
+        Err(never) => match never {},
+    };
+    let exact = PyBool::new(py, true).to_owned().into_any();
+    made::<Lagged, _>(py, [missed, exact, text(py, lagged.lane.name())])
+}
+
+/// What an event system says of an event that it did not publish, or not to all.
+#[cold]
+pub(crate) fn system(py: Python<'_>, error: SystemError) -> PyErr {
+    match error {
+        SystemError::Overflow(overflow) => critical_overflow(py, overflow).unwrap_or_else(|e| e),
+        SystemError::TooManyTopics { error, .. } => config(&error),
+        error => made::<Closed, _>(py, [text(py, &error.to_string())]),
+    }
+}
+
+fn critical_overflow(py: Python<'_>, overflow: CoreOverflow) -> PyResult<PyErr> {
+    let arguments = [
+        text(py, &overflow.to_string()),
+        PyTuple::new(py, overflow.missing())?.into_any(),
+        overflow.taken().into_pyobject(py)?.into_any(),
+        PyEvent(overflow.event()).object(py)?.into_any(),
+        Bound::new(py, Overflow::new(overflow))?.into_any(),
+    ];
+    Ok(made::<CriticalOverflow, _>(py, arguments))
 }
 
 #[cold]

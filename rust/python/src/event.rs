@@ -135,7 +135,7 @@ fn number(value: &Bound<'_, PyAny>) -> PyResult<f64> {
     Ok(number)
 }
 
-fn event_type(value: &Bound<'_, PyAny>) -> PyResult<EventType> {
+pub(crate) fn event_type(value: &Bound<'_, PyAny>) -> PyResult<EventType> {
     match value.cast::<PyString>() {
         Ok(name) => _event_type_code(name.to_str()?).map(EventType),
         Err(_) => unsigned(value, "event_type", u8::MAX.into()).map(|code| EventType(code as u8)),

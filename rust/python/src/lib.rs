@@ -27,6 +27,7 @@ mod slab;
 mod spare;
 mod stop;
 mod subscription;
+mod system;
 mod tally;
 mod wakeup;
 mod warnings;
@@ -58,6 +59,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<select::Shutdown>()?;
     module.add_class::<subscription::AsyncEventSubscription>()?;
     module.add_class::<subscription::EventSubscription>()?;
+    module.add_class::<system::EventSystem>()?;
+    module.add_class::<system::SystemSubscription>()?;
     module.add_class::<tally::Tally>()?;
     module.add_function(wrap_pyfunction!(_backends, module)?)?;
     module.add_function(wrap_pyfunction!(batch::_restore_batch, module)?)?;

@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
-use tickbus::{EventSubscription as CoreSubscription, OnLag, TryRecvError};
+use tickbus::{EventSubscription as CoreSubscription, OnLag, Parking, TryRecvError};
 
 /// The longest that a blocked thread stays away from pending signals.
 pub(crate) const SIGNAL_SLICE: Duration = Duration::from_millis(40);
@@ -115,28 +115,9 @@ impl Inner {
         &self,
         py: Python<'_>,
         deadline: Option<Instant>,
-        take: impl Fn() -> PyResult<Option<O>>,
+        take: impl FnMut() -> PyResult<Option<O>>,
     ) -> PyResult<Option<O>> {
-        loop {
-            if let Some(taken) = take()? {
-                return Ok(Some(taken));
-            }
-            let now = Instant::now();
-            if deadline.is_some_and(|deadline| deadline <= now) {
-                return Ok(None);
-            }
-            let slice = now + SIGNAL_SLICE;
-            let until = deadline.map_or(slice, |deadline| deadline.min(slice));
-            self.core.sleep_unless_ready(|parking| {
-                py.detach(|| parking.park(until));
-            });
-            py.check_signals().inspect_err(|_| {
-                // A signal handler may have forked.
-                if self.process().is_current() {
-                    self.core.pass_on();
-                }
-            })?;
-        }
+        wait(py, &self.core, deadline, take)
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
@@ -169,25 +150,7 @@ impl Inner {
         if !self.process().is_current() || self.core.is_closed() {
             return;
         }
-        Python::attach(|py| {
-            let raised = PyErr::take(py);
-            let message = format!("unclosed {}; call close() or use with", self.describe(class));
-            let category = py.get_type::<PyResourceWarning>();
-            let message = std::ffi::CString::new(message).unwrap_or_default();
-            if let Err(error) = PyErr::warn(py, &category, &message, 1) {
-                error.write_unraisable(py, None);
-            }
-            if let Some(raised) = raised {
-                raised.restore(py);
-            }
-        });
-    }
-
-    fn on_lag(&self) -> &'static str {
-        match self.on_lag {
-            OnLag::Raise => "raise",
-            OnLag::Count => "count",
-        }
+        warn_unclosed(&self.describe(class));
     }
 
     fn describe(&self, class: &str) -> String {
@@ -200,6 +163,85 @@ impl Inner {
             self.core.capacity(),
             if self.core.is_closed() { " closed" } else { "" },
         )
+    }
+}
+
+pub(crate) fn on_lag_name(on_lag: OnLag) -> &'static str {
+    match on_lag {
+        OnLag::Raise => "raise",
+        OnLag::Count => "count",
+    }
+}
+
+/// Refuses to block the loop that the thread runs.
+pub(crate) fn refuse_on_a_loop(py: Python<'_>, call: &str) -> PyResult<()> {
+    match on_a_loop(py)? {
+        true => Err(error::on_a_loop(call, "subscribe_async()")),
+        false => Ok(()),
+    }
+}
+
+/// Warns about a subscription that goes without having been closed, as files do.
+pub(crate) fn warn_unclosed(subscription: &str) {
+    Python::attach(|py| {
+        let raised = PyErr::take(py);
+        let message = format!("unclosed {subscription}; call close() or use with");
+        let category = py.get_type::<PyResourceWarning>();
+        let message = std::ffi::CString::new(message).unwrap_or_default();
+        if let Err(error) = PyErr::warn(py, &category, &message, 1) {
+            error.write_unraisable(py, None);
+        }
+        if let Some(raised) = raised {
+            raised.restore(py);
+        }
+    });
+}
+
+/// What a thread can wait for.
+pub(crate) trait Awaited {
+    /// Runs `sleep` unless there is something to receive.
+    fn sleep_unless_ready(&self, sleep: impl FnOnce(&mut Parking<'_, '_>));
+
+    /// Wakes another sleeper if there is something for it.
+    fn pass_on(&self);
+}
+
+impl Awaited for Core {
+    fn sleep_unless_ready(&self, sleep: impl FnOnce(&mut Parking<'_, '_>)) {
+        self.sleep_unless_ready(sleep);
+    }
+
+    fn pass_on(&self) {
+        self.pass_on();
+    }
+}
+
+/// Waits in the thread until `take` gives something; `None` if the deadline passed.
+pub(crate) fn wait<O>(
+    py: Python<'_>,
+    awaited: &Own<impl Awaited>,
+    deadline: Option<Instant>,
+    mut take: impl FnMut() -> PyResult<Option<O>>,
+) -> PyResult<Option<O>> {
+    loop {
+        if let Some(taken) = take()? {
+            return Ok(Some(taken));
+        }
+        let now = Instant::now();
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            return Ok(None);
+        }
+        let slice = now + SIGNAL_SLICE;
+        let until = deadline.map_or(slice, |deadline| deadline.min(slice));
+        awaited.sleep_unless_ready(|parking| {
+            py.detach(|| parking.park(until));
+        });
+        py.check_signals().inspect_err(|_| {
+            // A signal handler may have forked.
+            if awaited.process().is_current() {
+                awaited.pass_on();
+            }
+        })?;
     }
 }
 
@@ -240,7 +282,7 @@ macro_rules! common {
             /// What the reader is told about missed events: `raise` or `count`.
             #[getter]
             fn on_lag(&self) -> &'static str {
-                self.inner.on_lag()
+                on_lag_name(self.inner.on_lag)
             }
 
             /// Events waiting to be read.
@@ -299,13 +341,6 @@ impl EventSubscription {
     pub(crate) fn new(inner: Inner) -> Self {
         Self { inner }
     }
-
-    fn refuse_on_a_loop(py: Python<'_>, call: &str) -> PyResult<()> {
-        match on_a_loop(py)? {
-            true => Err(error::on_a_loop(call, "subscribe_async()")),
-            false => Ok(()),
-        }
-    }
 }
 
 common!(
@@ -317,7 +352,7 @@ common!(
     ///     Closed: Everything was read.
     ///     RuntimeError: The thread runs an event loop.
     fn recv(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        Self::refuse_on_a_loop(py, "recv()")?;
+        refuse_on_a_loop(py, "recv()")?;
         let taken = self.inner.wait(py, None, || self.inner.take(py))?;
         taken.ok_or_else(|| error::closed(py))
     },
@@ -329,7 +364,7 @@ common!(
     ///     Closed: Everything was read.
     ///     RuntimeError: The thread runs an event loop.
     fn recv_timeout(&self, py: Python<'_>, timeout: f64) -> PyResult<Py<PyAny>> {
-        Self::refuse_on_a_loop(py, "recv_timeout()")?;
+        refuse_on_a_loop(py, "recv_timeout()")?;
         let deadline = Instant::now() + error::duration("timeout", timeout)?;
         self.inner.wait(py, Some(deadline), || self.inner.take(py))?.ok_or_else(|| {
             error::ReceiveTimeout::new_err(format!(
@@ -346,7 +381,7 @@ common!(
     ///     RuntimeError: The thread runs an event loop.
     fn recv_many(&self, py: Python<'_>, limit: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         let limit = error::count("limit", limit)?;
-        Self::refuse_on_a_loop(py, "recv_many()")?;
+        refuse_on_a_loop(py, "recv_many()")?;
         let taken = self.inner.wait(py, None, || self.inner.take_many(py, limit))?;
         taken.ok_or_else(|| error::closed(py))
     },

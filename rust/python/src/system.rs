@@ -1,0 +1,830 @@
+//! `EventSystem`: compact events in three lanes.
+//!
+//! Events are bytes, so the lanes are locked by locks and not by the global interpreter lock: Rust
+//! threads publish and read without it.
+
+use crate::batch::{self, EventBatch};
+use crate::bus::{BusRow, bus_row, on_lag};
+use crate::error;
+use crate::event::{self, PyEvent};
+use crate::gil::GilCell;
+use crate::loop_bridge::{on_a_loop, settle};
+use crate::process::{Own, Process, no_pickle};
+use crate::subscription::{
+    Awaited, SIGNAL_SLICE, on_lag_name, refuse_on_a_loop, wait, warn_unclosed,
+};
+use pyo3::exceptions::PyTypeError;
+use pyo3::ffi;
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyInt, PyList, PyString};
+use std::time::{Duration, Instant};
+use tickbus::{
+    CriticalOverflow, CriticalPublication, Event, EventSystem as Core, EventSystemConfig, Lane,
+    OnLag, Parking, Patience, Pattern, SystemError, SystemSubscribeOptions,
+    SystemSubscription as CoreSubscription, TakeError, WeakEventSystem,
+};
+
+/// Systems that are alive, to be closed at exit.
+static SYSTEMS: GilCell<Vec<WeakEventSystem>> = GilCell::new(Vec::new());
+
+/// Closes every system, so that threads that wait inside can leave before the interpreter ends.
+pub(crate) fn close_all(py: Python<'_>) {
+    let systems = SYSTEMS.with(std::mem::take);
+    for system in systems.iter().filter_map(WeakEventSystem::upgrade) {
+        system.close();
+        settle(py);
+    }
+}
+
+/// Leaves every system to the parent, in a child by `fork`.
+pub(crate) fn forget_all() {
+    std::mem::forget(SYSTEMS.with(std::mem::take));
+}
+
+/// Events that are published in one go: then others get a turn, and signals are looked at.
+const STRETCH: usize = 16_384;
+
+/// Carries compact events. `tickbus.EventSystem` is its public face.
+#[pyclass(frozen, subclass, weakref, module = "tickbus._core")]
+#[derive(Debug)]
+pub(crate) struct EventSystem {
+    core: Own<Core>,
+    /// What is called with each overflow of the critical lane.
+    handler: GilCell<Option<Py<PyAny>>>,
+}
+
+#[pymethods]
+impl EventSystem {
+    #[new]
+    #[pyo3(
+        signature = (
+            critical_capacity = None, high_capacity = None, normal_capacity = None, *,
+            max_block_duration = None, max_topics = None, latency_sampling,
+        ),
+        text_signature = "(critical_capacity=1024, high_capacity=8192, normal_capacity=65536, *, \
+            max_block_duration=1.0, max_topics=65536, latency_sampling)"
+    )]
+    fn new(
+        critical_capacity: Option<&Bound<'_, PyAny>>,
+        high_capacity: Option<&Bound<'_, PyAny>>,
+        normal_capacity: Option<&Bound<'_, PyAny>>,
+        max_block_duration: Option<f64>,
+        max_topics: Option<&Bound<'_, PyAny>>,
+        latency_sampling: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        let mut config = EventSystemConfig::default();
+        for (name, given, number) in [
+            ("critical_capacity", critical_capacity, &mut config.critical_capacity),
+            ("high_capacity", high_capacity, &mut config.high_capacity),
+            ("normal_capacity", normal_capacity, &mut config.normal_capacity),
+            ("max_topics", max_topics, &mut config.max_topics),
+        ] {
+            if let Some(given) = given {
+                *number = error::count(name, given)?;
+            }
+        }
+        if let Some(seconds) = max_block_duration {
+            config.max_block_duration = error::duration("max_block_duration", seconds)?;
+        }
+        config.latency_sampling = latency_sampling
+            .map(|gap| error::count("latency_sampling", gap))
+            .transpose()?
+            .map(|gap| u32::try_from(gap).unwrap_or(u32::MAX));
+        let core = Core::new(config).map_err(|error| error::config(&error))?;
+        let weak = core.downgrade();
+        SYSTEMS.with(|systems| {
+            systems.retain(WeakEventSystem::is_alive);
+            systems.push(weak);
+        });
+        Ok(Self { core: Own::new(core), handler: GilCell::default() })
+    }
+
+    /// Events published so far in all lanes, wanted or not.
+    #[getter]
+    fn total_events(&self) -> u64 {
+        self.core.total_events()
+    }
+
+    /// Events that wait to be read, over all subscriptions and lanes.
+    #[getter]
+    fn pending(&self) -> u64 {
+        self.core.pending()
+    }
+
+    /// Whether the system was closed.
+    #[getter]
+    fn closed(&self) -> bool {
+        self.core.is_closed()
+    }
+
+    /// Publishes an event and returns how many subscriptions took it.
+    ///
+    /// A critical event goes at once to every subscription with room. For the others it waits at
+    /// most `max_block_duration`, with the global interpreter lock released; on a thread that runs
+    /// an event loop it does not wait. High and normal events never wait.
+    ///
+    /// Raises:
+    ///     CriticalOverflow: Some subscriptions miss a critical event; the others have it.
+    ///     Closed: The system is closed; nobody has the event.
+    ///     ConfigError: It is of one type and symbol too many; nobody has it.
+    #[pyo3(signature = (event, /))]
+    fn publish(&self, py: Python<'_>, event: &Bound<'_, PyAny>) -> PyResult<usize> {
+        self.process().check()?;
+        let event = batch::event(event)?;
+        let published = self.core.publish_ready(event);
+        settle(py);
+        match published {
+            Ok(Some(taken)) => Ok(taken),
+            Ok(None) => self.publish_slowly(py, event, &mut None),
+            Err(error) => Err(error::system(py, error)),
+        }
+    }
+
+    /// Publishes an event; for a critical one it waits at most `timeout` seconds for subscriptions
+    /// without room.
+    ///
+    /// Raises:
+    ///     CriticalOverflow: Some subscriptions miss a critical event; the others have it.
+    ///     Closed: The system is closed; nobody has the event.
+    ///     RuntimeError: The thread runs an event loop; nobody has the event.
+    #[pyo3(signature = (event, /, timeout))]
+    fn publish_timeout(
+        &self,
+        py: Python<'_>,
+        event: &Bound<'_, PyAny>,
+        timeout: f64,
+    ) -> PyResult<usize> {
+        self.process().check()?;
+        let (event, timeout) = (batch::event(event)?, error::duration("timeout", timeout)?);
+        if on_a_loop(py)? {
+            return Err(error::on_a_loop("publish_timeout()", "publish()"));
+        }
+        self.publish_slowly(py, event, &mut Some(Instant::now() + timeout))
+    }
+
+    /// Publishes events in order, with one patience for all, and returns how many: all.
+    ///
+    /// Args:
+    ///     events: An array whose dtype is `EVENT_DTYPE`, an `EventBatch`, or events.
+    ///
+    /// Raises:
+    ///     CriticalOverflow: As `publish`; `.accepted` events were published before this one. Go on
+    ///         with those after it: some have it.
+    ///     Closed, ConfigError: As `publish`; `.accepted` says how many were published.
+    #[pyo3(signature = (events, /))]
+    fn publish_batch(&self, py: Python<'_>, events: &Bound<'_, PyAny>) -> PyResult<usize> {
+        self.process().check()?;
+        let events = batch::in_memory(events)?;
+        let mut deadline = None;
+        let mut accepted = 0;
+        loop {
+            let (stretch, is_last) = batch::with_events(&events, |events| {
+                let left = &events[accepted.min(events.len())..];
+                let stretch = &left[..left.len().min(STRETCH)];
+                (self.publish_ready(stretch), left.len() == stretch.len())
+            })?;
+            accepted += stretch.accepted;
+            settle(py);
+            let published = match stretch.stopped_at {
+                None if is_last => return Ok(accepted),
+                None => py.detach(|| Ok(())).and_then(|()| py.check_signals()),
+                Some(Ok(event)) => self.publish_slowly(py, event, &mut deadline).map(|_| {
+                    accepted += 1;
+                }),
+                Some(Err(error)) => Err(error::system(py, error)),
+            };
+            if let Err(error) = published {
+                let _ = error.value(py).setattr(intern!(py, "accepted"), accepted);
+                return Err(error);
+            }
+            self.process().check()?;
+        }
+    }
+
+    /// Returns a subscription read by threads. An event is wanted if it meets each argument that is
+    /// given, by any item of it.
+    ///
+    /// Args:
+    ///     types: Event types that it wants, by name or code.
+    ///     topics: Patterns over topics that it wants, as in "price_update.*".
+    ///     symbols: Symbols that it wants, by name or number.
+    ///     on_lag: Whether missed events are told by `Lagged` ("raise") or only counted ("count").
+    ///     name: What metrics call it, unique among the system's subscriptions.
+    ///
+    /// Raises:
+    ///     ConfigError: An argument has no items, or one without a name, or is no pattern.
+    ///     Closed: The system is closed.
+    #[pyo3(signature = (
+        types = None, topics = None, symbols = None, *, on_lag = "raise", name = None
+    ))]
+    fn subscribe(
+        &self,
+        types: Option<&Bound<'_, PyAny>>,
+        topics: Option<&Bound<'_, PyAny>>,
+        symbols: Option<&Bound<'_, PyAny>>,
+        on_lag: &str,
+        name: Option<String>,
+    ) -> PyResult<SystemSubscription> {
+        let inner = self.join(types, topics, symbols, on_lag, name)?;
+        Ok(SystemSubscription { inner })
+    }
+
+    /// Has `handler` called with every `CriticalOverflow` instead of raising it in the publisher.
+    ///
+    /// The handler runs in the publisher's thread. What it returns, a number or `None`, is added to
+    /// what `publish` returns; what it raises, `publish` raises.
+    ///
+    /// Args:
+    ///     handler: A function of the overflow; `None` raises again.
+    #[pyo3(signature = (handler, /))]
+    fn handle_critical_overflow(&self, handler: Option<Py<PyAny>>) -> PyResult<()> {
+        self.process().check()?;
+        drop(self.handler.with(|known| std::mem::replace(known, handler)));
+        Ok(())
+    }
+
+    /// Closes the system and waits until everything pending was read.
+    ///
+    /// Args:
+    ///     timeout: The longest wait in seconds; `None` waits for ever.
+    ///
+    /// Returns:
+    ///     Events that are still pending; 0 means drained.
+    ///
+    /// Raises:
+    ///     RuntimeError: The thread runs an event loop; the system is as it was.
+    #[pyo3(signature = (timeout = None))]
+    fn drain(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<u64> {
+        self.process().check()?;
+        if on_a_loop(py)? {
+            return Err(error::on_a_loop("drain()", "aclose(drain=...)"));
+        }
+        let timeout = timeout.map(|seconds| error::duration("timeout", seconds)).transpose()?;
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        self.close(py)?;
+        loop {
+            let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
+            let slice = left.map_or(SIGNAL_SLICE, |left| left.min(SIGNAL_SLICE));
+            let pending = py.detach(|| self.core.drain(Some(slice)));
+            if pending == 0 || left == Some(Duration::ZERO) {
+                return Ok(pending);
+            }
+            py.check_signals().and_then(|()| self.process().check())?;
+        }
+    }
+
+    /// Ends publishing at once; readers first read what is pending. Again does nothing.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.process().check()?;
+        self.core.close();
+        settle(py);
+        Ok(())
+    }
+
+    fn _metrics(&self) -> PyResult<[BusRow; 3]> {
+        self.process().check()?;
+        let metrics = self.core.metrics();
+        Ok([metrics.critical, metrics.high, metrics.normal].map(bus_row))
+    }
+
+    fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
+        let core = &slf.get().core;
+        let closed = if core.is_closed() { " closed" } else { "" };
+        Ok(format!(
+            "<{} total_events={} pending={}{closed}>",
+            slf.get_type().name()?,
+            core.total_events(),
+            core.pending(),
+        ))
+    }
+
+    fn __reduce__(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let class = slf.get_type().name()?;
+        Err(no_pickle(&class.to_string_lossy(), "make one in each, and send it what to publish"))
+    }
+
+    fn __enter__(slf: Py<Self>) -> PyResult<Py<Self>> {
+        slf.get().process().check()?;
+        Ok(slf)
+    }
+
+    #[pyo3(signature = (exc_type, exc_value, traceback, /))]
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        exc_type: &Bound<'_, PyAny>,
+        exc_value: &Bound<'_, PyAny>,
+        traceback: &Bound<'_, PyAny>,
+    ) {
+        let _ = (exc_type, exc_value, traceback);
+        // A forked child leaves the system to its parent.
+        let _ = self.close(py);
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.handler.with(|handler| visit.call(&*handler))
+    }
+
+    fn __clear__(&self) {
+        drop(self.handler.with(Option::take));
+    }
+}
+
+/// How far a stretch of events came.
+struct Stretch {
+    accepted: usize,
+    /// The event for which it would have to wait, or why it could not go on.
+    stopped_at: Option<Result<Event, SystemError>>,
+}
+
+impl EventSystem {
+    #[inline]
+    fn process(&self) -> Process {
+        self.core.process()
+    }
+
+    /// Publishes events up to one that decides something.
+    fn publish_ready(&self, events: &[Event]) -> Stretch {
+        let mut accepted = 0;
+        let stopped_at = loop {
+            let Some(&next) = events.get(accepted) else { break None };
+            match self.core.publish_alike(&events[accepted..]) {
+                Ok(0) => break Some(Ok(next)),
+                Ok(published) => accepted += published,
+                Err(error) => break Some(Err(error)),
+            }
+        };
+        Stretch { accepted, stopped_at }
+    }
+
+    /// Publishes an event, waiting as long as is configured if there is no deadline yet.
+    #[inline(never)]
+    fn publish_slowly(
+        &self,
+        py: Python<'_>,
+        event: Event,
+        deadline: &mut Option<Instant>,
+    ) -> PyResult<usize> {
+        if event.lane() != Lane::Critical {
+            let published = self.core.publish(event);
+            settle(py);
+            return published.map_err(|error| error::system(py, error));
+        }
+        let publication = self.core.publication(event);
+        let mut publication = Own::new(publication.map_err(|error| error::system(py, error))?);
+        let patience = publication.patience();
+        let end = || *deadline.get_or_insert_with(|| Instant::now() + patience);
+        match wait_for_room(py, &mut publication, end) {
+            Err(Failure::Told(error)) => self.overflowed(py, error),
+            result => result.map_err(|failure| failure.into_error(py)),
+        }
+    }
+
+    /// Hands an overflow to its handler, if there is one.
+    #[cold]
+    fn overflowed(&self, py: Python<'_>, error: SystemError) -> PyResult<usize> {
+        let taken = match &error {
+            SystemError::Overflow(overflow) => Some(overflow.taken()),
+            _ => None,
+        };
+        let error = error::system(py, error);
+        let handler = self.handler.with(|handler| handler.as_ref().map(|h| h.clone_ref(py)));
+        let (Some(taken), Some(handler)) = (taken, handler) else { return Err(error) };
+        let more: Option<usize> = handler.call1(py, (error.value(py),))?.extract(py)?;
+        Ok(taken + more.unwrap_or(0))
+    }
+
+    fn join(
+        &self,
+        types: Option<&Bound<'_, PyAny>>,
+        topics: Option<&Bound<'_, PyAny>>,
+        symbols: Option<&Bound<'_, PyAny>>,
+        lag: &str,
+        name: Option<String>,
+    ) -> PyResult<Inner> {
+        self.process().check()?;
+        let on_lag = on_lag(lag)?;
+        let pattern = |item: &Bound<'_, PyAny>| {
+            let text = item.cast::<PyString>().map_err(|_| {
+                PyTypeError::new_err(format!("topics had {item:?}; it must be a pattern, a str"))
+            })?;
+            Pattern::new(text.to_str()?).map_err(|error| error::config(&error))
+        };
+        let options = SystemSubscribeOptions {
+            types: items("types", types, event::event_type)?,
+            topics: items("topics", topics, pattern)?,
+            symbols: items("symbols", symbols, event::symbol)?,
+            name,
+            on_lag,
+        };
+        let core = self.core.subscribe(options).map_err(|error| error::subscribe(&error))?;
+        Ok(Inner { core: Own::new(core), on_lag })
+    }
+}
+
+/// Returns what an argument wants: one item, or each of several.
+fn items<'py, O>(
+    argument: &str,
+    given: Option<&Bound<'py, PyAny>>,
+    item: impl Fn(&Bound<'py, PyAny>) -> PyResult<O>,
+) -> PyResult<Vec<O>> {
+    let Some(given) = given else { return Ok(Vec::new()) };
+    // A name is not iterated over.
+    if given.is_instance_of::<PyString>() || given.is_instance_of::<PyInt>() {
+        return Ok(vec![item(given)?]);
+    }
+    let found = given.try_iter()?.map(|each| item(&each?)).collect::<PyResult<Vec<O>>>()?;
+    match found.is_empty() {
+        true => Err(error::ConfigError::new_err(format!(
+            "{argument} had no items; leave it out to want them all"
+        ))),
+        false => Ok(found),
+    }
+}
+
+/// Why a critical event did not come to all.
+enum Failure {
+    Told(SystemError),
+    /// A signal handler raised, or Python failed otherwise.
+    Interrupted(PyErr),
+}
+
+impl Failure {
+    #[cold]
+    fn into_error(self, py: Python<'_>) -> PyErr {
+        match self {
+            Self::Told(error) => error::system(py, error),
+            Self::Interrupted(error) => error,
+        }
+    }
+}
+
+/// Publishes a critical event, parking the thread without the global interpreter lock while some
+/// have no room; where an event loop would stand still, not at all.
+#[cold]
+fn wait_for_room(
+    py: Python<'_>,
+    publication: &mut Own<CriticalPublication>,
+    deadline: impl FnOnce() -> Instant,
+) -> Result<usize, Failure> {
+    let waits = !on_a_loop(py).map_err(Failure::Interrupted)?;
+    let deadline = if waits { deadline() } else { Instant::now() };
+    loop {
+        let now = Instant::now();
+        let patience = if waits && now < deadline { Patience::Left } else { Patience::Spent };
+        let published = publication.poll(patience);
+        settle(py);
+        if let Some(taken) = published.map_err(Failure::Told)? {
+            return Ok(taken);
+        }
+        let until = deadline.min(now + SIGNAL_SLICE);
+        let parked = &**publication;
+        py.detach(|| parked.park(Some(until)));
+        // A signal handler may have forked.
+        let checked = py.check_signals().and_then(|()| publication.process().check());
+        checked.map_err(Failure::Interrupted)?;
+    }
+}
+
+/// What is left of a critical event: behind `tickbus.CriticalOverflow`.
+#[pyclass(frozen, module = "tickbus._core", name = "_Overflow")]
+#[derive(Debug)]
+pub(crate) struct Overflow {
+    core: Own<CriticalOverflow>,
+}
+
+impl Overflow {
+    pub(crate) fn new(core: CriticalOverflow) -> Self {
+        Self { core: Own::new(core) }
+    }
+}
+
+#[pymethods]
+impl Overflow {
+    /// Publishes the event again to those that miss it, and returns how many took it.
+    fn retry(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<usize> {
+        self.core.process().check()?;
+        let timeout = timeout.map(|seconds| error::duration("timeout", seconds)).transpose()?;
+        let timeout = timeout.unwrap_or(self.core.patience());
+        let mut publication = Own::new(self.core.publication());
+        wait_for_room(py, &mut publication, || Instant::now() + timeout)
+            .map_err(|failure| failure.into_error(py))
+    }
+}
+
+/// What both kinds of subscription are made of.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    core: Own<CoreSubscription>,
+    on_lag: OnLag,
+}
+
+impl Awaited for CoreSubscription {
+    fn sleep_unless_ready(&self, sleep: impl FnOnce(&mut Parking<'_, '_>)) {
+        self.sleep_unless_ready(sleep);
+    }
+
+    fn pass_on(&self) {
+        self.pass_on();
+    }
+}
+
+impl Inner {
+    #[inline]
+    fn process(&self) -> Process {
+        self.core.process()
+    }
+
+    /// Takes the next event; `None` if there is none yet.
+    #[inline]
+    fn take(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        self.process().check()?;
+        match told(py, self.core.try_recv())? {
+            Some(event) => Ok(Some(PyEvent(event).object(py)?.into_any().unbind())),
+            None => Ok(None),
+        }
+    }
+
+    /// Gives up to `limit` events to `sink`; `None` if there is none yet.
+    fn take_each(
+        &self,
+        py: Python<'_>,
+        limit: usize,
+        sink: impl FnMut(Event),
+    ) -> PyResult<Option<usize>> {
+        self.process().check()?;
+        told(py, self.core.try_recv_each(limit, sink))
+    }
+
+    /// Takes up to `limit` events; `None` if there is none yet.
+    fn take_batch(&self, py: Python<'_>, limit: usize) -> PyResult<Option<Vec<Event>>> {
+        let mut events = Vec::with_capacity(limit.min(self.core.pending()));
+        let taken = self.take_each(py, limit, |event| events.push(event))?;
+        Ok(taken.map(|_| events))
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.process().check()?;
+        self.core.close();
+        settle(py);
+        Ok(())
+    }
+
+    fn describe(&self, class: &str) -> String {
+        let pattern = self.core.pattern().map_or(String::new(), |p| format!(" pattern={p}"));
+        let closed = if self.core.is_closed() { " closed" } else { "" };
+        format!("<{class} id={}{pattern} pending={}{closed}>", self.core.id(), self.core.pending())
+    }
+
+    fn end(&self, class: &str) {
+        if self.process().is_current() && !self.core.is_closed() {
+            warn_unclosed(&self.describe(class));
+        }
+    }
+}
+
+/// Returns what was taken; `None` if there is nothing yet.
+#[inline]
+fn told<O>(py: Python<'_>, taken: Result<O, TakeError>) -> PyResult<Option<O>> {
+    // A publisher in line was told of room.
+    settle(py);
+    match taken {
+        Ok(taken) => Ok(Some(taken)),
+        Err(TakeError::Empty) => Ok(None),
+        Err(TakeError::Lagged(lagged)) => Err(error::lane_lagged(py, lagged)),
+        Err(_) => Err(error::closed(py)),
+    }
+}
+
+fn batch(py: Python<'_>, events: Vec<Event>) -> PyResult<Py<PyAny>> {
+    Ok(Bound::new(py, EventBatch::of(events))?.into_any().unbind())
+}
+
+fn array(py: Python<'_>, events: Vec<Event>) -> PyResult<Py<PyAny>> {
+    EventBatch::to_numpy(&Bound::new(py, EventBatch::of(events))?).map(Bound::unbind)
+}
+
+fn list(py: Python<'_>, events: Vec<Event>) -> PyResult<Py<PyAny>> {
+    let events: Vec<_> =
+        events.into_iter().map(|event| PyEvent(event).object(py)).collect::<PyResult<_>>()?;
+    Ok(PyList::new(py, events)?.into_any().unbind())
+}
+
+macro_rules! common {
+    ($name:ident $(, $extra:item)*) => {
+        #[pymethods]
+        impl $name {
+            /// The subscription's number, unique in its system and the same in all lanes.
+            #[getter]
+            fn id(&self) -> u64 {
+                self.inner.core.id()
+            }
+
+            /// What metrics call it, if it was given a name.
+            #[getter]
+            fn name(&self) -> Option<&str> {
+                self.inner.core.name()
+            }
+
+            /// What it wants, as a pattern over the topics of events; `None` wants everything.
+            #[getter]
+            fn pattern(&self) -> Option<String> {
+                self.inner.core.pattern().map(ToString::to_string)
+            }
+
+            /// What the reader is told about missed events: `raise` or `count`.
+            #[getter]
+            fn on_lag(&self) -> &'static str {
+                on_lag_name(self.inner.on_lag)
+            }
+
+            /// Events waiting to be read, in all lanes.
+            #[getter]
+            fn pending(&self) -> usize {
+                self.inner.core.pending()
+            }
+
+            /// Whether the subscription or its system was closed.
+            #[getter]
+            fn closed(&self) -> bool {
+                self.inner.core.is_closed()
+            }
+
+            /// Returns the next event, or `None` if none is pending.
+            ///
+            /// Raises:
+            ///     Lagged: Events of a lane are missing here; receive again to go on.
+            ///     Closed: Everything was read.
+            fn try_recv(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+                self.inner.take(py)
+            }
+
+            fn __repr__(&self) -> String {
+                self.inner.describe(stringify!($name))
+            }
+
+            fn __reduce__(&self) -> PyResult<()> {
+                Err(no_pickle(stringify!($name), "make a system in each and subscribe there"))
+            }
+
+            $($extra)*
+        }
+    };
+}
+
+/// A subscription of an event system, read by threads: what is critical comes first, then what is
+/// high, then the rest.
+///
+/// Waiting releases the global interpreter lock and answers Ctrl-C. Readers in several threads
+/// compete: each event goes to exactly one of them. Iterating ends when the subscription is closed
+/// and read.
+#[pyclass(frozen, weakref, module = "tickbus._core")]
+#[derive(Debug)]
+pub(crate) struct SystemSubscription {
+    inner: Inner,
+}
+
+impl Drop for SystemSubscription {
+    fn drop(&mut self) {
+        self.inner.end("SystemSubscription");
+    }
+}
+
+impl SystemSubscription {
+    /// Waits until `take` gives something.
+    fn wait<O>(
+        &self,
+        py: Python<'_>,
+        call: &str,
+        take: impl FnMut() -> PyResult<Option<O>>,
+    ) -> PyResult<O> {
+        refuse_on_a_loop(py, call)?;
+        wait(py, &self.inner.core, None, take)?.ok_or_else(|| error::closed(py))
+    }
+
+    fn wait_for_batch(
+        &self,
+        py: Python<'_>,
+        call: &str,
+        limit: &Bound<'_, PyAny>,
+    ) -> PyResult<Vec<Event>> {
+        let limit = error::count("limit", limit)?;
+        self.wait(py, call, || self.inner.take_batch(py, limit))
+    }
+}
+
+common!(
+    SystemSubscription,
+    /// Waits for the next event.
+    ///
+    /// Raises:
+    ///     Lagged: Events of a lane are missing here; receive again to go on.
+    ///     Closed: Everything was read.
+    ///     RuntimeError: The thread runs an event loop.
+    fn recv(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.wait(py, "recv()", || self.inner.take(py))
+    },
+    /// Waits for the next event, at most `timeout` seconds.
+    ///
+    /// Raises:
+    ///     ReceiveTimeout: No event came in time.
+    ///     Lagged: Events of a lane are missing here; receive again to go on.
+    ///     Closed: Everything was read.
+    ///     RuntimeError: The thread runs an event loop.
+    fn recv_timeout(&self, py: Python<'_>, timeout: f64) -> PyResult<Py<PyAny>> {
+        refuse_on_a_loop(py, "recv_timeout()")?;
+        let deadline = Instant::now() + error::duration("timeout", timeout)?;
+        let taken = wait(py, &self.inner.core, Some(deadline), || self.inner.take(py))?;
+        taken.ok_or_else(|| {
+            error::ReceiveTimeout::new_err(format!(
+                "no event came within {timeout} s; the subscription is unchanged"
+            ))
+        })
+    },
+    /// Waits for an event, then takes what is there, up to `limit` events, into a list. A batch
+    /// ends before a hole.
+    ///
+    /// Raises:
+    ///     Lagged: Events of a lane are missing here; receive again to go on.
+    ///     Closed: Everything was read.
+    ///     RuntimeError: The thread runs an event loop.
+    fn recv_many(&self, py: Python<'_>, limit: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        list(py, self.wait_for_batch(py, "recv_many()", limit)?)
+    },
+    /// As `recv_many`, into an `EventBatch`.
+    ///
+    /// Raises:
+    ///     Lagged: Events of a lane are missing here; receive again to go on.
+    ///     Closed: Everything was read.
+    ///     RuntimeError: The thread runs an event loop.
+    fn recv_batch(&self, py: Python<'_>, limit: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        batch(py, self.wait_for_batch(py, "recv_batch()", limit)?)
+    },
+    /// As `recv_many`, into a read-only array of shape (n,) whose dtype is `EVENT_DTYPE`.
+    ///
+    /// Raises:
+    ///     Lagged: Events of a lane are missing here; receive again to go on.
+    ///     Closed: Everything was read.
+    ///     RuntimeError: The thread runs an event loop.
+    fn recv_array(&self, py: Python<'_>, limit: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        array(py, self.wait_for_batch(py, "recv_array()", limit)?)
+    },
+    /// Waits for an event, then writes what is there into an array, from its begin, and returns how
+    /// many it wrote. A batch ends before a hole.
+    ///
+    /// Args:
+    ///     array: A writable array of shape (n,), n at least 1, whose dtype is `EVENT_DTYPE`.
+    ///
+    /// Raises:
+    ///     Lagged: Events of a lane are missing here; receive again to go on.
+    ///     Closed: Everything was read.
+    ///     RuntimeError: The thread runs an event loop.
+    #[pyo3(signature = (array, /))]
+    fn recv_into(&self, py: Python<'_>, array: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let array = batch::Array::of(array, ffi::PyBUF_STRIDES | ffi::PyBUF_WRITABLE)?;
+        if array.length == 0 {
+            return Err(error::ConfigError::new_err(
+                "the array had no places; it must have at least 1",
+            ));
+        }
+        self.wait(py, "recv_into()", || {
+            let mut place = 0;
+            self.inner.take_each(py, array.length, |event| {
+                array.write(place, event);
+                place += 1;
+            })
+        })
+    },
+    /// Leaves the system; pending events are counted as `closed`. Again does nothing.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.inner.close(py)
+    },
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    },
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        match self.recv(py) {
+            Ok(event) => Ok(Some(event)),
+            Err(error) if error::is_end(py, &error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    },
+    fn __enter__(slf: Py<Self>) -> PyResult<Py<Self>> {
+        slf.get().inner.process().check()?;
+        Ok(slf)
+    },
+    #[pyo3(signature = (exc_type, exc_value, traceback, /))]
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        exc_type: &Bound<'_, PyAny>,
+        exc_value: &Bound<'_, PyAny>,
+        traceback: &Bound<'_, PyAny>,
+    ) {
+        let _ = (exc_type, exc_value, traceback);
+        // A forked child leaves the subscription to its parent.
+        let _ = self.inner.close(py);
+    }
+);
