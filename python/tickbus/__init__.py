@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tickbus import _core, _warnings
 from tickbus._core import (
     AsyncEventSubscription,
+    AsyncSystemSubscription,
     BusyPoll,
     Event,
     EventBatch,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncEventSubscription",
+    "AsyncSystemSubscription",
     "BackpressureConfig",
     "BroadcastEventBus",
     "BusError",

@@ -12,10 +12,12 @@
 
 use crate::bus::PublishTask;
 use crate::error;
+use crate::line::ReadByTasks;
 use crate::queue::LockFreeEventQueue;
 use crate::spare::Spare;
 use crate::stop;
 use crate::subscription::AsyncEventSubscription;
+use crate::system::{AsyncSystemSubscription, CompactTask, Form};
 use crate::wakeup::{Wakeup, track};
 use pyo3::exceptions::{PyRuntimeError, PyStopAsyncIteration};
 use pyo3::ffi;
@@ -39,6 +41,9 @@ pub(crate) enum Job {
     Publish(Box<PublishTask>),
     Enqueue(Py<LockFreeEventQueue>, Box<PublishTask>),
     Dequeue(Py<LockFreeEventQueue>),
+    /// Compact events, in one form or another.
+    Take(Py<AsyncSystemSubscription>, Form),
+    PublishCompact(Box<CompactTask>),
     /// Nothing to wait for.
     Ready(Py<PyAny>),
 }
@@ -61,6 +66,13 @@ impl Job {
                 queue.drop_ref(py);
             }
             Self::Dequeue(queue) => queue.drop_ref(py),
+            Self::Take(subscription, form) => {
+                subscription.drop_ref(py);
+                if let Form::Into(array) = form {
+                    array.drop_ref(py);
+                }
+            }
+            Self::PublishCompact(task) => drop(task),
         }
     }
 
@@ -72,6 +84,8 @@ impl Job {
             Self::Publish(_) => "publish_async",
             Self::Enqueue(..) => "enqueue_async",
             Self::Dequeue(_) => "dequeue_async",
+            Self::Take(_, form) => form.name(),
+            Self::PublishCompact(_) => "publish_async",
             Self::Ready(_) => "ready",
         }
     }
@@ -144,6 +158,8 @@ impl Awaitable {
             Job::Publish(task) => task.poll(py),
             Job::Enqueue(queue, task) => queue.get().poll_enqueue(py, task),
             Job::Dequeue(queue) => queue.get().poll_dequeue(py),
+            Job::Take(subscription, form) => subscription.get().poll_form(py, form),
+            Job::PublishCompact(task) => task.poll(py),
             Job::Ready(value) => Ok(Progress::Done(value.clone_ref(py))),
         }?;
         match &progress {
@@ -162,6 +178,8 @@ impl Awaitable {
             }
             Job::Publish(task) | Job::Enqueue(_, task) => task.stop_waiting(py),
             Job::Dequeue(queue) => queue.get().leave_line(wakeup),
+            Job::Take(subscription, _) => subscription.get().leave_line(py, wakeup),
+            Job::PublishCompact(task) => task.stop_waiting(py),
             Job::Ready(_) => {}
         }
     }
@@ -182,7 +200,10 @@ impl Awaitable {
                 subscription.get().rebind(py)
             }
             Job::Dequeue(queue) => queue.get().rebind(py, wakeup),
-            Job::Publish(_) | Job::Enqueue(..) | Job::Ready(_) => Ok(false),
+            Job::Take(subscription, _) => subscription.get().rebind(py),
+            Job::Publish(_) | Job::Enqueue(..) | Job::PublishCompact(_) | Job::Ready(_) => {
+                Ok(false)
+            }
         }
     }
 
@@ -195,11 +216,14 @@ impl Awaitable {
                 | Job::Next(subscription)
                 | Job::RecvMany(subscription, _) => subscription.get().wake_next(py),
                 Job::Dequeue(queue) => queue.get().wake_next(py),
-                Job::Publish(_) | Job::Enqueue(..) | Job::Ready(_) => {}
+                Job::Take(subscription, _) => subscription.get().wake_next(py),
+                Job::Publish(_) | Job::Enqueue(..) | Job::PublishCompact(_) | Job::Ready(_) => {}
             }
         }
-        if let Job::Publish(task) | Job::Enqueue(_, task) = &mut self.job {
-            task.abandon(py);
+        match &mut self.job {
+            Job::Publish(task) | Job::Enqueue(_, task) => task.abandon(py),
+            Job::PublishCompact(task) => task.abandon(py),
+            _ => {}
         }
     }
 }
@@ -364,6 +388,13 @@ unsafe extern "C" fn traverse(
                 seen[4] = queue.as_ptr();
             }
             Job::Dequeue(queue) => seen[2] = queue.as_ptr(),
+            Job::Take(subscription, form) => {
+                seen[2] = subscription.as_ptr();
+                if let Form::Into(array) = form {
+                    seen[3] = array.as_ptr();
+                }
+            }
+            Job::PublishCompact(task) => [seen[2], seen[3]] = task.references(),
             Job::Ready(value) => seen[2] = value.as_ptr(),
         }
         for reference in seen.into_iter().filter(|reference| !reference.is_null()) {
@@ -383,7 +414,10 @@ unsafe extern "C" fn dealloc(object: *mut ffi::PyObject) {
         ffi::PyObject_GC_UnTrack(object.cast());
         // Leaving the line may run Python code, which must not see the caller's exception.
         if !matches!((*object.cast::<Awaitable>()).state, State::Done | State::New)
-            || matches!((*object.cast::<Awaitable>()).job, Job::Publish(_) | Job::Enqueue(..))
+            || matches!(
+                (*object.cast::<Awaitable>()).job,
+                Job::Publish(_) | Job::Enqueue(..) | Job::PublishCompact(_)
+            )
         {
             let pending = PyErr::take(py);
             this(object).abandon(py);

@@ -6,10 +6,11 @@ use crate::error;
 use crate::gil::{Gil, GilCell, GilFlag};
 use crate::keys::key_function;
 use crate::ledger::{Ledger, Stamp};
+use crate::line::{ReadByTasks, Streak};
 use crate::loop_bridge::{LoopBridge, Wakeable, Woken, on_a_loop, running_loop, settle};
 use crate::process::{Own, Process, no_pickle};
 use crate::slab::{Handle, Mark, Slab};
-use crate::subscription::{AsyncEventSubscription, EventSubscription, Inner, SIGNAL_SLICE, Streak};
+use crate::subscription::{AsyncEventSubscription, EventSubscription, Inner, SIGNAL_SLICE};
 use crate::system;
 use crate::wakeup::Wakeup;
 use crate::warnings;
@@ -31,6 +32,7 @@ use tickbus::{
     Policy, Publication, PublishError, Shared, Start, SubscribeOptions, SubscriptionMetrics,
     Topic as CoreTopic, WeakBus,
 };
+use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
 type Core = Bus<Handle, Gil>;
@@ -772,7 +774,7 @@ impl EventBus {
     /// Keeps a subscription in sight without keeping it alive, and forgets those that are gone.
     fn watch(&self, subscription: &Bound<'_, AsyncEventSubscription>) -> PyResult<()> {
         let py = subscription.py();
-        let Some(weak) = subscription.get().weak(py) else { return Ok(()) };
+        let Some(weak) = subscription.get().sleepers().weak(py) else { return Ok(()) };
         let mut known = self.on_loops.with(std::mem::take);
         known.retain(|(_, weak)| weak.bind(py).upgrade().is_some());
         known.push((subscription.get().inner.core.id(), weak));
@@ -1086,7 +1088,7 @@ pub(crate) struct PublishTask {
 }
 
 /// A task waiting for room.
-struct Sleep {
+pub(crate) struct Sleep {
     /// The place in line; it holds the waker as long as it is kept.
     _notified: Own<Pin<Box<OwnedNotified>>>,
     waking: Arc<Waking>,
@@ -1168,11 +1170,10 @@ impl PublishTask {
                     bridge.get().runs_here();
                     let patience = bus.core.backpressure().max_block_duration;
                     let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + patience);
-                    let Some(sleep) = Sleep::start(publication, event_loop, bridge, deadline)?
-                    else {
-                        continue;
-                    };
-                    let wakeup = sleep.waking.wakeup.clone_ref(py);
+                    let Some(notify) = publication.notify() else { continue };
+                    let sleep = Sleep::start(notify, event_loop, bridge, deadline, Waker::from)?;
+                    let Some(sleep) = sleep else { continue };
+                    let wakeup = sleep.wakeup(py);
                     self.sleep = Some(sleep);
                     bus.ready_in_a_row.interrupt();
                     return Ok(Progress::Wait(wakeup));
@@ -1187,8 +1188,7 @@ impl PublishTask {
 
     pub(crate) fn stop_waiting(&mut self, py: Python<'_>) {
         if let Some(sleep) = self.sleep.take() {
-            // Cancelling a timer of a closed loop fails; it will not ring either.
-            let _ = calls::call_method(intern!(py, "cancel"), [sleep.timer.bind(py)], None);
+            sleep.end(py);
         }
     }
 
@@ -1202,21 +1202,22 @@ impl PublishTask {
 
     /// Returns what the garbage collector must see.
     pub(crate) fn references(&self) -> [*mut pyo3::ffi::PyObject; 2] {
-        let timer = self.sleep.as_ref().map_or(std::ptr::null_mut(), |s| s.timer.as_ptr());
+        let timer = self.sleep.as_ref().map_or(std::ptr::null_mut(), Sleep::timer);
         [self.bus.as_ptr(), timer]
     }
 }
 
 impl Sleep {
-    /// Prepares to sleep until there may be room; `None` if that is already the case.
-    fn start(
-        publication: &OwnedPublication,
+    /// Prepares to sleep until there may be room; `None` if that is already the case. `waker` makes
+    /// what whoever frees the room wakes.
+    pub(crate) fn start(
+        notify: &Arc<Notify>,
         event_loop: Bound<'_, PyAny>,
         bridge: Py<LoopBridge>,
         deadline: Instant,
+        waker: impl FnOnce(Arc<Waking>) -> Waker,
     ) -> PyResult<Option<Self>> {
         let py = event_loop.py();
-        let Some(notify) = publication.notify() else { return Ok(None) };
         let wakeup = bridge.get().wakeup(py)?;
         let left = deadline.saturating_duration_since(Instant::now()).as_secs_f64();
         let left = left.into_pyobject(py)?.into_any();
@@ -1225,7 +1226,7 @@ impl Sleep {
         let timer = calls::call_method(intern!(py, "call_later"), arguments, None)?.unbind();
         let waking = Arc::new(Waking::new(wakeup, bridge));
         let mut notified = Box::pin(notify.clone().notified_owned());
-        let waker = Waker::from(waking.clone());
+        let waker = waker(waking.clone());
         match notified.as_mut().poll(&mut Context::from_waker(&waker)) {
             Poll::Ready(()) => {
                 calls::call_method(intern!(py, "cancel"), [timer.bind(py)], None)?;
@@ -1233,6 +1234,19 @@ impl Sleep {
             }
             Poll::Pending => Ok(Some(Self { _notified: Own::new(notified), waking, timer })),
         }
+    }
+
+    pub(crate) fn wakeup(&self, py: Python<'_>) -> Py<Wakeup> {
+        self.waking.wakeup.clone_ref(py)
+    }
+
+    pub(crate) fn timer(&self) -> *mut pyo3::ffi::PyObject {
+        self.timer.as_ptr()
+    }
+
+    pub(crate) fn end(self, py: Python<'_>) {
+        // Cancelling a timer of a closed loop fails; it will not ring either.
+        let _ = calls::call_method(intern!(py, "cancel"), [self.timer.bind(py)], None);
     }
 }
 

@@ -16,6 +16,7 @@ mod event;
 mod gil;
 mod keys;
 mod ledger;
+mod line;
 mod loop_bridge;
 mod names;
 #[cfg(feature = "native-producer")]
@@ -59,6 +60,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<select::Shutdown>()?;
     module.add_class::<subscription::AsyncEventSubscription>()?;
     module.add_class::<subscription::EventSubscription>()?;
+    module.add_class::<system::AsyncSystemSubscription>()?;
     module.add_class::<system::EventSystem>()?;
     module.add_class::<system::SystemSubscription>()?;
     module.add_class::<tally::Tally>()?;
@@ -76,7 +78,11 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(warnings::_stop_warnings, module)?)?;
     // Not through `add_class`, which would make it a part of the module's interface.
     #[cfg(feature = "native-producer")]
-    module.setattr("_NativeProducer", module.py().get_type::<native_producer::NativeProducer>())?;
+    {
+        let py = module.py();
+        module.setattr("_NativeFeed", py.get_type::<native_producer::NativeFeed>())?;
+        module.setattr("_NativeProducer", py.get_type::<native_producer::NativeProducer>())?;
+    }
     direct::install(module.py())?;
     process::prepare(module.py())
 }

@@ -14,6 +14,7 @@ use crate::busy_poll::BusyPoll;
 use crate::calls;
 use crate::gil::{GilCell, GilFlag};
 use crate::wakeup::Wakeup;
+use parking_lot::Mutex;
 use pyo3::exceptions::{PyNotImplementedError, PyRuntimeError};
 use pyo3::ffi;
 use pyo3::gc::{PyTraverseError, PyVisit};
@@ -24,6 +25,7 @@ use pyo3::types::{PyDict, PyString, PyWeakref, PyWeakrefMethods, PyWeakrefRefere
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::task::Wake;
 use std::time::{Duration, Instant};
 
 /// Something that has tasks to be woken.
@@ -54,31 +56,121 @@ const LETTING_GO: Duration = Duration::from_nanos(600);
 pub(crate) struct LoopBridge {
     event_loop: Py<PyWeakref>,
     pending: GilCell<Pending>,
-    /// Another thread has seen to it that the loop will drain.
-    signalled: AtomicBool,
-    /// The loop's own thread has.
+    signal: Arc<Signal>,
+    /// The loop's own thread has seen to it that the loop will drain.
     soon: GilFlag,
     /// The thread that ran the loop when somebody last went to sleep or was woken there.
     thread: AtomicUsize,
-    /// The loop's thread looks for signals itself: see `spin`.
-    spinning: AtomicBool,
     turns: GilCell<SmallVec<[Py<Turn>; TURNS]>>,
     poller: GilCell<Option<Py<BusyPoll>>>,
     /// The loop wants to see each step as a callback of its own.
     debug: bool,
+}
+
+/// What wakes a loop from any thread, attached or not.
+pub(crate) struct Signal {
     eventfd: Option<EventFd>,
+    /// Another thread has seen to it that the loop will drain.
+    signalled: AtomicBool,
+    /// The loop's thread looks for signals itself: see `LoopBridge::spin`.
+    spinning: AtomicBool,
+    /// What threads that may not be attached have to be served.
+    pending: Mutex<Pending>,
+}
+
+impl std::fmt::Debug for Signal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Signal").field("signalled", &self.signalled).finish_non_exhaustive()
+    }
+}
+
+impl Signal {
+    /// Wakes the loop, once until it drains.
+    fn give(&self, eventfd: &EventFd) {
+        // ORDERING: what was put on a list before is seen by the drain that clears the signal, or
+        // the signal was cleared before and is given here.
+        if self.signalled.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        // ORDERING: pairs with the fence in `spin`: either the spinning loop sees the signal, or
+        // this sees that it has stopped.
+        fence(Ordering::SeqCst);
+        if !self.spinning.load(Ordering::Relaxed) {
+            eventfd.write();
+        }
+    }
+}
+
+/// Wakes from any thread: the waker of what Rust threads publish to and read from.
+#[derive(Debug)]
+pub(crate) struct FromAnyThread<W> {
+    target: W,
+    scheduled: AtomicBool,
+    /// That of the loop in which the target is served.
+    signal: Mutex<Option<Arc<Signal>>>,
+}
+
+impl<W: Wakeable + 'static> FromAnyThread<W> {
+    pub(crate) fn new(target: W) -> Arc<Self> {
+        let (scheduled, signal) = Default::default();
+        Arc::new(Self { target, scheduled, signal })
+    }
+
+    /// Has the loop of the bridge serve the target from now on.
+    pub(crate) fn bind(&self, bridge: &LoopBridge) {
+        *self.signal.lock() = Some(bridge.signal.clone());
+        self.scheduled.store(false, Ordering::Release);
+    }
+}
+
+impl<W: Wakeable + 'static> Wake for FromAnyThread<W> {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // ORDERING: pairs with that in `collect`, which looks after it: one of the two comes first,
+        // and either the look sees what there is to be woken for, or this schedules again.
+        if self.scheduled.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let Some(signal) = self.signal.lock().clone() else {
+            self.scheduled.store(false, Ordering::Release);
+            return;
+        };
+        match &signal.eventfd {
+            Some(eventfd) => {
+                signal.pending.lock().push(self.clone());
+                signal.give(eventfd);
+            }
+            None => LoopBridge::wake_attached(&signal, self.clone()),
+        }
+    }
+}
+
+impl<W: Wakeable + 'static> Wakeable for FromAnyThread<W> {
+    fn collect(&self, py: Python<'_>, woken: &mut Woken) {
+        self.scheduled.swap(false, Ordering::AcqRel);
+        self.target.collect(py, woken);
+    }
+}
+
+impl<W: Wakeable> Wakeable for Arc<W> {
+    fn collect(&self, py: Python<'_>, woken: &mut Woken) {
+        (**self).collect(py, woken);
+    }
 }
 
 impl std::fmt::Debug for LoopBridge {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LoopBridge").field("signalled", &self.signalled).finish_non_exhaustive()
+        f.debug_struct("LoopBridge").field("signal", &self.signal).finish_non_exhaustive()
     }
 }
 
 #[pymethods]
 impl LoopBridge {
     fn __call__(&self, py: Python<'_>) -> PyResult<()> {
-        if let Some(eventfd) = &self.eventfd {
+        if let Some(eventfd) = &self.signal.eventfd {
             eventfd.read();
         }
         let poller = self.poller.with(|poller| poller.as_ref().map(|poller| poller.clone_ref(py)));
@@ -108,8 +200,8 @@ impl LoopBridge {
     pub(crate) fn schedule(slf: &Py<Self>, py: Python<'_>, wakeable: Arc<dyn Wakeable>) {
         let this = slf.get();
         this.pending.with(|pending| pending.push(wakeable));
-        match &this.eventfd {
-            Some(eventfd) if !this.is_here() => this.signal(eventfd),
+        match &this.signal.eventfd {
+            Some(eventfd) if !this.is_here() => this.signal.give(eventfd),
             _ => {
                 let bridge = slf.clone_ref(py);
                 DUE.with(|due| due.push(bridge));
@@ -117,31 +209,40 @@ impl LoopBridge {
         }
     }
 
-    /// Wakes the loop from any thread, once until it drains.
-    fn signal(&self, eventfd: &EventFd) {
-        if self.signalled.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        // ORDERING: pairs with the fence in `spin`: either the spinning loop sees the signal, or
-        // this sees that it has stopped.
-        fence(Ordering::SeqCst);
-        if !self.spinning.load(Ordering::Relaxed) {
-            eventfd.write();
-        }
+    /// Has a loop without an eventfd serve `wakeable`. A thread that is not attached becomes it for
+    /// that: such a loop knows no other way.
+    #[cold]
+    fn wake_attached(signal: &Arc<Signal>, wakeable: Arc<dyn Wakeable>) {
+        // SAFETY: it may be asked at any time.
+        let is_attached = unsafe { ffi::PyGILState_Check() } != 0;
+        // Where there is no interpreter any more, nobody sleeps.
+        Python::try_attach(|py| {
+            let bridge = BRIDGES.with(|bridges| {
+                let bridge = bridges.iter().find(|b| Arc::ptr_eq(&b.get().signal, signal))?;
+                Some(bridge.clone_ref(py))
+            });
+            let Some(bridge) = bridge else { return };
+            Self::schedule(&bridge, py, wakeable);
+            // Who was attached before settles when the core has returned.
+            if !is_attached {
+                settle(py);
+            }
+        });
     }
 
     /// Looks for a signal for a while instead of sleeping, and returns whether there is one. Called
     /// by the loop, detached.
     pub(crate) fn spin(&self, longest: Duration) -> bool {
-        self.spinning.store(true, Ordering::Relaxed);
+        let Signal { spinning, signalled, .. } = &*self.signal;
+        spinning.store(true, Ordering::Relaxed);
         let start = Instant::now();
-        while !self.signalled.load(Ordering::Relaxed) && start.elapsed() < longest {
+        while !signalled.load(Ordering::Relaxed) && start.elapsed() < longest {
             std::hint::spin_loop();
         }
-        self.spinning.store(false, Ordering::Relaxed);
-        // ORDERING: pairs with the fence in `signal`.
+        spinning.store(false, Ordering::Relaxed);
+        // ORDERING: pairs with the fence in `Signal::give`.
         fence(Ordering::SeqCst);
-        let signalled = self.signalled.load(Ordering::Acquire);
+        let signalled = signalled.load(Ordering::Acquire);
         if signalled {
             let seen = Instant::now();
             while seen.elapsed() < LETTING_GO {
@@ -152,7 +253,7 @@ impl LoopBridge {
     }
 
     pub(crate) fn can_spin(&self) -> bool {
-        self.eventfd.is_some()
+        self.signal.eventfd.is_some()
     }
 
     /// Has `poller` told of every wake-up from sleep; false if there is one already.
@@ -173,11 +274,12 @@ impl LoopBridge {
     pub(crate) fn drain(&self, py: Python<'_>) -> PyResult<()> {
         self.runs_here();
         // Cleared before looking: what is scheduled from here on signals again.
-        self.signalled.store(false, Ordering::Release);
+        self.signal.signalled.store(false, Ordering::Release);
         self.soon.clear();
-        let pending = self.pending.with(std::mem::take);
+        let attached = self.pending.with(std::mem::take);
+        let others = std::mem::take(&mut *self.signal.pending.lock());
         let mut woken = Woken::default();
-        for wakeable in &pending {
+        for wakeable in attached.iter().chain(&others) {
             wakeable.collect(py, &mut woken);
         }
         let direct = if self.debug { 0 } else { DIRECT_STEPS };
@@ -202,12 +304,12 @@ impl LoopBridge {
         let py = slf.py();
         let this = slf.get();
         let Some(event_loop) = this.event_loop(py) else { return Ok(()) };
-        let call_soon = match &this.eventfd {
+        let call_soon = match &this.signal.eventfd {
             Some(eventfd) => {
                 // Without a running task this may be a signal handler that interrupts the
                 // selector, which `call_soon` would not wake.
                 if !runs_a_task(&event_loop)? {
-                    this.signal(eventfd);
+                    this.signal.give(eventfd);
                     return Ok(());
                 }
                 intern!(py, "call_soon")
@@ -291,7 +393,12 @@ impl LoopBridge {
         let forgotten: Vec<Py<Self>> = BRIDGES.with(|bridges| {
             bridges.extract_if(.., |b| over.iter().any(|gone| gone.is(&*b))).collect()
         });
-        drop(forgotten);
+        for gone in forgotten {
+            // What nobody will serve may know the bridge itself.
+            let attached = gone.get().pending.with(std::mem::take);
+            let others = std::mem::take(&mut *gone.get().signal.pending.lock());
+            drop((attached, others));
+        }
         let bridge = Self::new(event_loop)?;
         let kept = bridge.clone_ref(py);
         BRIDGES.with(|bridges| bridges.push(kept));
@@ -305,20 +412,10 @@ impl LoopBridge {
         let debug = debug.is_truthy()?;
         let bridge = |eventfd: Option<EventFd>| {
             let event_loop = weak.clone().unbind();
-            let [signalled, spinning] = [const { AtomicBool::new(false) }; 2];
+            let (signalled, spinning, unattached) = Default::default();
+            let signal = Arc::new(Signal { eventfd, signalled, spinning, pending: unattached });
             let (pending, soon, thread, turns, poller) = Default::default();
-            let bridge = Self {
-                event_loop,
-                pending,
-                signalled,
-                soon,
-                spinning,
-                thread,
-                turns,
-                poller,
-                debug,
-                eventfd,
-            };
+            let bridge = Self { event_loop, pending, signal, soon, thread, turns, poller, debug };
             Py::new(py, bridge)
         };
         if let Some(eventfd) = EventFd::open() {

@@ -1,7 +1,10 @@
-//! A thread that Python does not know and that publishes a Python object made beforehand, as a
-//! feed handler written in Rust would: for tests of what the end of the interpreter does to it.
+//! Threads that Python does not know and that publish, as a feed handler written in Rust would: a
+//! Python object made beforehand, for tests of what the end of the interpreter does to it, or compact
+//! events, for which it never attaches.
 
+use crate::batch;
 use crate::bus::EventBus;
+use crate::system::EventSystem;
 use pyo3::prelude::*;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
@@ -37,5 +40,39 @@ impl NativeProducer {
     #[getter]
     fn published(&self) -> u64 {
         self.published.load(Ordering::Relaxed)
+    }
+}
+
+/// Publishes compact events of a batch one by one.
+#[pyclass(frozen, module = "tickbus._core", name = "_NativeFeed")]
+#[derive(Debug)]
+pub(crate) struct NativeFeed {
+    published: Arc<AtomicU64>,
+}
+
+#[pymethods]
+impl NativeFeed {
+    /// Starts the thread, which ends when everything is published.
+    #[new]
+    fn new(system: &Bound<'_, EventSystem>, events: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let system = system.get().core().clone();
+        let events = batch::collect(events)?;
+        let published = Arc::<AtomicU64>::default();
+        let counter = published.clone();
+        std::thread::spawn(move || {
+            for event in events {
+                if system.publish(event).is_err() {
+                    break;
+                }
+                counter.fetch_add(1, Ordering::Release);
+            }
+        });
+        Ok(Self { published })
+    }
+
+    /// How many events were published.
+    #[getter]
+    fn published(&self) -> u64 {
+        self.published.load(Ordering::Acquire)
     }
 }

@@ -1,9 +1,10 @@
 //! `EventSubscription` for threads and `AsyncEventSubscription` for event loops.
 
-use crate::awaitable::{Job, Progress, READY_IN_A_ROW, awaitable};
+use crate::awaitable::{Job, Progress, awaitable};
 use crate::error;
-use crate::gil::{Gil, GilCell, GilFlag};
-use crate::loop_bridge::{LoopBridge, Wakeable, Woken, on_a_loop, running_loop, settle};
+use crate::gil::{Gil, GilCell};
+use crate::line::{ReadByTasks, Sleepers, Streak};
+use crate::loop_bridge::{on_a_loop, settle};
 use crate::process::{Own, Process, no_pickle};
 use crate::slab::{Handle, Slab};
 use crate::tally::Tally;
@@ -11,9 +12,7 @@ use crate::wakeup::Wakeup;
 use pyo3::exceptions::PyResourceWarning;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyWeakref, PyWeakrefMethods, PyWeakrefReference};
-use std::cell::Cell;
-use std::collections::VecDeque;
+use pyo3::types::PyList;
 use std::sync::Arc;
 use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
@@ -419,59 +418,6 @@ common!(
     }
 );
 
-/// The sleepers of one subscription, as its publishers see them.
-#[derive(Debug, Default)]
-pub(crate) struct Sleepers {
-    /// What suspended readers wait for, first come first.
-    line: GilCell<VecDeque<Py<Wakeup>>>,
-    bridge: GilCell<Option<Py<LoopBridge>>>,
-    scheduled: GilFlag,
-    /// Knows how many may be woken.
-    subscription: GilCell<Option<Py<PyWeakref>>>,
-}
-
-impl Wake for Sleepers {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        if !self.scheduled.set() {
-            return;
-        }
-        // SAFETY: an object bus is used by attached threads only, so its readers are woken by them.
-        let py = unsafe { Python::assume_attached() };
-        match self.bridge.with(|bridge| bridge.as_ref().map(|bridge| bridge.clone_ref(py))) {
-            Some(bridge) => {
-                LoopBridge::schedule(&bridge, py, self.clone());
-                // Not the last reference: the sleepers have one.
-                bridge.drop_ref(py);
-            }
-            None => _ = self.scheduled.clear(),
-        }
-    }
-}
-
-impl Wakeable for Sleepers {
-    fn collect(&self, py: Python<'_>, woken: &mut Woken) {
-        // Cleared before looking: what comes from here on schedules again.
-        self.scheduled.clear();
-        let weak = self.subscription.with(|weak| weak.as_ref().map(|weak| weak.clone_ref(py)));
-        let Some(subscription) = weak.and_then(|weak| weak.bind(py).upgrade()) else { return };
-        if let Ok(subscription) = subscription.cast::<AsyncEventSubscription>() {
-            let core = &subscription.get().inner.core;
-            if core.is_ready() {
-                let due = if core.is_closed() { usize::MAX } else { core.pending().max(1) };
-                self.line.with(|line| {
-                    let waking = line.iter().filter(|wakeup| wakeup.get().wake()).take(due);
-                    woken.wakeups.extend(waking.map(|wakeup| wakeup.clone_ref(py)));
-                });
-            }
-        }
-        woken.kept.push(subscription.unbind());
-    }
-}
-
 /// A subscription read by tasks of one event loop.
 ///
 /// What `recv()` returns can be awaited, and given to `asyncio.create_task`, `TaskGroup`,
@@ -492,38 +438,53 @@ impl Drop for AsyncEventSubscription {
     }
 }
 
-/// A count that only attached threads touch.
-#[derive(Debug, Default)]
-pub(crate) struct Streak(Cell<u32>);
-
-// SAFETY: access is serialized by the global interpreter lock.
-unsafe impl Sync for Streak {}
-
-impl Streak {
-    /// Counts a ready completion; true if the loop must have a turn first.
+impl ReadByTasks for AsyncEventSubscription {
     #[inline]
-    pub(crate) fn is_over(&self) -> bool {
-        let is_over = self.is_at_end();
-        if is_over {
-            self.interrupt()
-        } else {
-            self.count()
-        }
-        is_over
+    fn process(&self) -> Process {
+        self.inner.process()
     }
 
     #[inline]
-    pub(crate) fn is_at_end(&self) -> bool {
-        self.0.get() >= READY_IN_A_ROW
+    fn sleepers(&self) -> &Sleepers {
+        &self.sleepers
     }
 
     #[inline]
-    pub(crate) fn count(&self) {
-        self.0.set(self.0.get() + 1);
+    fn ready_in_a_row(&self) -> &Streak {
+        &self.ready_in_a_row
     }
 
-    pub(crate) fn interrupt(&self) {
-        self.0.set(0);
+    fn id(&self) -> u64 {
+        self.inner.core.id()
+    }
+
+    fn arm(&self) {
+        self.inner.core.arm();
+    }
+
+    fn disarm(&self) {
+        self.inner.core.disarm();
+    }
+
+    fn is_ready(&self) -> bool {
+        self.inner.core.is_ready()
+    }
+
+    fn is_closed(&self) -> bool {
+        self.inner.core.is_closed()
+    }
+
+    fn pending(&self) -> usize {
+        self.inner.core.pending()
+    }
+
+    fn wake(&self) {
+        self.sleepers.wake_by_ref();
+    }
+
+    fn close(&self, py: Python<'_>) {
+        // Publishers have checked the process.
+        let _ = self.inner.close(py);
     }
 }
 
@@ -533,9 +494,7 @@ impl AsyncEventSubscription {
         inner.core.set_waker(Waker::from(sleepers.clone()));
         let this = Self { inner, sleepers: sleepers.clone(), ready_in_a_row: Streak::default() };
         let subscription = Py::new(py, this)?;
-        let weak = PyWeakrefReference::new(subscription.bind(py))?;
-        let weak = weak.into_any().cast_into::<PyWeakref>()?.unbind();
-        sleepers.subscription.with(|kept| *kept = Some(weak));
+        sleepers.belong_to(subscription.bind(py).as_any())?;
         Ok(subscription)
     }
 
@@ -565,139 +524,6 @@ impl AsyncEventSubscription {
 
     pub(crate) fn poll_many(&self, py: Python<'_>, limit: usize) -> PyResult<Progress> {
         self.poll(py, || self.inner.take_many(py, limit))
-    }
-
-    #[inline]
-    fn poll(
-        &self,
-        py: Python<'_>,
-        take: impl Fn() -> PyResult<Option<Py<PyAny>>>,
-    ) -> PyResult<Progress> {
-        if self.ready_in_a_row.is_over() {
-            return Ok(Progress::Yield);
-        }
-        loop {
-            if let Some(taken) = take()? {
-                self.wake_next(py);
-                return Ok(Progress::Done(taken));
-            }
-            if let Some(wakeup) = self.join_line(py)? {
-                self.ready_in_a_row.interrupt();
-                return Ok(Progress::Wait(wakeup));
-            }
-        }
-    }
-
-    /// Puts a new wake-up in line; `None` if something has come meanwhile.
-    fn join_line(&self, py: Python<'_>) -> PyResult<Option<Py<Wakeup>>> {
-        // Looking up the running loop is dear, and a task refuses the wake-up of another loop than
-        // its own: see `rebind`.
-        let bridge = match self.bridge(py).filter(|bridge| bridge.get().is_alive_here(py)) {
-            Some(bridge) => bridge,
-            None => self.bind(&running_loop(py)?)?,
-        };
-        self.stand_in_line(&bridge)
-    }
-
-    /// As `join_line`, in the loop to which the subscription is bound.
-    fn stand_in_line(&self, bridge: &Bound<'_, LoopBridge>) -> PyResult<Option<Py<Wakeup>>> {
-        let py = bridge.py();
-        let wakeup = bridge.get().wakeup(py)?;
-        let kept = wakeup.clone_ref(py);
-        self.sleepers.line.with(|line| line.push_back(kept));
-        self.inner.core.arm();
-        if self.inner.core.is_ready() {
-            self.leave_line(py, &wakeup);
-            return Ok(None);
-        }
-        Ok(Some(wakeup))
-    }
-
-    /// Binds the subscription to the running loop, whose task has refused a wake-up of the loop
-    /// that it was bound to. Returns false if that is the running one.
-    pub(crate) fn rebind(&self, py: Python<'_>) -> PyResult<bool> {
-        let event_loop = running_loop(py)?;
-        if self
-            .bridge(py)
-            .is_some_and(|b| b.get().event_loop(py).is_some_and(|b| b.is(&event_loop)))
-        {
-            return Ok(false);
-        }
-        self.bind(&event_loop).map(|_| true)
-    }
-
-    /// Binds the subscription to the loop, unless a live loop has it, and returns the bridge.
-    fn bind<'py>(&self, event_loop: &Bound<'py, PyAny>) -> PyResult<Bound<'py, LoopBridge>> {
-        let py = event_loop.py();
-        if let Some(bound) = self.bridge(py) {
-            if bound.get().event_loop(py).is_some_and(|bound| bound.is(event_loop)) {
-                bound.get().runs_here();
-                return Ok(bound);
-            }
-            if !bound.get().is_over(py) {
-                return Err(error::WrongLoop::new_err(format!(
-                    "subscription {} is awaited from two event loops that are both alive; \
-                     subscribe once in each loop",
-                    self.inner.core.id()
-                )));
-            }
-        }
-        let bridge = LoopBridge::of(event_loop)?;
-        bridge.get().runs_here();
-        let kept = bridge.clone_ref(py);
-        let old = self.sleepers.bridge.with(|bound| bound.replace(kept));
-        self.sleepers.scheduled.clear();
-        // Who still stands in line waited in a loop that has ended, and will not look again.
-        let gone = self.sleepers.line.with(std::mem::take);
-        gone.iter().for_each(|_| self.inner.core.disarm());
-        drop((old, gone));
-        Ok(bridge.into_bound(py))
-    }
-
-    /// Closes the subscription if it was read on an event loop that has ended.
-    pub(crate) fn close_if_loop_is_over(&self, py: Python<'_>) {
-        if self.bridge(py).is_some_and(|bridge| bridge.get().is_over(py)) {
-            // Publishers have checked the process.
-            let _ = self.inner.close(py);
-        }
-    }
-
-    pub(crate) fn leave_line(&self, py: Python<'_>, wakeup: &Py<Wakeup>) {
-        let left = self.sleepers.line.with(|line| {
-            let place = line.iter().position(|other| other.is(wakeup))?;
-            line.remove(place)
-        });
-        if let Some(left) = left {
-            self.inner.core.disarm();
-            left.drop_ref(py);
-        }
-    }
-
-    /// Passes the baton: what is still there is for the next in line.
-    #[inline]
-    pub(crate) fn wake_next(&self, py: Python<'_>) {
-        if self.sleepers.line.with(|line| !line.is_empty()) {
-            self.wake_first(py);
-        }
-    }
-
-    #[cold]
-    fn wake_first(&self, py: Python<'_>) {
-        // In a forked child it would wake the parent's loop.
-        if self.inner.process().is_current() && self.inner.core.is_ready() {
-            self.sleepers.wake_by_ref();
-            settle(py);
-        }
-    }
-
-    /// Returns a weak reference to the subscription.
-    pub(crate) fn weak(&self, py: Python<'_>) -> Option<Py<PyWeakref>> {
-        self.sleepers.subscription.with(|weak| weak.as_ref().map(|weak| weak.clone_ref(py)))
-    }
-
-    /// Returns the bridge of the loop to which the subscription is bound.
-    fn bridge<'py>(&self, py: Python<'py>) -> Option<Bound<'py, LoopBridge>> {
-        self.sleepers.bridge.with(|bridge| bridge.as_ref().map(|b| b.clone_ref(py).into_bound(py)))
     }
 }
 
@@ -768,6 +594,6 @@ common!(
     },
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         self.inner.traverse(&visit)?;
-        self.sleepers.line.with(|line| line.iter().try_for_each(|wakeup| visit.call(wakeup)))
+        self.sleepers.traverse(&visit)
     }
 );

@@ -3,22 +3,27 @@
 //! Events are bytes, so the lanes are locked by locks and not by the global interpreter lock: Rust
 //! threads publish and read without it.
 
+use crate::awaitable::{Job, Progress, awaitable};
 use crate::batch::{self, EventBatch};
-use crate::bus::{BusRow, bus_row, on_lag};
+use crate::bus::{BusRow, Sleep, bus_row, on_lag};
 use crate::error;
 use crate::event::{self, PyEvent};
 use crate::gil::GilCell;
-use crate::loop_bridge::{on_a_loop, settle};
+use crate::line::{ReadByTasks, Sleepers, Streak};
+use crate::loop_bridge::{FromAnyThread, LoopBridge, on_a_loop, running_loop, settle};
 use crate::process::{Own, Process, no_pickle};
 use crate::subscription::{
     Awaited, SIGNAL_SLICE, on_lag_name, refuse_on_a_loop, wait, warn_unclosed,
 };
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyRuntimeError, PyStopAsyncIteration, PyTypeError};
 use pyo3::ffi;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyInt, PyList, PyString};
+use pyo3::types::{PyInt, PyList, PyString, PyWeakref, PyWeakrefMethods};
+use std::ptr;
+use std::sync::Arc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 use tickbus::{
     CriticalOverflow, CriticalPublication, Event, EventSystem as Core, EventSystemConfig, Lane,
@@ -53,6 +58,9 @@ pub(crate) struct EventSystem {
     core: Own<Core>,
     /// What is called with each overflow of the critical lane.
     handler: GilCell<Option<Py<PyAny>>>,
+    /// Subscriptions that tasks read, by id.
+    on_loops: GilCell<Vec<(u64, Py<PyWeakref>)>>,
+    ready_in_a_row: Streak,
 }
 
 #[pymethods]
@@ -98,7 +106,8 @@ impl EventSystem {
             systems.retain(WeakEventSystem::is_alive);
             systems.push(weak);
         });
-        Ok(Self { core: Own::new(core), handler: GilCell::default() })
+        let (handler, on_loops, ready_in_a_row) = Default::default();
+        Ok(Self { core: Own::new(core), handler, on_loops, ready_in_a_row })
     }
 
     /// Events published so far in all lanes, wanted or not.
@@ -162,6 +171,27 @@ impl EventSystem {
             return Err(error::on_a_loop("publish_timeout()", "publish()"));
         }
         self.publish_slowly(py, event, &mut Some(Instant::now() + timeout))
+    }
+
+    /// Returns an awaitable that publishes an event and gives the number of subscriptions that
+    /// took it. For a critical one it waits for those without room while the loop runs, at most
+    /// `max_block_duration`. Cancelled before anybody has it, nobody will; otherwise those without
+    /// room are told that they miss it.
+    ///
+    /// Raises:
+    ///     CriticalOverflow: Some subscriptions miss a critical event; the others have it.
+    ///     Closed: The system is closed; nobody has the event.
+    #[pyo3(signature = (event, /))]
+    fn publish_async(slf: &Bound<'_, Self>, event: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        slf.get().process().check()?;
+        let task = CompactTask {
+            event: Some(batch::event(event)?),
+            publication: None,
+            system: slf.clone().unbind(),
+            deadline: None,
+            sleep: None,
+        };
+        awaitable(slf.py(), Job::PublishCompact(Box::new(task)))
     }
 
     /// Publishes events in order, with one patience for all, and returns how many: all.
@@ -229,6 +259,29 @@ impl EventSystem {
     ) -> PyResult<SystemSubscription> {
         let inner = self.join(types, topics, symbols, on_lag, name)?;
         Ok(SystemSubscription { inner })
+    }
+
+    /// Returns a subscription read by tasks of an event loop; the arguments are `subscribe`'s.
+    ///
+    /// Raises:
+    ///     ConfigError: An argument has no items, or one without a name, or is no pattern.
+    ///     Closed: The system is closed.
+    #[pyo3(signature = (
+        types = None, topics = None, symbols = None, *, on_lag = "raise", name = None
+    ))]
+    fn subscribe_async(
+        &self,
+        py: Python<'_>,
+        types: Option<&Bound<'_, PyAny>>,
+        topics: Option<&Bound<'_, PyAny>>,
+        symbols: Option<&Bound<'_, PyAny>>,
+        on_lag: &str,
+        name: Option<String>,
+    ) -> PyResult<Py<AsyncSystemSubscription>> {
+        let inner = self.join(types, topics, symbols, on_lag, name)?;
+        let subscription = AsyncSystemSubscription::create(py, inner)?;
+        self.watch(subscription.bind(py))?;
+        Ok(subscription)
     }
 
     /// Has `handler` called with every `CriticalOverflow` instead of raising it in the publisher.
@@ -345,6 +398,11 @@ impl EventSystem {
         self.core.process()
     }
 
+    #[cfg(feature = "native-producer")]
+    pub(crate) fn core(&self) -> &Core {
+        &self.core
+    }
+
     /// Publishes events up to one that decides something.
     fn publish_ready(&self, events: &[Event]) -> Stretch {
         let mut accepted = 0;
@@ -374,6 +432,7 @@ impl EventSystem {
         }
         let publication = self.core.publication(event);
         let mut publication = Own::new(publication.map_err(|error| error::system(py, error))?);
+        self.close_abandoned(py, &publication);
         let patience = publication.patience();
         let end = || *deadline.get_or_insert_with(|| Instant::now() + patience);
         match wait_for_room(py, &mut publication, end) {
@@ -394,6 +453,39 @@ impl EventSystem {
         let (Some(taken), Some(handler)) = (taken, handler) else { return Err(error) };
         let more: Option<usize> = handler.call1(py, (error.value(py),))?.extract(py)?;
         Ok(taken + more.unwrap_or(0))
+    }
+
+    /// Closes the subscriptions without room for an event whose event loop has ended: nobody is
+    /// left to read them, and nothing shall wait for them.
+    fn close_abandoned(&self, py: Python<'_>, publication: &CriticalPublication) {
+        if self.on_loops.with(|known| known.is_empty()) {
+            return;
+        }
+        let full = publication.without_room();
+        let full: Vec<Py<PyWeakref>> = self.on_loops.with(|known| {
+            let full = known.iter().filter(|(id, _)| full.contains(id));
+            full.map(|(_, weak)| weak.clone_ref(py)).collect()
+        });
+        for subscription in full.iter().filter_map(|weak| weak.bind(py).upgrade()) {
+            if let Ok(subscription) = subscription.cast_into::<AsyncSystemSubscription>() {
+                subscription.get().close_if_loop_is_over(py);
+            }
+        }
+    }
+
+    /// Keeps a subscription in sight without keeping it alive, and forgets those that are gone.
+    fn watch(&self, subscription: &Bound<'_, AsyncSystemSubscription>) -> PyResult<()> {
+        let py = subscription.py();
+        let Some(weak) = subscription.get().sleepers().weak(py) else { return Ok(()) };
+        let mut known = self.on_loops.with(std::mem::take);
+        known.retain(|(_, weak)| weak.bind(py).upgrade().is_some());
+        known.push((subscription.get().id(), weak));
+        // Looking runs no Python code, dropping may: another thread may have added some.
+        self.on_loops.with(|others| {
+            known.append(others);
+            *others = known;
+        });
+        Ok(())
     }
 
     fn join(
@@ -565,6 +657,15 @@ impl Inner {
         Ok(taken.map(|_| events))
     }
 
+    /// Writes what is there into an array; `None` if there is nothing yet.
+    fn take_into(&self, py: Python<'_>, places: &batch::Array) -> PyResult<Option<usize>> {
+        let mut place = 0;
+        self.take_each(py, places.length, |event| {
+            places.write(place, event);
+            place += 1;
+        })
+    }
+
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         self.process().check()?;
         self.core.close();
@@ -595,6 +696,15 @@ fn told<O>(py: Python<'_>, taken: Result<O, TakeError>) -> PyResult<Option<O>> {
         Err(TakeError::Empty) => Ok(None),
         Err(TakeError::Lagged(lagged)) => Err(error::lane_lagged(py, lagged)),
         Err(_) => Err(error::closed(py)),
+    }
+}
+
+/// Returns the places of an array that events can be written into.
+fn places_of(array: &Bound<'_, PyAny>) -> PyResult<batch::Array> {
+    let places = batch::Array::of(array, ffi::PyBUF_STRIDES | ffi::PyBUF_WRITABLE)?;
+    match places.length {
+        0 => Err(error::ConfigError::new_err("the array had no places; it must have at least 1")),
+        _ => Ok(places),
     }
 }
 
@@ -783,19 +893,8 @@ common!(
     ///     RuntimeError: The thread runs an event loop.
     #[pyo3(signature = (array, /))]
     fn recv_into(&self, py: Python<'_>, array: &Bound<'_, PyAny>) -> PyResult<usize> {
-        let array = batch::Array::of(array, ffi::PyBUF_STRIDES | ffi::PyBUF_WRITABLE)?;
-        if array.length == 0 {
-            return Err(error::ConfigError::new_err(
-                "the array had no places; it must have at least 1",
-            ));
-        }
-        self.wait(py, "recv_into()", || {
-            let mut place = 0;
-            self.inner.take_each(py, array.length, |event| {
-                array.write(place, event);
-                place += 1;
-            })
-        })
+        let places = places_of(array)?;
+        self.wait(py, "recv_into()", || self.inner.take_into(py, &places))
     },
     /// Leaves the system; pending events are counted as `closed`. Again does nothing.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
@@ -826,5 +925,332 @@ common!(
         let _ = (exc_type, exc_value, traceback);
         // A forked child leaves the subscription to its parent.
         let _ = self.inner.close(py);
+    }
+);
+
+/// An event being published by a task.
+pub(crate) struct CompactTask {
+    /// Not published yet.
+    event: Option<Event>,
+    /// It is critical, and has to wait.
+    publication: Option<Own<CriticalPublication>>,
+    system: Py<EventSystem>,
+    deadline: Option<Instant>,
+    sleep: Option<Sleep>,
+}
+
+impl CompactTask {
+    pub(crate) fn poll(&mut self, py: Python<'_>) -> PyResult<Progress> {
+        let system = self.system.get();
+        system.process().check()?;
+        let done = |taken: usize| Ok(Progress::Done(taken.into_pyobject(py)?.into_any().unbind()));
+        if let Some(event) = self.event {
+            if system.ready_in_a_row.is_over() {
+                return Ok(Progress::Yield);
+            }
+            self.event = None;
+            let published = system.core.publish_ready(event);
+            settle(py);
+            match published.map_err(|error| error::system(py, error))? {
+                Some(taken) => return done(taken),
+                None => {
+                    let publication = system.core.publication(event);
+                    let publication = publication.map_err(|error| error::system(py, error))?;
+                    self.publication = Some(Own::new(publication));
+                }
+            }
+        }
+        let Some(publication) = &mut self.publication else {
+            return Err(PyRuntimeError::new_err("this publish_async() was ended before"));
+        };
+        loop {
+            system.close_abandoned(py, publication);
+            let expired = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            let patience = if expired { Patience::Spent } else { Patience::Left };
+            let published = publication.poll(patience);
+            settle(py);
+            match published {
+                Ok(Some(taken)) => {
+                    self.publication = None;
+                    return done(taken);
+                }
+                Err(error) => {
+                    self.publication = None;
+                    return done(system.overflowed(py, error)?);
+                }
+                Ok(None) => {}
+            }
+            let event_loop = running_loop(py)?;
+            let bridge = LoopBridge::of(&event_loop)?;
+            bridge.get().runs_here();
+            let patience = publication.patience();
+            let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + patience);
+            let Some(notify) = publication.notify() else { continue };
+            // Whoever reads may be a thread that is not attached.
+            let signal = bridge.clone_ref(py);
+            let sleep = Sleep::start(notify, event_loop, bridge, deadline, |waking| {
+                let waker = FromAnyThread::new(waking);
+                waker.bind(signal.get());
+                Waker::from(waker)
+            })?;
+            let Some(sleep) = sleep else { continue };
+            let wakeup = sleep.wakeup(py);
+            self.sleep = Some(sleep);
+            system.ready_in_a_row.interrupt();
+            return Ok(Progress::Wait(wakeup));
+        }
+    }
+
+    pub(crate) fn stop_waiting(&mut self, py: Python<'_>) {
+        if let Some(sleep) = self.sleep.take() {
+            sleep.end(py);
+        }
+    }
+
+    /// Ends it: nobody else gets the event.
+    pub(crate) fn abandon(&mut self, py: Python<'_>) {
+        self.stop_waiting(py);
+        self.event = None;
+        if self.publication.take().is_some() {
+            settle(py);
+        }
+    }
+
+    /// Returns what the garbage collector must see.
+    pub(crate) fn references(&self) -> [*mut ffi::PyObject; 2] {
+        let timer = self.sleep.as_ref().map_or(ptr::null_mut(), Sleep::timer);
+        [self.system.as_ptr(), timer]
+    }
+}
+
+/// In which form a task wants what comes.
+pub(crate) enum Form {
+    /// One event; `Closed` at the end.
+    One,
+    /// One event; `StopAsyncIteration` at the end.
+    Next,
+    /// A list of up to so many.
+    Many(usize),
+    /// A batch of up to so many.
+    Batch(usize),
+    /// An array of up to so many.
+    Array(usize),
+    /// As many as have a place in this array.
+    Into(Py<PyAny>),
+}
+
+impl Form {
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::One => "recv",
+            Self::Next => "__anext__",
+            Self::Many(_) => "recv_many",
+            Self::Batch(_) => "recv_batch",
+            Self::Array(_) => "recv_array",
+            Self::Into(_) => "recv_into",
+        }
+    }
+}
+
+/// A subscription of an event system, read by tasks of one event loop: what is critical comes first,
+/// then what is high, then the rest.
+///
+/// What `recv()` and its like return can be awaited, and given to `asyncio.create_task`, `TaskGroup`,
+/// `wait_for` and `gather` directly. Cancelling it loses nothing. Tasks compete: each event goes to
+/// exactly one of them, first come first served. It can be made outside a loop, and belongs to the
+/// loop that first waits for it until that one is closed. A Rust thread that publishes wakes its
+/// loop without the global interpreter lock.
+#[pyclass(frozen, weakref, module = "tickbus._core")]
+#[derive(Debug)]
+pub(crate) struct AsyncSystemSubscription {
+    inner: Inner,
+    sleepers: Arc<Sleepers>,
+    waker: Arc<FromAnyThread<Arc<Sleepers>>>,
+    ready_in_a_row: Streak,
+}
+
+impl Drop for AsyncSystemSubscription {
+    fn drop(&mut self) {
+        self.inner.end("AsyncSystemSubscription");
+    }
+}
+
+impl AsyncSystemSubscription {
+    fn create(py: Python<'_>, inner: Inner) -> PyResult<Py<Self>> {
+        let sleepers = Arc::<Sleepers>::default();
+        let waker = FromAnyThread::new(sleepers.clone());
+        inner.core.set_waker(Waker::from(waker.clone()));
+        let this =
+            Self { inner, sleepers: sleepers.clone(), waker, ready_in_a_row: Streak::default() };
+        let subscription = Py::new(py, this)?;
+        sleepers.belong_to(subscription.bind(py).as_any())?;
+        Ok(subscription)
+    }
+
+    pub(crate) fn poll_form(&self, py: Python<'_>, form: &Form) -> PyResult<Progress> {
+        let batched = |limit: usize, make: fn(Python<'_>, Vec<Event>) -> PyResult<Py<PyAny>>| {
+            self.poll(py, || {
+                self.inner.take_batch(py, limit)?.map(|events| make(py, events)).transpose()
+            })
+        };
+        match form {
+            Form::One => self.poll(py, || self.inner.take(py)),
+            Form::Next => self.poll(py, || match self.inner.take(py) {
+                Err(error) if error::is_end(py, &error) => Err(PyStopAsyncIteration::new_err(())),
+                result => result,
+            }),
+            Form::Many(limit) => batched(*limit, list),
+            Form::Batch(limit) => batched(*limit, batch),
+            Form::Array(limit) => batched(*limit, array),
+            Form::Into(places) => self.poll(py, || {
+                // Looked at anew: while it waited the array could change its size.
+                let Some(taken) = self.inner.take_into(py, &places_of(places.bind(py))?)? else {
+                    return Ok(None);
+                };
+                Ok(Some(taken.into_pyobject(py)?.into_any().unbind()))
+            }),
+        }
+    }
+}
+
+impl ReadByTasks for AsyncSystemSubscription {
+    fn process(&self) -> Process {
+        self.inner.process()
+    }
+
+    fn sleepers(&self) -> &Sleepers {
+        &self.sleepers
+    }
+
+    fn ready_in_a_row(&self) -> &Streak {
+        &self.ready_in_a_row
+    }
+
+    fn id(&self) -> u64 {
+        self.inner.core.id()
+    }
+
+    fn arm(&self) {
+        self.inner.core.arm();
+    }
+
+    fn disarm(&self) {
+        self.inner.core.disarm();
+    }
+
+    fn is_ready(&self) -> bool {
+        self.inner.core.is_ready()
+    }
+
+    fn is_closed(&self) -> bool {
+        self.inner.core.is_closed()
+    }
+
+    fn pending(&self) -> usize {
+        self.inner.core.pending()
+    }
+
+    fn wake(&self) {
+        std::task::Wake::wake_by_ref(&self.waker);
+    }
+
+    fn close(&self, py: Python<'_>) {
+        // Publishers have checked the process.
+        let _ = self.inner.close(py);
+    }
+
+    fn bound_to(&self, bridge: &LoopBridge) {
+        self.waker.bind(bridge);
+    }
+}
+
+common!(
+    AsyncSystemSubscription,
+    /// Returns an awaitable for the next event.
+    ///
+    /// Raises:
+    ///     Lagged: Events of a lane are missing here; receive again to go on.
+    ///     Closed: Everything was read.
+    ///     WrongLoop: Another live loop waits for this subscription.
+    fn recv(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        awaitable(py, Job::Take(slf, Form::One))
+    },
+    /// Returns an awaitable for a list: it waits for an event, then takes what is there, up to
+    /// `limit` events. A batch ends before a hole.
+    ///
+    /// Raises:
+    ///     Lagged: Events of a lane are missing here; receive again to go on.
+    ///     Closed: Everything was read.
+    ///     WrongLoop: Another live loop waits for this subscription.
+    fn recv_many(slf: Py<Self>, py: Python<'_>, limit: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        awaitable(py, Job::Take(slf, Form::Many(error::count("limit", limit)?)))
+    },
+    /// As `recv_many`, for an `EventBatch`.
+    ///
+    /// Raises:
+    ///     Lagged: Events of a lane are missing here; receive again to go on.
+    ///     Closed: Everything was read.
+    ///     WrongLoop: Another live loop waits for this subscription.
+    fn recv_batch(slf: Py<Self>, py: Python<'_>, limit: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        awaitable(py, Job::Take(slf, Form::Batch(error::count("limit", limit)?)))
+    },
+    /// As `recv_many`, for a read-only array of shape (n,) whose dtype is `EVENT_DTYPE`.
+    ///
+    /// Raises:
+    ///     Lagged: Events of a lane are missing here; receive again to go on.
+    ///     Closed: Everything was read.
+    ///     WrongLoop: Another live loop waits for this subscription.
+    fn recv_array(slf: Py<Self>, py: Python<'_>, limit: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        awaitable(py, Job::Take(slf, Form::Array(error::count("limit", limit)?)))
+    },
+    /// Returns an awaitable that waits for an event, then writes what is there into an array, from
+    /// its begin, and gives how many it wrote. A batch ends before a hole.
+    ///
+    /// Args:
+    ///     array: A writable array of shape (n,), n at least 1, whose dtype is `EVENT_DTYPE`.
+    ///
+    /// Raises:
+    ///     Lagged: Events of a lane are missing here; receive again to go on.
+    ///     Closed: Everything was read.
+    ///     WrongLoop: Another live loop waits for this subscription.
+    #[pyo3(signature = (array, /))]
+    fn recv_into(slf: Py<Self>, array: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        places_of(array)?;
+        awaitable(array.py(), Job::Take(slf, Form::Into(array.clone().unbind())))
+    },
+    /// Leaves the system; pending events are counted as `closed`. Again does nothing.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.inner.close(py)
+    },
+    /// Closes, for `async` code.
+    fn aclose(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.inner.close(py)?;
+        awaitable(py, Job::Ready(py.None()))
+    },
+    fn __aiter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    },
+    fn __anext__(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        awaitable(py, Job::Take(slf, Form::Next))
+    },
+    fn __aenter__(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        slf.get().inner.process().check()?;
+        awaitable(py, Job::Ready(slf.into_any()))
+    },
+    #[pyo3(signature = (exc_type, exc_value, traceback, /))]
+    fn __aexit__(
+        &self,
+        py: Python<'_>,
+        exc_type: &Bound<'_, PyAny>,
+        exc_value: &Bound<'_, PyAny>,
+        traceback: &Bound<'_, PyAny>,
+    ) -> PyResult<Py<PyAny>> {
+        let _ = (exc_type, exc_value, traceback);
+        // A forked child leaves the subscription to its parent.
+        let _ = self.inner.close(py);
+        awaitable(py, Job::Ready(py.None()))
+    },
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.sleepers.traverse(&visit)
     }
 );
