@@ -7,15 +7,15 @@ mod support;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier};
-use std::task::{Context, Waker};
+use std::sync::{Arc, Barrier, Mutex};
+use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 use support::{FOREVER, assert_row_closes, assert_sums_close};
 use tickbus::{
     CriticalOverflow, Event, EventSystem, EventSystemConfig, EventType, Lane, LaneLagged, OnLag,
     Pattern, Priority, SourceId, SubscribeError, Symbol, SystemBatchError, SystemError,
-    SystemSubscribeOptions, SystemSubscription, TakeError,
+    SystemSubscribeOptions, SystemSubscription, TakeError, wake_last,
 };
 
 const PRICE: EventType = EventType::PriceUpdate;
@@ -628,4 +628,45 @@ fn nothing_critical_is_lost_between_threads_and_every_lane_keeps_order() {
     });
     assert_eq!(system.total_events(), PUBLISHERS * EVENTS);
     assert_books_close(&system);
+}
+
+/// What 16 readers sleep on, and counts in how many of them it was woken when it was.
+#[derive(Default)]
+struct EventLoop {
+    readers_woken: AtomicUsize,
+    wakes: Mutex<Vec<usize>>,
+}
+
+impl Wake for EventLoop {
+    fn wake(self: Arc<Self>) {
+        self.wakes.lock().unwrap().push(self.readers_woken.load(Ordering::Relaxed));
+    }
+}
+
+struct OfReader(Arc<EventLoop>);
+
+impl Wake for OfReader {
+    fn wake(self: Arc<Self>) {
+        self.0.readers_woken.fetch_add(1, Ordering::Relaxed);
+        wake_last(Waker::from(self.0.clone()));
+    }
+}
+
+#[test]
+fn who_stands_for_several_sleepers_is_woken_once_after_all_of_them() {
+    let system = system(16, FOREVER);
+    let readers: Vec<_> = (0..16).map(|_| subscribe(&system)).collect();
+    let event_loop = Arc::new(EventLoop::default());
+    for reader in &readers {
+        assert!(reader.set_waker(Waker::from(Arc::new(OfReader(event_loop.clone())))));
+    }
+    for make in [normal, high, stop] {
+        readers.iter().for_each(SystemSubscription::arm);
+        system.publish(make(0)).unwrap();
+        readers.iter().for_each(SystemSubscription::disarm);
+    }
+    assert_eq!(*event_loop.wakes.lock().unwrap(), [16, 32, 48]);
+    // Alone it wakes at once.
+    wake_last(Waker::from(event_loop.clone()));
+    assert_eq!(event_loop.wakes.lock().unwrap().len(), 4);
 }

@@ -70,7 +70,7 @@ pub use system::{
     TakeError, WeakEventSystem,
 };
 pub use topic::{MAX_TOPIC_BYTES, Pattern, Topic};
-pub use wait::WaitStrategy;
+pub use wait::{WaitStrategy, wake_last};
 
 /// The names that were asked for, compiled.
 #[cfg(doctest)]

@@ -21,7 +21,8 @@
 
 use crate::barrier::Fences;
 use crate::sync::{AtomicU64, AtomicUsize, Exclusion, Ordering};
-use std::cell::Cell;
+use smallvec::SmallVec;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -195,6 +196,48 @@ impl Bell {
 
     pub(crate) fn notified_owned(&self) -> tokio::sync::futures::OwnedNotified {
         self.notify.clone().notified_owned()
+    }
+}
+
+thread_local! {
+    /// While several are woken in a row: who is woken after all of them.
+    static LAST: RefCell<Option<SmallVec<[Waker; 4]>>> = const { RefCell::new(None) };
+}
+
+/// Wakes the last ones when it is dropped.
+struct Together;
+
+impl Drop for Together {
+    fn drop(&mut self) {
+        let last = LAST.with_borrow_mut(Option::take);
+        last.iter().flatten().for_each(Waker::wake_by_ref);
+    }
+}
+
+/// Runs `wake`, which wakes several, and then wakes whom their wakers named by [`wake_last`].
+pub(crate) fn wake_together(wake: impl FnOnce()) {
+    let is_outermost = LAST.with_borrow_mut(|last| match last {
+        None => last.replace(SmallVec::new()).is_none(),
+        Some(_) => false,
+    });
+    let _together = is_outermost.then_some(Together);
+    wake();
+}
+
+/// Wakes `waker` once, after all others that the same event wakes: called by their wakers, of which
+/// several may stand for one sleeper, such as an event loop.
+pub fn wake_last(waker: Waker) {
+    let alone = LAST.with_borrow_mut(|last| match last {
+        None => Some(waker),
+        Some(last) => {
+            if !last.iter().any(|other| other.will_wake(&waker)) {
+                last.push(waker);
+            }
+            None
+        }
+    });
+    if let Some(waker) = alone {
+        waker.wake();
     }
 }
 

@@ -46,13 +46,13 @@ use crate::sync::{
     AtomicU64, Counter, Exclusion, Flag, Mutex, Ordering, ThreadExclusion, store_load_fence,
 };
 use crate::topic::{Interest, NO_TOPIC, Topic, TopicTable, check_topic, interest_bit};
-use crate::wait::{Asleep, Bell, Gate, Sleepers};
+use crate::wait::{Asleep, Bell, Gate, Sleepers, wake_together};
 use arc_swap::ArcSwap;
 use at_once::AtOnce;
 use on_ring::{RingState, apart};
 use parking_lot::RwLock;
 use publication::Pending;
-use publishing::PublishState;
+use publishing::{PublishState, wake_each};
 use slot::{Carrier, Conflating, OnRing, Other, Slot};
 use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
@@ -263,9 +263,8 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         if self.closed.set() {
             store_load_fence::<R>();
             lines.iter().for_each(|notify| notify.notify_one());
-            for inbox in &self.roster.load().inboxes {
-                inbox.gate.bell.wake_all();
-            }
+            let roster = self.roster.load();
+            wake_together(|| roster.inboxes.iter().for_each(|inbox| inbox.gate.bell.wake_all()));
         }
     }
 
@@ -700,7 +699,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         if shared.sleepers.any_after_store::<R>(shared.fences) {
             let wake = state.sleepers_on(topic);
             drop(state);
-            wake.into_iter().for_each(|inbox| inbox.gate.bell.wake_one());
+            wake_each(wake);
         } else {
             drop(state);
         }

@@ -7,7 +7,7 @@
 
 use super::Shared;
 use super::publication::{Patience, Pending};
-use super::publishing::{Aftermath, PublishState, Verdict, Woken};
+use super::publishing::{Aftermath, PublishState, Verdict, Woken, wake_each};
 use super::slot::{Carrier, NEWCOMER, Other, Slot};
 use crate::error::PublishManyError;
 use crate::policy::Policy;
@@ -360,6 +360,6 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
     #[inline(never)]
     pub(super) fn wake_on_ring(&self, topic: u32) {
         let wake = self.token.lock().awaken(topic, self);
-        wake.into_iter().for_each(|inbox| inbox.gate.bell.wake_one());
+        wake_each(wake);
     }
 }

@@ -15,6 +15,7 @@ use crate::policy::Policy;
 use crate::subscription::Inbox;
 use crate::sync::Exclusion;
 use crate::topic::TopicTable;
+use crate::wait::wake_together;
 use smallvec::SmallVec;
 use std::sync::Arc;
 #[cfg(feature = "broadcast")]
@@ -35,6 +36,11 @@ pub(super) struct PublishState<T: Clone, R: Exclusion> {
 }
 
 pub(super) type Woken<T, R> = SmallVec<[Arc<Inbox<T, R>>; 8]>;
+
+/// Wakes a reader of each. Called without any lock.
+pub(super) fn wake_each<T: Clone, R: Exclusion>(woken: Woken<T, R>) {
+    wake_together(|| woken.into_iter().for_each(|inbox| inbox.gate.bell.wake_one()));
+}
 
 /// What is done after the token was released.
 pub(super) struct Aftermath<T: Clone, R: Exclusion> {
@@ -65,9 +71,7 @@ impl<T: Clone, R: Exclusion> Aftermath<T, R> {
     #[cold]
     #[inline(never)]
     pub(super) fn wake_and_warn(&mut self, shared: &Shared<T, R>) {
-        for inbox in self.wake.drain(..) {
-            inbox.gate.bell.wake_one();
-        }
+        wake_each(std::mem::take(&mut self.wake));
         if let Some(sink) = shared.on_warning.get() {
             self.warnings.drain(..).for_each(sink);
         }

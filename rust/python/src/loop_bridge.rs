@@ -25,7 +25,7 @@ use pyo3::types::{PyDict, PyString, PyWeakref, PyWeakrefMethods, PyWeakrefRefere
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
-use std::task::Wake;
+use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
 
 /// Something that has tasks to be woken.
@@ -101,6 +101,18 @@ impl Signal {
     }
 }
 
+impl Wake for Signal {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if let Some(eventfd) = &self.eventfd {
+            self.give(eventfd);
+        }
+    }
+}
+
 /// Wakes from any thread: the waker of what Rust threads publish to and read from.
 #[derive(Debug)]
 pub(crate) struct FromAnyThread<W> {
@@ -139,9 +151,10 @@ impl<W: Wakeable + 'static> Wake for FromAnyThread<W> {
             return;
         };
         match &signal.eventfd {
-            Some(eventfd) => {
+            Some(_) => {
                 signal.pending.lock().push(self.clone());
-                signal.give(eventfd);
+                // Else the loop could wake up in the middle and be signalled again.
+                tickbus::wake_last(Waker::from(signal));
             }
             None => LoopBridge::wake_attached(&signal, self.clone()),
         }

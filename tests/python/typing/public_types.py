@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 import tickbus
 from tickbus import (
     AsyncEventSubscription,
+    AsyncSystemSubscription,
     BackpressureConfig,
     Clock,
     Envelope,
@@ -18,6 +19,8 @@ from tickbus import (
     EventBus,
     EventBusMetrics,
     EventSubscription,
+    EventSystem,
+    EventSystemMetrics,
     EventType,
     Explanation,
     LatencyHistogram,
@@ -26,6 +29,7 @@ from tickbus import (
     Priority,
     Shutdown,
     SubscriptionMetrics,
+    SystemSubscription,
     Topic,
 )
 from tickbus.metrics import BusCollector
@@ -193,3 +197,23 @@ def failing(full: tickbus.Full, lagged: tickbus.Lagged, bad: tickbus.ParseError)
     assert_type(lagged.exact, bool)
     assert_type(bad.position, int | None)
     assert_type(tickbus.__version__, str)
+
+
+def lanes(system: EventSystem, event: Event, batch: EventBatch) -> None:
+    assert_type(system.publish(event), int)
+    assert_type(system.publish_batch(batch), int)
+    assert_type(system.metrics(), EventSystemMetrics)
+    with system, system.subscribe("price_update", symbols=["BTCUSDT"]) as subscription:
+        assert_type(subscription, SystemSubscription)
+        assert_type(subscription.try_recv(), Event | None)
+        assert_type(subscription.recv_batch(64), EventBatch)
+        assert_type([event for event in subscription], list[Event])
+
+
+async def awaited_lanes(system: EventSystem, event: Event) -> None:
+    assert_type(await system.publish_async(event), int)
+    async with system, system.subscribe_async([EventType.PriceUpdate]) as subscription:
+        assert_type(subscription, AsyncSystemSubscription)
+        assert_type(await subscription.recv(), Event)
+        assert_type([event async for event in subscription], list[Event])
+    assert_type(await system.aclose(drain=1.0), int)
