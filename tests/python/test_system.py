@@ -482,12 +482,15 @@ def test_a_child_by_fork_is_refused() -> None:
             for call in (
                 lambda: system.publish(event), lambda: system.publish_batch([event]), system.close,
                 system.subscribe, reader.try_recv, lambda: reader.recv_batch(1), reader.close,
+                lambda: reader.pending, lambda: system.pending, system.metrics, system.drain,
             ):
                 try:
                     call()
                 except tickbus.ForkedError:
                     continue
                 os._exit(1)
+            assert repr(system) == "<EventSystem of another process>"
+            assert repr(reader) == "<SystemSubscription of another process>"
             os._exit(0)
         _, status = os.wait()
         assert status == 0, status

@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,17 @@ def native_feed(system: EventSystem, events: list[Event]) -> Any:
         "the module lacks the feature native-producer: build it by `make test`"
     )
     return _core._NativeFeed(system, events)
+
+
+@contextmanager
+def keeping_the_lock() -> Iterator[None]:
+    """Gives the interpreter lock to no other thread meanwhile."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(PATIENCE_WITHOUT_END)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def wait_until(feed: Any, published: int) -> None:
@@ -172,15 +184,11 @@ def test_a_rust_thread_publishes_while_another_keeps_the_interpreter_lock(kind: 
             async with system.subscribe_async() as reader:
                 waiting = asyncio.create_task(reader.recv_array(count))
                 await spin()
-                before = sys.getswitchinterval()
-                sys.setswitchinterval(PATIENCE_WITHOUT_END)
-                try:
+                with keeping_the_lock():
                     feed = native_feed(system, [normal(number) for number in range(count)])
-                    # Nobody else gets the lock here: who asked for it would wait.
+                    # Who asked for the lock would wait, and so would this.
                     while feed.published < count:
                         pass
-                finally:
-                    sys.setswitchinterval(before)
                 assert not waiting.done()
                 assert (await waiting)["metadata"].tolist() == list(range(count))
 
@@ -209,7 +217,11 @@ def test_a_publish_signals_a_loop_once_for_all_its_subscriptions() -> None:
                 tasks = [asyncio.create_task(reader.recv()) for reader in readers]
                 await spin()
                 signals.clear()
-                native_feed(system, [make(number)])
+                # The loop gets its turn when the thread is done: what it wrote is counted.
+                with keeping_the_lock():
+                    feed = native_feed(system, [make(number)])
+                    while feed.published < 1:
+                        pass
                 assert await asyncio.gather(*tasks) == [make(number)] * 16
                 assert sum(signals) == 1
             for reader in readers:

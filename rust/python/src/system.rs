@@ -118,8 +118,9 @@ impl EventSystem {
 
     /// Events that wait to be read, over all subscriptions and lanes.
     #[getter]
-    fn pending(&self) -> u64 {
-        self.core.pending()
+    fn pending(&self) -> PyResult<u64> {
+        self.process().check()?;
+        Ok(self.core.pending())
     }
 
     /// Whether the system was closed.
@@ -344,13 +345,13 @@ impl EventSystem {
 
     fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
         let core = &slf.get().core;
+        let class = slf.get_type().name()?;
+        if !core.process().is_current() {
+            return Ok(format!("<{class} of another process>"));
+        }
         let closed = if core.is_closed() { " closed" } else { "" };
-        Ok(format!(
-            "<{} total_events={} pending={}{closed}>",
-            slf.get_type().name()?,
-            core.total_events(),
-            core.pending(),
-        ))
+        let (total, pending) = (core.total_events(), core.pending());
+        Ok(format!("<{class} total_events={total} pending={pending}{closed}>"))
     }
 
     fn __reduce__(slf: &Bound<'_, Self>) -> PyResult<()> {
@@ -674,6 +675,9 @@ impl Inner {
     }
 
     fn describe(&self, class: &str) -> String {
+        if !self.process().is_current() {
+            return format!("<{class} of another process>");
+        }
         let pattern = self.core.pattern().map_or(String::new(), |p| format!(" pattern={p}"));
         let closed = if self.core.is_closed() { " closed" } else { "" };
         format!("<{class} id={}{pattern} pending={}{closed}>", self.core.id(), self.core.pending())
@@ -752,8 +756,9 @@ macro_rules! common {
 
             /// Events waiting to be read, in all lanes.
             #[getter]
-            fn pending(&self) -> usize {
-                self.inner.core.pending()
+            fn pending(&self) -> PyResult<usize> {
+                self.inner.process().check()?;
+                Ok(self.inner.core.pending())
             }
 
             /// Whether the subscription or its system was closed.

@@ -207,7 +207,7 @@ def lanes(system: EventSystem, event: Event, batch: EventBatch) -> None:
         assert_type(subscription, SystemSubscription)
         assert_type(subscription.try_recv(), Event | None)
         assert_type(subscription.recv_batch(64), EventBatch)
-        assert_type([event for event in subscription], list[Event])
+        assert_type(list(subscription), list[Event])
 
 
 async def awaited_lanes(system: EventSystem, event: Event) -> None:
