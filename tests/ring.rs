@@ -490,6 +490,31 @@ impl Drop for Fragile {
 }
 
 #[test]
+fn a_producer_goes_on_after_the_first_part_of_a_batch_whose_clone_panics() {
+    const EVENTS: u64 = 100;
+    let (breaks, last) = (Arc::new(AtomicBool::new(true)), Arc::default());
+    let (ended, never) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let new = |number| {
+        let breaks = if number == EVENTS - 1 { &breaks } else { &never };
+        Fragile { number, breaks: breaks.clone(), ended: ended.clone() }
+    };
+    let bus = RingEventBus::new(256).unwrap();
+    let reader = bus.subscribe_with(SubscribeOptions::default()).unwrap();
+    let mut producer = bus.bus().producer().unwrap();
+    let batch: Vec<_> = (0..EVENTS).map(new).collect();
+    let stopped = catch_unwind(AssertUnwindSafe(|| producer.publish_batch(None, &batch)));
+    assert!(stopped.is_err());
+    let published = bus.metrics().total_published;
+    assert!(0 < published && published < EVENTS);
+    assert!(
+        producer.publish(Fragile { number: 1_000, breaks: last, ended: ended.clone() }).is_ok()
+    );
+    let numbers: Vec<_> = std::iter::from_fn(|| reader.try_recv().ok()).map(|e| e.number).collect();
+    assert_eq!(numbers, (0..published).chain([1_000]).collect::<Vec<_>>());
+    assert_sums_close(&bus.metrics());
+}
+
+#[test]
 fn a_panicking_clone_loses_no_event_and_stops_nobody() {
     let breaks = Arc::new(AtomicBool::new(false));
     let ended = Arc::new(AtomicUsize::new(0));

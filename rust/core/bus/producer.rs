@@ -19,8 +19,6 @@ use std::time::Instant;
 pub struct Producer<T: Clone, R: Exclusion = ThreadExclusion> {
     shared: Arc<Shared<T, R>>,
     ring: Arc<Ring<T, R>>,
-    /// The sequence of the next event: nobody else publishes.
-    next: u64,
 }
 
 impl<T: Clone, R: Exclusion> fmt::Debug for Producer<T, R> {
@@ -59,9 +57,8 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
                 "the bus has a Producer; there is one at a time: publish through it, or drop it",
             ));
         };
-        let next = held.next();
         held.lend_to_producer();
-        Ok(Producer { shared: shared.clone(), ring: ring.clone(), next })
+        Ok(Producer { shared: shared.clone(), ring: ring.clone() })
     }
 }
 
@@ -99,10 +96,7 @@ impl<T: Clone, R: Exclusion> Producer<T, R> {
     #[inline]
     fn publish_on(&mut self, topic: Option<&Topic>, event: T) -> Result<usize, PublishError<T>> {
         let (id, interest) = self.shared.address(topic);
-        let Some(claim) = self.ring.claim_as_producer(self.next) else {
-            return self.ask(apart(event), id);
-        };
-        self.next += 1;
+        let Some(claim) = self.ring.claim_as_producer() else { return self.ask(apart(event), id) };
         let entry = self.shared.latencies.enter_at(claim.sequence, claim.sample_at());
         let taken = self.shared.publish_on_ring(&self.ring, claim, id, interest, event);
         self.shared.latencies.leave(entry);
@@ -116,10 +110,7 @@ impl<T: Clone, R: Exclusion> Producer<T, R> {
         let mut pending = Pending::new(entry, event, topic, false);
         pending.by_producer = true;
         let patience = self.shared.config.backpressure.max_block_duration;
-        let publication = &mut pending.publication(&*self.shared);
-        let taken = publication.run(|| Instant::now().checked_add(patience));
-        self.next = self.ring.right.tail();
-        taken
+        pending.publication(&*self.shared).run(|| Instant::now().checked_add(patience))
     }
 
     /// Publishes clones of events in order, each stretch of them at once, and returns how many:
@@ -137,9 +128,7 @@ impl<T: Clone, R: Exclusion> Producer<T, R> {
         topic: Option<&Topic>,
         events: &[T],
     ) -> Result<usize, PublishManyError<T>> {
-        let published = self.shared.publish_batch_on_ring(&self.ring, true, topic, events);
-        self.next = self.ring.right.tail();
-        published
+        self.shared.publish_batch_on_ring(&self.ring, true, topic, events)
     }
 
     /// Lets `f` fill the next event where it will be read, and publishes it. Before that it is an
@@ -165,9 +154,8 @@ impl<T: Clone, R: Exclusion> Producer<T, R> {
     {
         let entry = self.shared.latencies.enter();
         let (id, interest) = self.shared.address(topic);
-        match self.ring.publish_in_place(self.next, id, T::default, f) {
+        match self.ring.publish_in_place(id, T::default, f) {
             Ok(()) => {
-                self.next += 1;
                 let taken = self.shared.taken_on_ring(id, interest);
                 self.shared.latencies.leave(entry);
                 Ok(taken)

@@ -90,10 +90,10 @@ impl<T, R: Exclusion> Ring<T, R> {
         }
     }
 
-    /// As `claim`, for the one `Producer`, who knows which sequence is next.
+    /// As `claim`, for the one `Producer`.
     #[inline(always)]
-    pub(crate) fn claim_as_producer(&self, sequence: u64) -> Option<Claim<'_>> {
-        self.right.claim_as_producer(sequence)
+    pub(crate) fn claim_as_producer(&self) -> Option<Claim<'_>> {
+        self.right.claim_as_producer()
     }
 
     /// Publishes an event, and returns the one that it displaced.
@@ -122,7 +122,6 @@ impl<T, R: Exclusion> Ring<T, R> {
     #[inline]
     pub(crate) fn publish_in_place(
         &self,
-        next: u64,
         topic: u32,
         first: impl Fn() -> T,
         f: impl FnOnce(&mut T),
@@ -130,16 +129,16 @@ impl<T, R: Exclusion> Ring<T, R> {
     where
         T: Clone,
     {
-        if !self.right.permits_producer(next) {
+        let Some(next) = self.right.permitted_to_producer() else {
             let mut event = first();
             f(&mut event);
             return Err(event);
-        }
+        };
         // Not claimed yet: `f` may do anything, and nobody waits for it.
         // SAFETY: nobody else publishes as long as there is a `Producer`, and `next` is below the
         // limit, so that nobody is entitled to the slot before it was published.
         unsafe { self.slots.write_in_place(next, topic, first, f) };
-        if let Some(claim) = self.claim_as_producer(next) {
+        if let Some(claim) = self.claim_as_producer() {
             claim.publish();
             return Ok(());
         }

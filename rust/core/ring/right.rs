@@ -208,10 +208,12 @@ impl Right {
         Some(&self.seats[index as usize])
     }
 
-    /// Returns whether the permit of the `Producer` lasts for a sequence.
+    /// Returns the next sequence if the permit of the `Producer` lasts for it.
     #[inline]
-    pub fn permits_producer(&self, sequence: u64) -> bool {
-        sequence < self.seats[PRODUCER_SEAT].permit.observe()
+    pub fn permitted_to_producer(&self) -> Option<u64> {
+        let seat = &self.seats[PRODUCER_SEAT];
+        let next = seat.claim.value();
+        (next < seat.permit.observe()).then_some(next)
     }
 
     /// As [`Right::claim`], where nothing happens at the same time.
@@ -233,10 +235,11 @@ impl Right {
         (sequence < limit).then_some(claim)
     }
 
-    /// As [`Right::claim`], for the `Producer`, who knows which sequence is next.
+    /// As [`Right::claim`], for the `Producer`.
     #[inline(always)]
-    pub fn claim_as_producer(&self, sequence: u64) -> Option<Claim<'_>> {
+    pub fn claim_as_producer(&self) -> Option<Claim<'_>> {
         let seat = &self.seats[PRODUCER_SEAT];
+        let sequence = seat.claim.value();
         seat.claim.set(sequence + 1);
         self.fences.often();
         let claim = Claim { tail: &self.tail, seat, sequence, end: sequence + 1 };
