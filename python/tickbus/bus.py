@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 from types import GenericAlias
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from tickbus import _core, _metrics, _warnings
 from tickbus.config import BackpressureConfig
@@ -131,7 +131,35 @@ class EventBus(_Core[T], Generic[T]):
         return sum(row.pending for row in self.metrics().subscriptions)
 
 
-class LockFreeEventBus(EventBus[T]):
+class _NamedEventBus(EventBus[T]):
+    """A bus of the one backend that its class names."""
+
+    __slots__ = ()
+    _backend: ClassVar[str]
+
+    def __new__(
+        cls,
+        capacity: int = _DEFAULT_CAPACITY,
+        backpressure: BackpressureConfig | None = None,
+        *,
+        max_topics: int = _DEFAULT_MAX_TOPICS,
+        keep_last: str | None = None,
+        latency_sampling: int | None = _DEFAULT_LATENCY_SAMPLING,
+        clock: Clock | None = None,
+    ) -> Self:
+        return super().__new__(
+            cls,
+            cls._backend,
+            capacity,
+            backpressure,
+            max_topics=max_topics,
+            keep_last=keep_last,
+            latency_sampling=latency_sampling,
+            clock=clock,
+        )
+
+
+class LockFreeEventBus(_NamedEventBus[T]):
     """A bus with one bounded queue for each subscription; it keeps all five policies.
 
     Args:
@@ -150,30 +178,10 @@ class LockFreeEventBus(EventBus[T]):
     """
 
     __slots__ = ()
-
-    def __new__(
-        cls,
-        capacity: int = _DEFAULT_CAPACITY,
-        backpressure: BackpressureConfig | None = None,
-        *,
-        max_topics: int = _DEFAULT_MAX_TOPICS,
-        keep_last: str | None = None,
-        latency_sampling: int | None = _DEFAULT_LATENCY_SAMPLING,
-        clock: Clock | None = None,
-    ) -> Self:
-        return super().__new__(
-            cls,
-            "lock_free",
-            capacity,
-            backpressure,
-            max_topics=max_topics,
-            keep_last=keep_last,
-            latency_sampling=latency_sampling,
-            clock=clock,
-        )
+    _backend = "lock_free"
 
 
-class BroadcastEventBus(EventBus[T]):
+class BroadcastEventBus(_NamedEventBus[T]):
     """A bus with one channel for all subscriptions; a slow one loses its oldest events.
 
     Its policies are `drop_oldest` and `conflate`.
@@ -194,30 +202,10 @@ class BroadcastEventBus(EventBus[T]):
     """
 
     __slots__ = ()
-
-    def __new__(
-        cls,
-        capacity: int = _DEFAULT_CAPACITY,
-        backpressure: BackpressureConfig | None = None,
-        *,
-        max_topics: int = _DEFAULT_MAX_TOPICS,
-        keep_last: str | None = None,
-        latency_sampling: int | None = _DEFAULT_LATENCY_SAMPLING,
-        clock: Clock | None = None,
-    ) -> Self:
-        return super().__new__(
-            cls,
-            "broadcast",
-            capacity,
-            backpressure,
-            max_topics=max_topics,
-            keep_last=keep_last,
-            latency_sampling=latency_sampling,
-            clock=clock,
-        )
+    _backend = "broadcast"
 
 
-class RingEventBus(EventBus[T]):
+class RingEventBus(_NamedEventBus[T]):
     """A bus with one sequence of slots for all subscriptions, and a cursor for each.
 
     Publishing costs the same for any number of subscriptions, all of which see the same order.
@@ -242,27 +230,7 @@ class RingEventBus(EventBus[T]):
     """
 
     __slots__ = ()
-
-    def __new__(
-        cls,
-        capacity: int = _DEFAULT_CAPACITY,
-        backpressure: BackpressureConfig | None = None,
-        *,
-        max_topics: int = _DEFAULT_MAX_TOPICS,
-        keep_last: str | None = None,
-        latency_sampling: int | None = _DEFAULT_LATENCY_SAMPLING,
-        clock: Clock | None = None,
-    ) -> Self:
-        return super().__new__(
-            cls,
-            "ring",
-            capacity,
-            backpressure,
-            max_topics=max_topics,
-            keep_last=keep_last,
-            latency_sampling=latency_sampling,
-            clock=clock,
-        )
+    _backend = "ring"
 
 
 def check_drain(seconds: float | None) -> None:
