@@ -87,9 +87,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         shared: &Shared<T, R>,
         aftermath: &mut Aftermath<T, R>,
     ) -> Verdict<T> {
-        let Some(ring) = self.ring.as_ref().map(|state| state.ring.clone()) else {
-            unreachable!("the bus has a ring")
-        };
+        let Some(ring) = &shared.ring else { unreachable!("the bus has a ring") };
         let Some(held) = ring.right.seize(publication.by_producer) else {
             return Verdict::Reserved;
         };
@@ -224,13 +222,12 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
             let Some(slot) = &mut self.slots[index as usize] else { continue };
             let Carrier::Other(Other::Ring(on_ring)) = &slot.carrier else { continue };
             let position = on_ring.cursor.look().position;
-            let word = index as usize / u64::BITS as usize;
-            let bit = 1 << (index % u64::BITS);
-            let wanted = (position..state.ring.right.tail())
-                .filter(|&s| self.topics.mask(state.ring.slots.topic(s), word) & bit != 0);
+            let tail = state.ring.right.tail();
             let pending = match state.members[index as usize].as_ref().is_some_and(|m| m.is_wide) {
-                true => state.ring.right.tail().saturating_sub(position) as usize,
-                false => wanted.count(),
+                true => tail.saturating_sub(position) as usize,
+                false => (position..tail)
+                    .filter(|&sequence| self.topics.wants(state.ring.slots.topic(sequence), index))
+                    .count(),
             };
             if let Some(pending) = slot.cross(pending.saturating_sub(1), pending, threshold) {
                 aftermath.warnings.push(slot.warning(shared.id, pending, threshold));

@@ -168,6 +168,17 @@ fn text(py: Python<'_>, text: Option<Py<PyString>>) -> *mut ffi::PyObject {
     text.map_or_else(|| py.None().into_ptr(), Py::into_ptr)
 }
 
+/// Returns what the interpreter wants of a function: an object, or null with the exception set.
+fn returned<T>(py: Python<'_>, result: PyResult<Py<T>>) -> *mut ffi::PyObject {
+    match result {
+        Ok(object) => object.into_ptr(),
+        Err(error) => {
+            error.restore(py);
+            ptr::null_mut()
+        }
+    }
+}
+
 /// `Event(timestamp, event_type, ...)`.
 unsafe extern "C" fn construct(
     _class: *mut ffi::PyObject,
@@ -185,13 +196,12 @@ unsafe extern "C" fn construct(
         let name =
             |place: usize| Borrowed::from_ptr(py, ffi::PyTuple_GET_ITEM(keywords, place as isize));
         let named = (0..named).map(|place| (name(place), argument(count + place)));
-        match assemble((0..count).map(argument), named).and_then(|event| event.object(py)) {
-            Ok(event) => event.into_ptr(),
-            Err(error) => {
-                error.restore(py);
-                ptr::null_mut()
-            }
-        }
+        returned(
+            py,
+            assemble((0..count).map(argument), named)
+                .and_then(|event| event.object(py))
+                .map(Bound::unbind),
+        )
     }
 }
 
@@ -282,13 +292,7 @@ unsafe extern "C" fn recv(
         let py = Python::assume_attached();
         let subscription = Bound::from_borrowed_ptr(py, subscription);
         let job = Job::Recv(subscription.cast_into_unchecked().unbind());
-        match awaitable(py, job) {
-            Ok(awaitable) => awaitable.into_ptr(),
-            Err(error) => {
-                error.restore(py);
-                ptr::null_mut()
-            }
-        }
+        returned(py, awaitable(py, job))
     }
 }
 
@@ -323,12 +327,6 @@ unsafe extern "C" fn dequeue_async(
     unsafe {
         let py = Python::assume_attached();
         let queue = Bound::from_borrowed_ptr(py, queue);
-        match awaitable(py, Job::Dequeue(queue.cast_into_unchecked().unbind())) {
-            Ok(awaitable) => awaitable.into_ptr(),
-            Err(error) => {
-                error.restore(py);
-                ptr::null_mut()
-            }
-        }
+        returned(py, awaitable(py, Job::Dequeue(queue.cast_into_unchecked().unbind())))
     }
 }
