@@ -44,14 +44,11 @@ impl Fences {
         }
     }
 
-    /// As [`Fences::often`], where they are known to be asymmetric.
+    /// Returns the ones of who has a seat, which are known to be asymmetric.
     #[inline(always)]
-    pub fn often_if_asymmetric(self) {
+    pub fn of_seat(self) -> Self {
         // Loom has no `membarrier`, so that a model of such a place takes symmetric ones.
-        match cfg!(tickbus_loom) {
-            true => self.often(),
-            false => compiler_fence(Ordering::SeqCst),
-        }
+        if cfg!(tickbus_loom) { self } else { Self::Asymmetric }
     }
 
     /// The fence between store and load on the side that is taken rarely.

@@ -137,26 +137,15 @@ impl<R: Exclusion> Latencies<R> {
         Entry(is_measured.then(Instant::now))
     }
 
-    /// As [`Latencies::enter`], for who publishes the events of a bus alone: the next one to be
-    /// measured is known by its sequence, so that the others take one comparison.
-    #[inline]
-    pub(crate) fn enter_at(&self, sequence: u64, sample_at: &Counter) -> Entry {
-        match sequence < sample_at.value() {
-            true => Entry(None),
-            false => self.draw_next(sequence, sample_at),
-        }
+    /// Returns the next publication to be measured, at or after a sequence, for who publishes the
+    /// events of a bus alone, and so takes one comparison for the others.
+    pub(crate) fn next_sample(&self, sequence: u64) -> u64 {
+        self.draw_gap().saturating_add(sequence)
     }
 
-    #[cold]
-    #[inline(never)]
-    fn draw_next(&self, sequence: u64, sample_at: &Counter) -> Entry {
-        // The first time nothing was drawn: that is done for this one too.
-        let first = if sample_at.value() == 0 { self.draw_gap() } else { 0 };
-        match first {
-            0 => sample_at.set(self.draw_gap().saturating_add(sequence + 1)),
-            gap => sample_at.set(gap.saturating_add(sequence)),
-        }
-        Entry((first == 0).then(Instant::now))
+    /// Begins a call of which that has said whether it is measured.
+    pub(crate) fn enter_sampled(&self, is_measured: bool) -> Entry {
+        Entry(is_measured.then(Instant::now))
     }
 
     /// Draws how many publications go before the next one that is measured.
@@ -380,11 +369,10 @@ mod tests {
     fn gaps_between_sequences_have_the_mean_and_the_spread_of_a_geometric_distribution() {
         const SAMPLES: usize = 40_000;
         for mean_gap in [2_u32, 64] {
-            let (latencies, sample_at) =
-                (latencies::<ThreadExclusion>(Some(mean_gap)), Counter::default());
-            let is_drawn = |sequence| latencies.enter_at(sequence, &sample_at).0.is_some();
-            let drawn = (0..).filter(|&sequence| is_drawn(sequence)).take(SAMPLES + 1);
-            let drawn: Vec<u64> = drawn.collect();
+            let latencies = latencies::<ThreadExclusion>(Some(mean_gap));
+            let next = |drawn: &u64| Some(latencies.next_sample(drawn + 1));
+            let drawn = std::iter::successors(Some(latencies.next_sample(0)), next);
+            let drawn: Vec<u64> = drawn.take(SAMPLES + 1).collect();
             let gaps = drawn.windows(2).map(|pair| (pair[1] - pair[0]) as f64);
             let count = SAMPLES as f64;
             let mean = gaps.clone().sum::<f64>() / count;
@@ -395,8 +383,7 @@ mod tests {
             assert!((mean - wanted).abs() < 4.0 * (spread / count).sqrt(), "{mean}");
             assert!((variance / spread - 1.0).abs() < 0.1, "{variance} of {spread}");
         }
-        let (none, sample_at) = (latencies::<ThreadExclusion>(None), Counter::default());
-        assert!((0..1_000).all(|sequence| none.enter_at(sequence, &sample_at).0.is_none()));
+        assert_eq!(latencies::<ThreadExclusion>(None).next_sample(7), u64::MAX);
     }
 
     fn check_shares<R: Exclusion>() {

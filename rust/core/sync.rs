@@ -167,6 +167,18 @@ impl Counter {
         self.0.store(value, Ordering::Release);
     }
 
+    /// Changes the number, unlike `set` at once with any [`Counter::exchange`] of another thread.
+    #[inline]
+    pub(crate) fn replace(&self, value: u64) {
+        self.0.swap(value, Ordering::Relaxed);
+    }
+
+    /// Changes the number if it is `from` still, and returns whether it was.
+    #[inline]
+    pub(crate) fn exchange(&self, from: u64, to: u64) -> bool {
+        self.0.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
     /// Reads a published value; what was written before it is visible afterwards.
     #[inline]
     pub fn observe(&self) -> u64 {

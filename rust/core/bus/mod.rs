@@ -677,11 +677,19 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         let shared = &**self.shared();
         if let Some(ring) = &shared.ring {
             let (topic, interest) = shared.address(topic);
-            let taken = match ring.claim() {
-                Some(claim) => shared.publish_on_ring(ring, claim, topic, interest, event),
+            let claim = ring.claim().or_else(|| {
+                // What is measured, the caller has decided.
+                shared.go_on(ring, false)?;
+                ring.claim()
+            });
+            let taken = match claim {
+                Some(claim) => {
+                    let fences = shared.fences;
+                    shared.publish_on_ring(ring, claim, topic, interest, event, fences)
+                }
                 None => {
                     let displaced = ring.publish_among_others(topic, event)?;
-                    let taken = shared.taken_on_ring(topic, interest);
+                    let taken = shared.taken_on_ring(topic, interest, shared.fences);
                     drop(displaced);
                     taken
                 }
@@ -747,20 +755,30 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
     ) -> Result<usize, PublishError<T>> {
         let shared = &**self.shared();
         // Everything else is a call, so that here the event goes straight into its slot.
-        if let Some(ring) = &shared.ring
+        if let Some(ring) = shared.ring.as_deref()
             && let Some(claim) = ring.claim()
         {
             let (id, interest) = shared.address(topic);
-            let entry = shared.latencies.enter_at(claim.sequence, claim.sample_at());
-            let taken = shared.publish_on_ring(ring, claim, id, interest, event);
-            shared.latencies.leave(entry);
-            return Ok(taken);
+            let fences = shared.fences.of_seat();
+            return Ok(shared.publish_on_ring(ring, claim, id, interest, event, fences));
         }
         self.publish_slowly(apart(event), topic)
     }
 
     #[inline(never)]
     fn publish_slowly(&self, event: T, topic: Option<&Topic>) -> Result<usize, PublishError<T>> {
+        let shared = &**self.shared();
+        if let Some(ring) = &shared.ring
+            && let Some(is_sample) = shared.go_on(ring, false)
+            && let Some(claim) = ring.claim()
+        {
+            let entry = shared.latencies.enter_sampled(is_sample);
+            let (id, interest) = shared.address(topic);
+            let fences = shared.fences;
+            let taken = shared.publish_on_ring(ring, claim, id, interest, event, fences);
+            shared.latencies.leave(entry);
+            return Ok(taken);
+        }
         let entry = self.enter();
         self.publish_ready(event, topic, entry).or_else(|event| {
             let patience = self.backpressure().max_block_duration;

@@ -9,9 +9,10 @@ use super::Shared;
 use super::publication::{Patience, Pending};
 use super::publishing::{Aftermath, PublishState, Verdict, Woken, wake_each};
 use super::slot::{Carrier, NEWCOMER, Other, Slot};
+use crate::barrier::Fences;
 use crate::error::PublishManyError;
 use crate::policy::Policy;
-use crate::ring::right::{Claim, Held};
+use crate::ring::right::{Claim, Held, Stop};
 use crate::ring::sweep::{Member, Sweep};
 use crate::ring::{BATCH, Displaced, Ring};
 use crate::sync::{Exclusion, wait_a_moment};
@@ -203,7 +204,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         if let Some(threshold) = shared.config.backpressure.warn_threshold {
             self.warn_on_ring(topic, threshold, shared, aftermath);
         }
-        if shared.is_anybody_asleep(self.topics.interest(topic)) {
+        if shared.is_anybody_asleep(self.topics.interest(topic), shared.fences) {
             aftermath.wake = self.awaken(topic, shared);
         }
         taken
@@ -282,18 +283,49 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         topic: u32,
         interest: &Interest,
         event: T,
+        fences: Fences,
     ) -> usize {
         let displaced = ring.publish(claim, topic, event);
-        let taken = self.taken_on_ring(topic, interest);
+        let taken = self.taken_on_ring(topic, interest, fences);
         drop(displaced);
         taken
     }
 
+    /// Goes on with the seat of the calling thread, or of the `Producer`, if nothing but a
+    /// measurement or the limit of the last sweep has stopped it, and returns whether this
+    /// publication is to be measured. `None` leaves everything to the token.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn go_on(&self, ring: &Ring<T, R>, as_producer: bool) -> Option<bool> {
+        if R::SERIALIZES_SLEEP && !as_producer {
+            return None;
+        }
+        let draw = |sequence| self.latencies.next_sample(sequence);
+        let ask = || match as_producer {
+            true => ring.right.ask_as_producer(draw),
+            false => ring.right.ask(draw),
+        };
+        match ask() {
+            Stop::Sample(is_sample) => return Some(is_sample),
+            Stop::Other => return None,
+            Stop::Limit => {}
+        }
+        let mut state = self.token.lock();
+        let held = ring.right.seize(as_producer)?;
+        let has_room = state.sweep(&held);
+        held.grant(state.permit(self));
+        drop(held);
+        match has_room {
+            true => Some(matches!(ask(), Stop::Sample(true))),
+            false => None,
+        }
+    }
+
     /// Returns how many took what was published just now, and wakes those who slept.
     #[inline]
-    pub(super) fn taken_on_ring(&self, topic: u32, interest: &Interest) -> usize {
+    pub(super) fn taken_on_ring(&self, topic: u32, interest: &Interest, fences: Fences) -> usize {
         let taken = interest.wanting();
-        if self.is_anybody_asleep(interest) {
+        if self.is_anybody_asleep(interest, fences) {
             self.wake_on_ring(topic);
         }
         taken
@@ -326,7 +358,7 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             while left.len() > 0 {
                 let filled = ring.publish_batch_ready(by_producer, id, &mut left, &mut displaced);
                 if filled > 0 {
-                    self.taken_on_ring(id, interest);
+                    self.taken_on_ring(id, interest, self.fences);
                     displaced.clear();
                     accepted += filled;
                     continue;
@@ -346,9 +378,9 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
 
     /// Step W2 on a ring: returns whether somebody who wants the topic may be asleep.
     #[inline]
-    pub(super) fn is_anybody_asleep(&self, interest: &Interest) -> bool {
+    pub(super) fn is_anybody_asleep(&self, interest: &Interest, fences: Fences) -> bool {
         if !R::SERIALIZES_SLEEP {
-            self.fences.often();
+            fences.often();
         }
         self.asleep.any_of(interest.mask())
     }

@@ -95,7 +95,7 @@ pub struct BusConfig {
     /// and for snapshots; `None` keeps nothing.
     pub keep_last: Option<Pattern>,
     /// Publications for each one whose latency is measured, in the mean: they are drawn at random.
-    /// `None` measures none.
+    /// A measurement takes longer than 20 publications on a ring. `None` measures none.
     pub latency_sampling: Option<u32>,
 }
 
@@ -106,7 +106,7 @@ impl Default for BusConfig {
             backpressure: BackpressureConfig::default(),
             max_topics: 65_536,
             keep_last: None,
-            latency_sampling: Some(128),
+            latency_sampling: Some(1_024),
         }
     }
 }

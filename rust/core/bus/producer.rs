@@ -95,22 +95,40 @@ impl<T: Clone, R: Exclusion> Producer<T, R> {
 
     #[inline]
     fn publish_on(&mut self, topic: Option<&Topic>, event: T) -> Result<usize, PublishError<T>> {
-        let (id, interest) = self.shared.address(topic);
-        let Some(claim) = self.ring.claim_as_producer() else { return self.ask(apart(event), id) };
-        let entry = self.shared.latencies.enter_at(claim.sequence, claim.sample_at());
-        let taken = self.shared.publish_on_ring(&self.ring, claim, id, interest, event);
-        self.shared.latencies.leave(entry);
-        Ok(taken)
+        let (shared, ring, fences) = (&*self.shared, &*self.ring, self.shared.fences);
+        let Some(claim) = ring.right.claim_as_producer(fences) else {
+            return self.publish_slowly(apart(event), topic);
+        };
+        let (id, interest) = shared.address(topic);
+        Ok(shared.publish_on_ring(ring, claim, id, interest, event, fences))
     }
 
     #[cold]
     #[inline(never)]
+    fn publish_slowly(
+        &mut self,
+        event: T,
+        topic: Option<&Topic>,
+    ) -> Result<usize, PublishError<T>> {
+        let (shared, ring, fences) = (&*self.shared, &*self.ring, self.shared.fences);
+        let (id, interest) = shared.address(topic);
+        if let Some(is_sample) = shared.go_on(ring, true)
+            && let Some(claim) = ring.right.claim_as_producer(fences)
+        {
+            let entry = shared.latencies.enter_sampled(is_sample);
+            let taken = shared.publish_on_ring(ring, claim, id, interest, event, fences);
+            shared.latencies.leave(entry);
+            return Ok(taken);
+        }
+        self.ask(event, id)
+    }
+
     fn ask(&mut self, event: T, topic: u32) -> Result<usize, PublishError<T>> {
-        let entry = self.shared.latencies.enter();
-        let mut pending = Pending::new(entry, event, topic, false);
+        let shared = &*self.shared;
+        let mut pending = Pending::new(shared.latencies.enter(), event, topic, false);
         pending.by_producer = true;
-        let patience = self.shared.config.backpressure.max_block_duration;
-        pending.publication(&*self.shared).run(|| Instant::now().checked_add(patience))
+        let patience = shared.config.backpressure.max_block_duration;
+        pending.publication(shared).run(|| Instant::now().checked_add(patience))
     }
 
     /// Publishes clones of events in order, each stretch of them at once, and returns how many:
@@ -152,11 +170,15 @@ impl<T: Clone, R: Exclusion> Producer<T, R> {
     where
         T: Default,
     {
-        let entry = self.shared.latencies.enter();
+        let is_sample = match self.ring.right.permitted_to_producer() {
+            Some(_) => false,
+            None => self.shared.go_on(&self.ring, true).unwrap_or_default(),
+        };
+        let entry = self.shared.latencies.enter_sampled(is_sample);
         let (id, interest) = self.shared.address(topic);
         match self.ring.publish_in_place(id, T::default, f) {
             Ok(()) => {
-                let taken = self.shared.taken_on_ring(id, interest);
+                let taken = self.shared.taken_on_ring(id, interest, self.shared.fences);
                 self.shared.latencies.leave(entry);
                 Ok(taken)
             }

@@ -90,12 +90,6 @@ impl<T, R: Exclusion> Ring<T, R> {
         }
     }
 
-    /// As `claim`, for the one `Producer`.
-    #[inline(always)]
-    pub(crate) fn claim_as_producer(&self) -> Option<Claim<'_>> {
-        self.right.claim_as_producer()
-    }
-
     /// Publishes an event, and returns the one that it displaced.
     #[inline(always)] // so that it goes from the caller's registers into the slot
     pub(crate) fn publish(&self, claim: Claim<'_>, topic: u32, event: T) -> Option<T> {
@@ -138,7 +132,7 @@ impl<T, R: Exclusion> Ring<T, R> {
         // SAFETY: nobody else publishes as long as there is a `Producer`, and `next` is below the
         // limit, so that nobody is entitled to the slot before it was published.
         unsafe { self.slots.write_in_place(next, topic, first, f) };
-        if let Some(claim) = self.claim_as_producer() {
+        if let Some(claim) = self.right.claim_as_producer(self.right.fences()) {
             claim.publish();
             return Ok(());
         }

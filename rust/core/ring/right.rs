@@ -23,8 +23,8 @@
 //! permit of 0 and a claim that nobody looks at. Whoever later publishes alone again, longer each
 //! time, gets one of the seats that are left; when all are used the right is a lock.
 //!
-//! The permit is at once the ring's limit, the switch that close() throws, and the request to give
-//! the right back: one comparison asks for all of them.
+//! The permit is at once the ring's limit, the switch that close() throws, the next publication to be
+//! measured, and the request to give the right back: one comparison asks for all of them.
 //! The idea of lending a lock to one thread is that of biased locking (Kawachiya et al. 2002).
 
 use crate::barrier::Fences;
@@ -46,14 +46,25 @@ const PRODUCER: u64 = u64::MAX << SEAT_BITS | PRODUCER_SEAT as u64;
 /// Publications in a row after which a thread has the next seat.
 const ALONE_AFTER: [u64; THREAD_SEATS] = [0, 256, 4_096, 65_536];
 
-#[derive(Debug, Default)]
+/// No publication to be measured was drawn yet. A permit is 0 for other reasons.
+const UNDRAWN: u64 = 1;
+
+#[derive(Debug)]
 struct Seat {
     /// One more than the sequence being written, or the next sequence while nothing is.
     claim: Counter,
     /// The sequence at which it has to ask.
     permit: Counter,
-    /// The sequence of the next publication whose latency is measured.
+    /// The sequence of the next publication whose latency is measured, which a permit ends at too.
     sample_at: Counter,
+}
+
+impl Default for Seat {
+    fn default() -> Self {
+        let sample_at = Counter::default();
+        sample_at.set(UNDRAWN);
+        Self { claim: Counter::default(), permit: Counter::default(), sample_at }
+    }
 }
 
 /// What the holder of the right alone touches.
@@ -112,6 +123,18 @@ fn thread_of(holder: u64) -> u64 {
     holder & !((1 << SEAT_BITS) - 1)
 }
 
+/// Why a publisher with a seat may not go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Its permit ended for the sake of a measurement, and goes on now; whether this publication is
+    /// the one to be measured.
+    Sample(bool),
+    /// It has come to the limit of the last sweep.
+    Limit,
+    /// Somebody else has the right, or there is something to be decided.
+    Other,
+}
+
 /// Sequences that may be written now. Dropped without [`Claim::publish`], nobody reads them and they
 /// are claimed again.
 #[derive(Debug)]
@@ -126,12 +149,6 @@ pub struct Claim<'a> {
 }
 
 impl Claim<'_> {
-    /// Returns where the seat notes the sequence of the next publication that is measured.
-    #[inline(always)]
-    pub(crate) fn sample_at(&self) -> &Counter {
-        &self.seat.sample_at
-    }
-
     /// Makes the claimed sequences readable.
     #[inline]
     pub fn publish(self) {
@@ -184,10 +201,11 @@ impl Right {
     #[inline(always)]
     pub fn claim(&self) -> Option<Claim<'_>> {
         let seat = self.own_seat()?;
-        let sequence = seat.claim.value();
+        // Who has the seat has published last. The tail is always in the same place, which a
+        // processor makes use of.
+        let sequence = self.tail.value();
         seat.claim.set(sequence + 1);
-        // Threads have seats only where the fences are asymmetric.
-        self.fences.often_if_asymmetric();
+        self.fences.of_seat().often();
         let claim = Claim { tail: &self.tail, seat, sequence, end: sequence + 1 };
         (sequence < seat.permit.observe()).then_some(claim)
     }
@@ -216,6 +234,46 @@ impl Right {
         (next < seat.permit.observe()).then_some(next)
     }
 
+    /// Returns what stops the calling thread, and moves its permit on to the next publication to be
+    /// measured if that is all: `draw` returns the next one at or after a sequence.
+    pub fn ask(&self, draw: impl Fn(u64) -> u64) -> Stop {
+        self.own_seat().map_or(Stop::Other, |seat| self.ask_at(seat, draw))
+    }
+
+    /// As [`Right::ask`], of the `Producer`.
+    pub fn ask_as_producer(&self, draw: impl Fn(u64) -> u64) -> Stop {
+        self.ask_at(&self.seats[PRODUCER_SEAT], draw)
+    }
+
+    fn ask_at(&self, seat: &Seat, draw: impl Fn(u64) -> u64) -> Stop {
+        let next = seat.claim.value();
+        let permit = seat.permit.observe();
+        let limit = self.limit.value();
+        if permit == 0 || next < permit {
+            return Stop::Other;
+        }
+        if limit <= next {
+            return Stop::Limit;
+        }
+        let sample_at = match seat.sample_at.value() {
+            UNDRAWN => draw(next),
+            drawn => drawn,
+        };
+        let is_due = sample_at <= next;
+        let sample_at = if is_due { draw(next + 1) } else { sample_at };
+        seat.sample_at.set(sample_at);
+        // Whoever has paused the seat since has made it 0, and limits only rise.
+        match seat.permit.exchange(permit, limit.min(sample_at)) {
+            true => Stop::Sample(is_due),
+            false => Stop::Other,
+        }
+    }
+
+    /// Returns how its handshakes are ordered.
+    pub fn fences(&self) -> Fences {
+        self.fences
+    }
+
     /// As [`Right::claim`], where nothing happens at the same time.
     #[inline(always)]
     pub fn claim_alone(&self) -> Option<Claim<'_>> {
@@ -235,13 +293,13 @@ impl Right {
         (sequence < limit).then_some(claim)
     }
 
-    /// As [`Right::claim`], for the `Producer`.
+    /// As [`Right::claim`], for the `Producer`; the fences are those of the ring.
     #[inline(always)]
-    pub fn claim_as_producer(&self) -> Option<Claim<'_>> {
+    pub fn claim_as_producer(&self, fences: Fences) -> Option<Claim<'_>> {
         let seat = &self.seats[PRODUCER_SEAT];
         let sequence = seat.claim.value();
         seat.claim.set(sequence + 1);
-        self.fences.often();
+        fences.often();
         let claim = Claim { tail: &self.tail, seat, sequence, end: sequence + 1 };
         (sequence < seat.permit.observe()).then_some(claim)
     }
@@ -257,13 +315,14 @@ impl Right {
         let sequence = seat.claim.value();
         seat.claim.set(sequence + count);
         self.fences.often();
-        let permit = seat.permit.observe();
-        let end = permit.min(sequence + count);
+        // Nothing is measured. As long as there is a permit the limit stays as it is.
+        let limit = if seat.permit.observe() == 0 { 0 } else { self.limit.value() };
+        let end = limit.min(sequence + count);
         if sequence < end && end < sequence + count {
             seat.claim.set(end);
         }
         let claim = Claim { tail: &self.tail, seat, sequence, end };
-        (sequence < permit).then_some(claim)
+        (sequence < limit).then_some(claim)
     }
 
     /// Takes the right from among threads that publish at the same time, if a seat does not have
@@ -321,7 +380,7 @@ impl Right {
                 Err(holder) => {
                     let index = holder as usize & ((1 << SEAT_BITS) - 1);
                     let seat = &self.seats[index];
-                    seat.permit.set(0);
+                    seat.permit.replace(0);
                     let is_own = match index {
                         PRODUCER_SEAT => producer,
                         _ => thread_of(holder) == this_thread(),
@@ -406,7 +465,7 @@ impl Drop for Held<'_> {
             if sits_anew {
                 seats[index].claim.set(tail.value());
             }
-            seats[index].permit.publish(limit.value());
+            seats[index].permit.publish(limit.value().min(seats[index].sample_at.value()));
         };
         if let Some(index) = self.seat {
             return permit(index, self.is_own);

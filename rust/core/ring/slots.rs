@@ -12,6 +12,8 @@ struct Slot<T> {
 /// The slots by sequence. A slot holds an event from its first `write` until the ring is dropped.
 pub(crate) struct Slots<T> {
     slots: Box<[Slot<T>]>,
+    /// Their number less one.
+    mask: u64,
 }
 
 // SAFETY: who writes a slot and who reads it is settled by the ring: see its module head. An event
@@ -26,7 +28,7 @@ impl<T> Slots<T> {
         assert!(capacity.is_power_of_two(), "capacity was {capacity}");
         let empty =
             || Slot { topic: AtomicU32::new(0), event: UnsafeCell::new(MaybeUninit::uninit()) };
-        Self { slots: (0..capacity).map(|_| empty()).collect() }
+        Self { slots: (0..capacity).map(|_| empty()).collect(), mask: capacity as u64 - 1 }
     }
 
     #[inline]
@@ -36,7 +38,7 @@ impl<T> Slots<T> {
 
     #[inline]
     fn slot(&self, sequence: u64) -> &Slot<T> {
-        let index = sequence as usize & (self.slots.len() - 1);
+        let index = (sequence & self.mask) as usize;
         // SAFETY: the number of slots is a power of two, so one less has all lower bits set.
         unsafe { self.slots.get_unchecked(index) }
     }
