@@ -769,10 +769,9 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
     fn publish_slowly(&self, event: T, topic: Option<&Topic>) -> Result<usize, PublishError<T>> {
         let shared = &**self.shared();
         if let Some(ring) = &shared.ring
-            && let Some(is_sample) = shared.go_on(ring, false)
+            && let Some(entry) = shared.go_on(ring, false)
             && let Some(claim) = ring.claim()
         {
-            let entry = shared.latencies.enter_sampled(is_sample);
             let (id, interest) = shared.address(topic);
             let fences = shared.fences;
             let taken = shared.publish_on_ring(ring, claim, id, interest, event, fences);

@@ -11,6 +11,7 @@ use super::publishing::{Aftermath, PublishState, Verdict, Woken, wake_each};
 use super::slot::{Carrier, NEWCOMER, Other, Slot};
 use crate::barrier::Fences;
 use crate::error::PublishManyError;
+use crate::histogram::Entry;
 use crate::policy::Policy;
 use crate::ring::right::{Claim, Held, Stop};
 use crate::ring::sweep::{Member, Sweep};
@@ -292,11 +293,11 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
     }
 
     /// Goes on with the seat of the calling thread, or of the `Producer`, if nothing but a
-    /// measurement or the limit of the last sweep has stopped it, and returns whether this
-    /// publication is to be measured. `None` leaves everything to the token.
+    /// measurement or the limit of the last sweep has stopped it, and begins the publication.
+    /// `None` leaves everything to the token.
     #[cold]
     #[inline(never)]
-    pub(super) fn go_on(&self, ring: &Ring<T, R>, as_producer: bool) -> Option<bool> {
+    pub(super) fn go_on(&self, ring: &Ring<T, R>, as_producer: bool) -> Option<Entry> {
         if R::SERIALIZES_SLEEP && !as_producer {
             return None;
         }
@@ -305,20 +306,20 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             true => ring.right.ask_as_producer(draw),
             false => ring.right.ask(draw),
         };
-        match ask() {
-            Stop::Sample(is_sample) => return Some(is_sample),
+        let entry = match ask() {
+            Stop::Sample(is_sample) => return Some(self.latencies.enter_sampled(is_sample)),
+            Stop::Limit(is_sample) => self.latencies.enter_sampled(is_sample),
             Stop::Other => return None,
-            Stop::Limit => {}
-        }
+        };
         let mut state = self.token.lock();
         let held = ring.right.seize(as_producer)?;
         let has_room = state.sweep(&held);
         held.grant(state.permit(self));
         drop(held);
-        match has_room {
-            true => Some(matches!(ask(), Stop::Sample(true))),
-            false => None,
-        }
+        drop(state);
+        // The measurement may have been due too.
+        ask();
+        has_room.then_some(entry)
     }
 
     /// Returns how many took what was published just now, and wakes those who slept.

@@ -112,10 +112,9 @@ impl<T: Clone, R: Exclusion> Producer<T, R> {
     ) -> Result<usize, PublishError<T>> {
         let (shared, ring, fences) = (&*self.shared, &*self.ring, self.shared.fences);
         let (id, interest) = shared.address(topic);
-        if let Some(is_sample) = shared.go_on(ring, true)
+        if let Some(entry) = shared.go_on(ring, true)
             && let Some(claim) = ring.right.claim_as_producer(fences)
         {
-            let entry = shared.latencies.enter_sampled(is_sample);
             let taken = shared.publish_on_ring(ring, claim, id, interest, event, fences);
             shared.latencies.leave(entry);
             return Ok(taken);
@@ -170,16 +169,17 @@ impl<T: Clone, R: Exclusion> Producer<T, R> {
     where
         T: Default,
     {
-        let is_sample = match self.ring.right.permitted_to_producer() {
-            Some(_) => false,
-            None => self.shared.go_on(&self.ring, true).unwrap_or_default(),
+        let entry = match self.ring.right.permitted_to_producer() {
+            Some(_) => None,
+            None => self.shared.go_on(&self.ring, true),
         };
-        let entry = self.shared.latencies.enter_sampled(is_sample);
         let (id, interest) = self.shared.address(topic);
         match self.ring.publish_in_place(id, T::default, f) {
             Ok(()) => {
                 let taken = self.shared.taken_on_ring(id, interest, self.shared.fences);
-                self.shared.latencies.leave(entry);
+                if let Some(entry) = entry {
+                    self.shared.latencies.leave(entry);
+                }
                 Ok(taken)
             }
             Err(event) => self.ask(event, id),

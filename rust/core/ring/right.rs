@@ -129,8 +129,9 @@ pub enum Stop {
     /// Its permit ended for the sake of a measurement, and goes on now; whether this publication is
     /// the one to be measured.
     Sample(bool),
-    /// It has come to the limit of the last sweep.
-    Limit,
+    /// It has come to the limit of the last sweep; whether this publication is to be measured, as far
+    /// as that was drawn before.
+    Limit(bool),
     /// Somebody else has the right, or there is something to be decided.
     Other,
 }
@@ -253,7 +254,7 @@ impl Right {
             return Stop::Other;
         }
         if limit <= next {
-            return Stop::Limit;
+            return Stop::Limit((UNDRAWN + 1..=next).contains(&seat.sample_at.value()));
         }
         let sample_at = match seat.sample_at.value() {
             UNDRAWN => draw(next),
