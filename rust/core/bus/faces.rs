@@ -64,7 +64,7 @@ pub trait EventBus<T: Clone> {
         I: IntoIterator<Item = T>,
         Self: Sized,
     {
-        self.bus().publish_each(None, events)
+        self.bus().publish_each(events.into_iter().map(|event| (None, event)))
     }
 
     /// Publishes clones of events in order, with one patience for all, and returns how many. On a

@@ -146,6 +146,9 @@ pub struct Shared<T: Clone, R: Exclusion> {
     on_warning: OnceLock<WarningSink>,
 }
 
+/// The id of a topic, and who wants it.
+pub(crate) type Address<'a> = (u32, &'a Interest);
+
 /// Who is here and what those who left have lost: one, so that sums over both never step back.
 struct Roster<T: Clone, R: Exclusion> {
     inboxes: Vec<Arc<Inbox<T, R>>>,
@@ -190,7 +193,7 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
 
     /// Returns the id of a topic, and who wants it.
     #[inline]
-    fn address<'a>(&'a self, topic: Option<&'a Topic>) -> (u32, &'a Interest) {
+    fn address<'a>(&'a self, topic: Option<&'a Topic>) -> Address<'a> {
         let Some(topic) = topic else { return (NO_TOPIC, &self.untitled) };
         assert!(
             topic.bus == self.id,
@@ -787,15 +790,14 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
     }
 
     /// Publishes events in order with one patience for all, and returns how many.
-    fn publish_each(
+    fn publish_each<'a>(
         &self,
-        topic: Option<&Topic>,
-        events: impl IntoIterator<Item = T>,
+        events: impl Iterator<Item = (Option<&'a Topic>, T)>,
     ) -> Result<usize, PublishManyError<T>> {
         let patience = self.backpressure().max_block_duration;
         let mut deadline = None;
         let mut accepted = 0;
-        for event in events {
+        for (topic, event) in events {
             let entry = self.enter();
             self.publish_ready(event, topic, entry)
                 .or_else(|event| {
@@ -825,8 +827,36 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
     ) -> Result<usize, PublishManyError<T>> {
         match &self.shared().ring {
             Some(ring) => self.shared().publish_batch_on_ring(ring, false, topic, events),
-            None => self.publish_each(topic, events.iter().cloned()),
+            None => self.publish_each(events.iter().map(|event| (topic, event.clone()))),
         }
+    }
+
+    /// Returns where events on a topic go.
+    ///
+    /// # Panics
+    ///
+    /// If the topic belongs to another bus.
+    #[inline]
+    pub(crate) fn address<'a>(&'a self, topic: Option<&'a Topic>) -> Address<'a> {
+        self.shared().address(topic)
+    }
+
+    /// As [`Bus::publish_batch`] on a ring, each event to an address of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventBus::publish_batch`].
+    #[inline]
+    pub(crate) fn publish_copies(
+        &self,
+        addresses: &[Address<'_>],
+        events: &[T],
+    ) -> Result<usize, PublishManyError<T>>
+    where
+        T: Copy,
+    {
+        let Some(ring) = &self.shared().ring else { unreachable!("the bus has a ring") };
+        self.shared().publish_copies_on_ring(ring, addresses, events)
     }
 
     /// As [`Bus::publication`], for keeping across suspensions.

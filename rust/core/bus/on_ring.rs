@@ -5,10 +5,10 @@
 //! permit is 0 where every publication has something to decide: a subscription conflates,
 //! somebody stands in line, last events are kept, a threshold is watched, or the bus is closed.
 
-use super::Shared;
 use super::publication::{Patience, Pending};
 use super::publishing::{Aftermath, PublishState, Verdict, Woken, wake_each};
 use super::slot::{Carrier, NEWCOMER, Other, Slot};
+use super::{Address, Shared};
 use crate::barrier::Fences;
 use crate::error::PublishManyError;
 use crate::histogram::Entry;
@@ -22,6 +22,13 @@ use smallvec::SmallVec;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// How far a call that publishes several events has come.
+struct Stretch {
+    by_producer: bool,
+    accepted: usize,
+    deadline: Option<Option<Instant>>,
+}
 
 /// What only the holder of the publish token touches.
 pub(super) struct RingState<T, R> {
@@ -342,39 +349,96 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         events: &[T],
     ) -> Result<usize, PublishManyError<T>> {
         let (id, interest) = self.address(topic);
-        let patience = self.config.backpressure.max_block_duration;
-        let mut deadline = None;
-        let mut displaced = Displaced::new();
-        let mut accepted = 0;
-        let mut events = events.iter().cloned();
+        let mut stretch = Stretch { by_producer, accepted: 0, deadline: None };
         let mut batch = SmallVec::<[T; BATCH]>::new();
-        loop {
-            // Cloned before anything is claimed, and what is displaced is dropped after it: both may
-            // do anything, also with this bus.
-            batch.extend(events.by_ref().take(BATCH));
-            if batch.is_empty() {
-                break;
-            }
+        for events in events.chunks(BATCH) {
+            // Cloned before anything is claimed: that may do anything, also with this bus.
+            batch.extend(events.iter().cloned());
             let mut left = batch.drain(..);
-            while left.len() > 0 {
-                let filled = ring.publish_batch_ready(by_producer, id, &mut left, &mut displaced);
-                if filled > 0 {
-                    self.taken_on_ring(id, interest, self.fences);
-                    displaced.clear();
-                    accepted += filled;
-                    continue;
+            let next = || match left.next() {
+                Some(event) => (id, event),
+                None => unreachable!("there are as many as were counted"),
+            };
+            self.publish_stretch(ring, &mut stretch, events.len(), &[(id, interest)], next)?;
+        }
+        Ok(stretch.accepted)
+    }
+
+    /// Publishes events, each to its address, as [`Shared::publish_batch_on_ring`] does.
+    pub(super) fn publish_copies_on_ring(
+        &self,
+        ring: &Ring<T, R>,
+        addresses: &[Address<'_>],
+        events: &[T],
+    ) -> Result<usize, PublishManyError<T>>
+    where
+        T: Copy,
+    {
+        let mut stretch = Stretch { by_producer: false, accepted: 0, deadline: None };
+        let mut left = events.iter().zip(addresses);
+        let next = || match left.next() {
+            Some((event, (id, _))) => (*id, *event),
+            None => unreachable!("there are as many as were counted"),
+        };
+        self.publish_stretch(ring, &mut stretch, events.len(), addresses, next)?;
+        Ok(stretch.accepted)
+    }
+
+    /// Publishes `count` events of `next`, which runs nothing that a user wrote. Who sleeps among
+    /// those that want one of the topics is woken, too early where their event is not the first.
+    #[inline]
+    fn publish_stretch(
+        &self,
+        ring: &Ring<T, R>,
+        stretch: &mut Stretch,
+        mut count: usize,
+        addresses: &[Address<'_>],
+        mut next: impl FnMut() -> (u32, T),
+    ) -> Result<(), PublishManyError<T>> {
+        let Stretch { by_producer, accepted, deadline } = stretch;
+        // Dropped when nothing is claimed: that may do anything too.
+        let mut displaced = Displaced::new();
+        while count > 0 {
+            let filled = ring.publish_batch_ready(*by_producer, count, &mut next, &mut displaced);
+            if filled > 0 {
+                self.wake_for_each(addresses);
+                displaced.clear();
+                *accepted += filled;
+                count -= filled;
+                continue;
+            }
+            if self.go_on(ring, *by_producer).is_some() {
+                continue;
+            }
+            let (id, event) = next();
+            let mut pending = Pending::new(self.latencies.enter(), event, id, false);
+            pending.by_producer = *by_producer;
+            let patience = self.config.backpressure.max_block_duration;
+            pending
+                .publication(self)
+                .run(|| *deadline.get_or_insert_with(|| Instant::now().checked_add(patience)))
+                .map_err(|error| PublishManyError { accepted: *accepted, error })?;
+            *accepted += 1;
+            count -= 1;
+        }
+        Ok(())
+    }
+
+    /// Step W2 on a ring for events of several topics.
+    #[inline]
+    fn wake_for_each(&self, addresses: &[Address<'_>]) {
+        if !R::SERIALIZES_SLEEP {
+            self.fences.often();
+        }
+        let wanted = addresses.iter().fold(0, |wanted, (_, interest)| wanted | interest.mask());
+        if self.asleep.any_of(wanted) {
+            for (id, interest) in addresses {
+                // The first one forgets whom it wakes.
+                if self.asleep.any_of(interest.mask()) {
+                    self.wake_on_ring(*id);
                 }
-                let Some(event) = left.next() else { break };
-                let mut pending = Pending::new(self.latencies.enter(), event, id, false);
-                pending.by_producer = by_producer;
-                pending
-                    .publication(self)
-                    .run(|| *deadline.get_or_insert_with(|| Instant::now().checked_add(patience)))
-                    .map_err(|error| PublishManyError { accepted, error })?;
-                accepted += 1;
             }
         }
-        Ok(accepted)
     }
 
     /// Step W2 on a ring: returns whether somebody who wants the topic may be asleep.

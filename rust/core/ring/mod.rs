@@ -140,23 +140,26 @@ impl<T, R: Exclusion> Ring<T, R> {
         Err(unsafe { self.slots.read(next, T::clone) })
     }
 
-    /// Publishes the first of some events, as many as need no question, and returns how many. They
-    /// are moved: nothing that a user wrote runs while sequences are claimed.
+    /// Publishes the first of `count` events, as many as need no question, and returns how many.
+    /// `next` returns each with its topic; nothing that a user wrote may run in it, because their
+    /// sequences are claimed.
+    #[inline]
     pub(crate) fn publish_batch_ready(
         &self,
         by_producer: bool,
-        topic: u32,
-        events: &mut smallvec::Drain<'_, [T; BATCH]>,
+        count: usize,
+        mut next: impl FnMut() -> (u32, T),
         displaced: &mut Displaced<T>,
     ) -> usize {
-        let count = events.len() as u64;
-        let fill = |from: u64, end: u64| {
-            for (sequence, event) in (from..end).zip(events) {
+        let mut fill = |from: u64, end: u64| {
+            for sequence in from..end {
+                let (topic, event) = next();
                 // SAFETY: the sequences up to the end were claimed, or the right is held.
                 displaced.extend(unsafe { self.slots.write(sequence, topic, event) });
             }
             (end - from) as usize
         };
+        let count = count as u64;
         let claim = match by_producer {
             true => self.right.claim_many_as_producer(count),
             false if R::SERIALIZES_SLEEP => self.right.claim_many_alone(count),

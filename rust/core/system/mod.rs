@@ -24,6 +24,7 @@ use crate::event_type::EventType;
 use crate::metrics::EventBusMetrics;
 use crate::names::Symbol;
 use crate::policy::{BackpressureConfig, OnLag, Policy};
+use crate::ring::BATCH;
 use crate::sync::Flag;
 use crate::topic::{NO_TOPIC, Pattern, Topic};
 use crate::wait::{Bell, breathe, park_on};
@@ -421,7 +422,7 @@ impl EventSystem {
         let mut accepted = 0;
         let patience = self.inner.max_block_duration;
         while let Some(event) = events.get(accepted) {
-            let done = self.publish_alike(&events[accepted..]).and_then(|published| {
+            let done = self.publish_stretch(&events[accepted..]).and_then(|published| {
                 if published > 0 {
                     return Ok(published);
                 }
@@ -435,31 +436,48 @@ impl EventSystem {
         Ok(accepted)
     }
 
-    /// Publishes the first of some events together with those that follow it and are alike, and
-    /// returns how many. 0 has published nothing: a critical event would have to wait.
+    /// Publishes the first of some events together with those that follow it in the same lane, as
+    /// many as are published at once, and returns how many. 0 has published nothing: a critical
+    /// event would have to wait.
     ///
     /// # Errors
     ///
     /// As [`EventSystem::publish`]; nobody has any of them.
     #[inline]
-    pub fn publish_alike(&self, events: &[Event]) -> Result<usize, SystemError> {
+    pub fn publish_stretch(&self, events: &[Event]) -> Result<usize, SystemError> {
         let Some(&first) = events.first() else { return Ok(0) };
         let lane = first.lane();
-        let is_alike = |event: &&Event| {
-            (event.event_type, event.symbol) == (first.event_type, first.symbol)
-                && event.lane() == lane
-        };
-        let alike = match lane {
-            Lane::Critical => 1,
-            _ => 1 + events[1..].iter().take_while(is_alike).count(),
-        };
-        if alike == 1 {
+        if lane == Lane::Critical || events.len() == 1 {
             return Ok(usize::from(self.publish_ready(first)?.is_some()));
         }
-        let topic = self.topic(&first, lane)?;
-        let published = self.lane(lane).publish_batch(topic, &events[..alike]);
-        // A lane that overwrites refuses nothing.
-        published.map_err(|error| SystemError::Closed(error.error.into_event()))
+        let bus = self.lane(lane);
+        let mut addresses = [bus.address(None); BATCH];
+        let mut count = 0;
+        let (mut last, mut before) = (&first, None);
+        for (event, address) in events.iter().zip(&mut addresses) {
+            if event.lane() != lane {
+                break;
+            }
+            let is_alike = (event.event_type, event.symbol) == (last.event_type, last.symbol);
+            *address = match before {
+                Some(before) if is_alike => before,
+                _ => match self.inner.topics.of(event, &self.inner.lanes) {
+                    Ok(topics) => bus.address(topics.map(|topics| &topics[lane as usize])),
+                    // It is the first of the next stretch.
+                    Err(_) if count > 0 => break,
+                    Err(error) => return Err(SystemError::TooManyTopics { event: *event, error }),
+                },
+            };
+            before = Some(*address);
+            last = event;
+            count += 1;
+        }
+        let published = bus.publish_copies(&addresses[..count], &events[..count]);
+        published.or_else(|error| match error.accepted {
+            // A lane that overwrites refuses nothing, but it may be closed meanwhile.
+            0 => Err(SystemError::Closed(error.error.into_event())),
+            accepted => Ok(accepted),
+        })
     }
 
     /// Begins to publish a critical event, to be polled.

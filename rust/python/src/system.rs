@@ -409,7 +409,7 @@ impl EventSystem {
         let mut accepted = 0;
         let stopped_at = loop {
             let Some(&next) = events.get(accepted) else { break None };
-            match self.core.publish_alike(&events[accepted..]) {
+            match self.core.publish_stretch(&events[accepted..]) {
                 Ok(0) => break Some(Ok(next)),
                 Ok(published) => accepted += published,
                 Err(error) => break Some(Err(error)),
