@@ -10,7 +10,7 @@
 use crate::conflation::Conflation;
 use crate::error::Lagged;
 use crate::queue::EventQueue;
-use crate::ring::reader::{BATCH, Missed, RingReader};
+use crate::ring::reader::{BATCH, Missed, Place, RingReader};
 use crate::sync::{Exclusion, Mutex};
 use crate::topic::{NO_TOPIC, Pattern};
 use std::sync::Arc;
@@ -76,6 +76,8 @@ pub(crate) enum Source<T, R: Exclusion> {
     #[cfg(feature = "broadcast")]
     Broadcast(broadcast::Receiver<Addressed<T>>),
     Ring(RingReader<T, R>),
+    /// A place in a ring that is read by who has borrowed the reader for good.
+    Lent(Place<T, R>),
     Conflation(Arc<Mutex<R, Conflation<T>>>),
     /// The last events of topics from before the reader joined, then what it joined.
     Snapshot(Box<Snapshot<T, R>>),
@@ -105,7 +107,8 @@ impl<T, R: Exclusion> Source<T, R> {
             Self::Channel(channel) => channel.len(),
             #[cfg(feature = "broadcast")]
             Self::Broadcast(receiver) => receiver.len(),
-            Self::Ring(reader) => return (reader.pending(&mut wants) as usize, 0),
+            Self::Ring(reader) => return (reader.pending(None, &mut wants) as usize, 0),
+            Self::Lent(place) => return (place.pending(None, &mut wants) as usize, 0),
             Self::Conflation(map) => map.lock().len(),
             Self::Snapshot(snapshot) => {
                 let before = snapshot.events.len();
@@ -201,10 +204,11 @@ impl<T: Clone, R: Exclusion> Reader<T, R> {
     ) -> Option<u64> {
         let wants = wanting(&mut self.wanted, topics, pattern);
         match &mut self.source {
-            Source::Ring(reader) => Some(reader.pending_before(end, wants)),
+            Source::Ring(reader) => Some(reader.pending(Some(end), wants)),
+            Source::Lent(place) => Some(place.pending(Some(end), wants)),
             Source::Snapshot(snapshot) => match &mut snapshot.then {
                 Some(Source::Ring(reader)) => {
-                    Some(snapshot.events.len() as u64 + reader.pending_before(end, wants))
+                    Some(snapshot.events.len() as u64 + reader.pending(Some(end), wants))
                 }
                 _ => None,
             },
@@ -220,6 +224,16 @@ impl<T: Clone, R: Exclusion> Reader<T, R> {
         }
     }
 
+    /// Lends the place in a ring for good to who reads without asking for this reader.
+    pub(crate) fn lend(&mut self) -> Option<RingReader<T, R>> {
+        let Source::Ring(reader) = &self.source else { return None };
+        let lent = Source::Lent(reader.place.clone());
+        match std::mem::replace(&mut self.source, lent) {
+            Source::Ring(reader) => Some(reader),
+            _ => unreachable!("it was a ring just now"),
+        }
+    }
+
     pub(crate) fn has_left(&self) -> bool {
         self.has_left
     }
@@ -232,7 +246,8 @@ impl<T: Clone, R: Exclusion> Reader<T, R> {
             Source::Channel(_) => gone.max(self.expected),
             #[cfg(feature = "broadcast")]
             Source::Broadcast(_) => gone,
-            Source::Ring(reader) => reader.position(),
+            Source::Ring(reader) => reader.place.position(),
+            Source::Lent(place) => place.position(),
             Source::Conflation(map) => map.lock().since().unwrap_or(gone),
             Source::Snapshot(_) => 0,
         }
@@ -252,7 +267,7 @@ impl<T: Clone, R: Exclusion> Reader<T, R> {
                 self.expected += 1;
                 Some(next.event)
             }
-            Source::Ring(reader) if reader.is_wide => {
+            Source::Ring(reader) if reader.place.is_wide => {
                 let mut event = None;
                 // A hole is left for `take`.
                 _ = reader.read(1, false, true, |_| true, |found: &T| event = Some(found.clone()));
@@ -394,6 +409,7 @@ impl<T: Clone, R: Exclusion> Reader<T, R> {
                     Ok(_) => event.map_or(Found::Nothing, Found::Event),
                 }
             }
+            Source::Lent(_) => Found::Nothing,
             Source::Conflation(map) => {
                 let mut map = map.lock();
                 // What was overwritten was the oldest: the hole is before everything pending.
@@ -435,6 +451,7 @@ impl<T: Clone, R: Exclusion> Reader<T, R> {
             Source::Channel(channel) => channel.len() > 0 || (!quiet && offered > self.expected),
             // A hole of a map is before a pending event.
             Source::Conflation(map) => map.lock().len() > 0,
+            Source::Lent(_) => false,
             Source::Snapshot(_) => true,
             Source::Ring(reader) => {
                 reader.is_ready(quiet, wanting(&mut self.wanted, topics, pattern))
@@ -460,7 +477,7 @@ pub(crate) trait TopicNames {
 }
 
 /// Returns whether a pattern wants a topic, asking once for each.
-fn wanting<'a>(
+pub(crate) fn wanting<'a>(
     known: &'a mut Vec<Option<bool>>,
     topics: &'a dyn TopicNames,
     pattern: Option<&'a Pattern>,

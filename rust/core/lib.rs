@@ -62,7 +62,7 @@ pub use policy::{BackpressureConfig, MAX_CAPACITY, OnLag, Policy};
 pub use queue::{CrossbeamQueue, EventQueue};
 pub use ring::overwrite::{OverwritePublisher, OverwriteReader, OverwriteRing, PlainEvent};
 pub use select::{Selected, Selector, Shutdown, select};
-pub use subscription::{AsyncEventSubscription, EventSubscription, Parking};
+pub use subscription::{AsyncEventSubscription, EventReader, EventSubscription, Parking};
 pub use sync::{Exclusion, ThreadExclusion};
 pub use system::{
     CriticalOverflow, CriticalPublication, EventSystem, EventSystemConfig, EventSystemMetrics,

@@ -9,12 +9,44 @@ use std::sync::Arc;
 /// no longer than for these.
 pub(crate) const BATCH: usize = 64;
 
-/// The reading half of one subscription; whoever has it reads alone.
-pub(crate) struct RingReader<T, R> {
+/// Where a reader is, for whoever asks.
+pub(crate) struct Place<T, R> {
     ring: Arc<Ring<T, R>>,
     cursor: Arc<Cursor>,
     /// It wants every event.
     pub(crate) is_wide: bool,
+}
+
+impl<T, R> Clone for Place<T, R> {
+    fn clone(&self) -> Self {
+        Self { ring: self.ring.clone(), cursor: self.cursor.clone(), is_wide: self.is_wide }
+    }
+}
+
+impl<T, R: Exclusion> Place<T, R> {
+    /// Returns the sequence before which it has read, stepped over or lost everything.
+    pub(crate) fn position(&self) -> u64 {
+        self.cursor.look().position
+    }
+
+    /// Returns how many events before a sequence, or all, are wanted and wait to be read.
+    pub(crate) fn pending(&self, before: Option<u64>, wants: impl FnMut(u32) -> bool) -> u64 {
+        let tail = before.unwrap_or_else(|| self.ring.right.tail());
+        let position = self.position();
+        match self.is_wide {
+            true => tail.saturating_sub(position),
+            false => self.wanted_in(position, tail, wants),
+        }
+    }
+
+    fn wanted_in(&self, from: u64, to: u64, mut wants: impl FnMut(u32) -> bool) -> u64 {
+        (from..to).filter(|&sequence| wants(self.ring.slots.topic(sequence))).count() as u64
+    }
+}
+
+/// The reading half of one subscription; whoever has it reads alone.
+pub(crate) struct RingReader<T, R> {
+    pub(crate) place: Place<T, R>,
     /// Nobody moves it, so it need not pin.
     stays: bool,
     /// Its position, unless it was moved since it last looked.
@@ -64,9 +96,7 @@ impl<T, R: Exclusion> RingReader<T, R> {
     ) -> Self {
         let next = cursor.look().position;
         Self {
-            ring,
-            cursor,
-            is_wide,
+            place: Place { ring, cursor, is_wide },
             stays: stays || R::SERIALIZES_SLEEP,
             next,
             tail: next,
@@ -77,16 +107,11 @@ impl<T, R: Exclusion> RingReader<T, R> {
         }
     }
 
-    /// Returns the sequence before which it has read, stepped over or lost everything.
-    pub(crate) fn position(&self) -> u64 {
-        self.cursor.look().position
-    }
-
     /// Pins the cursor, learns what was lost since, and returns whether a hole is to be told.
     #[inline]
     fn pin(&mut self, wants: &mut impl FnMut(u32) -> bool) -> bool {
         // With nothing at the same time a move is seen without a pin too.
-        let position = self.cursor.pin(self.stays);
+        let position = self.place.cursor.pin(self.stays);
         if position != self.next {
             self.find_move(position);
         }
@@ -100,21 +125,17 @@ impl<T, R: Exclusion> RingReader<T, R> {
     /// just before some are read.
     #[inline]
     fn look_ahead(&mut self, wants: &mut impl FnMut(u32) -> bool) {
-        self.tail = self.ring.right.tail();
-        let pending = match self.is_wide {
+        self.tail = self.place.ring.right.tail();
+        let pending = match self.place.is_wide {
             true => self.tail - self.next,
-            false => self.wanted_in(self.next, self.tail, wants),
+            false => self.place.wanted_in(self.next, self.tail, wants),
         };
         self.peak = self.peak.max(pending);
     }
 
-    fn wanted_in(&self, from: u64, to: u64, wants: &mut impl FnMut(u32) -> bool) -> u64 {
-        (from..to).filter(|&sequence| wants(self.ring.slots.topic(sequence))).count() as u64
-    }
-
     #[cold]
     fn find_move(&mut self, position: u64) {
-        let lost = self.cursor.lost_at(position);
+        let lost = self.place.cursor.lost_at(position);
         self.untold += lost - self.known_lost;
         self.known_lost = lost;
         self.next = position;
@@ -132,6 +153,10 @@ impl<T, R: Exclusion> RingReader<T, R> {
         mut wants: impl FnMut(u32) -> bool,
         mut f: impl FnMut(&T),
     ) -> Result<usize, Missed> {
+        // Whoever was moved is moved to what was published.
+        if self.untold == 0 && self.tail <= self.next && self.place.ring.right.tail() == self.next {
+            return Ok(0);
+        }
         if self.pin(&mut wants) {
             let hole = Missed { missed: self.untold, exact: self.untold_is_exact };
             if quiet || !in_batch {
@@ -139,26 +164,26 @@ impl<T, R: Exclusion> RingReader<T, R> {
                 self.untold_is_exact = true;
             }
             if !quiet {
-                self.cursor.release(self.next);
+                self.place.cursor.release(self.next);
                 return if in_batch { Ok(0) } else { Err(hole) };
             }
         }
-        let pinned = Pinned { cursor: &self.cursor, next: &mut self.next };
+        let pinned = Pinned { cursor: &self.place.cursor, next: &mut self.next };
         let mut read = 0;
         while read < limit {
             let sequence = *pinned.next;
             if sequence == self.tail {
                 // Nothing that is wanted was found yet: perhaps there is more by now.
-                let tail = self.ring.right.tail();
+                let tail = self.place.ring.right.tail();
                 if read > 0 || tail == sequence {
                     break;
                 }
                 self.tail = tail;
             }
-            if wants(self.ring.slots.topic(sequence)) {
+            if wants(self.place.ring.slots.topic(sequence)) {
                 // SAFETY: the tail is beyond the sequence, and the cursor, which is at most there,
                 // is pinned or never moved.
-                unsafe { self.ring.slots.read(sequence, &mut f) };
+                unsafe { self.place.ring.slots.read(sequence, &mut f) };
                 read += 1;
             }
             *pinned.next = sequence + 1;
@@ -166,18 +191,9 @@ impl<T, R: Exclusion> RingReader<T, R> {
         Ok(read)
     }
 
-    /// Returns how many events that are wanted wait to be read.
-    pub(crate) fn pending(&mut self, wants: impl FnMut(u32) -> bool) -> u64 {
-        self.pending_before(self.ring.right.tail(), wants)
-    }
-
-    /// As `pending`, of the events before a sequence.
-    pub(crate) fn pending_before(&mut self, tail: u64, mut wants: impl FnMut(u32) -> bool) -> u64 {
-        let position = self.position();
-        let pending = match self.is_wide {
-            true => tail.saturating_sub(position),
-            false => self.wanted_in(position, tail, &mut wants),
-        };
+    /// As [`Place::pending`].
+    pub(crate) fn pending(&mut self, before: Option<u64>, wants: impl FnMut(u32) -> bool) -> u64 {
+        let pending = self.place.pending(before, wants);
         self.peak = self.peak.max(pending);
         pending
     }
@@ -185,16 +201,16 @@ impl<T, R: Exclusion> RingReader<T, R> {
     /// Returns whether `read` would find a hole or an event, stepping over what is not wanted.
     pub(crate) fn is_ready(&mut self, quiet: bool, mut wants: impl FnMut(u32) -> bool) -> bool {
         if self.pin(&mut wants) && !quiet {
-            self.cursor.release(self.next);
+            self.place.cursor.release(self.next);
             return true;
         }
-        while self.next < self.tail && !wants(self.ring.slots.topic(self.next)) {
+        while self.next < self.tail && !wants(self.place.ring.slots.topic(self.next)) {
             self.next += 1;
             if self.next == self.tail {
-                self.tail = self.ring.right.tail();
+                self.tail = self.place.ring.right.tail();
             }
         }
-        self.cursor.release(self.next);
+        self.place.cursor.release(self.next);
         self.next < self.tail
     }
 }

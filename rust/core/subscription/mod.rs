@@ -4,6 +4,8 @@
 //! Readers of one subscription compete; each event goes to exactly one of them. An event leaves
 //! the queue only in the step that returns it, so a cancelled `recv` loses nothing.
 
+mod event_reader;
+
 use crate::backend::{Found, Reader, Walked};
 use crate::barrier::Fences;
 use crate::bus::Shared;
@@ -12,6 +14,8 @@ use crate::metrics::{Ages, DropCounters, Standing, SubscriptionMetrics};
 use crate::policy::{OnLag, Policy};
 use crate::sync::{Counter, Exclusion, Flag, Mutex, ThreadExclusion};
 use crate::topic::Pattern;
+pub use event_reader::EventReader;
+
 use crate::wait::{Gate, Sleepers, WaitStrategy, breathe, park_on, poll_breath};
 use futures_core::Stream;
 use std::fmt;
