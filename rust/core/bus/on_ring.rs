@@ -424,6 +424,26 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         Ok(())
     }
 
+    /// Publishes the first of `count` events of `next`, as many at once as need no question.
+    #[inline]
+    pub(super) fn fill_ring(
+        &self,
+        ring: &Ring<T, R>,
+        topic: Option<&Topic>,
+        count: usize,
+        mut next: impl FnMut() -> T,
+    ) -> usize {
+        let (id, interest) = self.address(topic);
+        // Dropped when nothing is claimed: that may do anything.
+        let mut displaced = Displaced::new();
+        let next = || (id, next());
+        let filled = ring.publish_batch_ready(false, count.min(BATCH), next, &mut displaced);
+        if filled > 0 {
+            self.wake_for_each(&[(id, interest)]);
+        }
+        filled
+    }
+
     /// Step W2 on a ring for events of several topics.
     #[inline]
     fn wake_for_each(&self, addresses: &[Address<'_>]) {

@@ -15,6 +15,7 @@ use crate::system;
 use crate::wakeup::Wakeup;
 use crate::warnings;
 use pyo3::exceptions::PyTypeError;
+use pyo3::ffi;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -36,6 +37,9 @@ use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
 type Core = Bus<Handle, Gil>;
+
+/// Events of a list that are published at once.
+const STRETCH: usize = 32;
 
 /// A topic known to a bus: publishing on it is cheaper than on its name.
 #[pyclass(frozen, module = "tickbus._core")]
@@ -245,8 +249,25 @@ impl EventBus {
         events: &Bound<'_, PyAny>,
         topic: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<usize> {
+        let mut accepted = 0;
+        if let Ok(list) = events.cast_exact::<PyList>() {
+            if (0..list.len()).any(|place| is_none_at(list, place)) {
+                return Err(none_is_no_event());
+            }
+            loop {
+                let published = self.publish_stretch(py, list, accepted, topic);
+                accepted += published;
+                if accepted >= list.len() {
+                    return Ok(accepted);
+                }
+                if published == 0 {
+                    break;
+                }
+            }
+        }
+        // Waiting may run anything, also what changes the list.
         let list = calls::make(&py.get_type::<PyList>(), [events.clone()])?;
-        let published = self.publish_each(py, list.cast::<PyList>()?, topic);
+        let published = self.publish_each(py, list.cast::<PyList>()?, topic, accepted);
         calls::release(py, list.unbind());
         published
     }
@@ -595,13 +616,19 @@ impl EventBus {
         py: Python<'_>,
         list: &Bound<'_, PyList>,
         topic: Option<&Bound<'_, PyAny>>,
+        mut accepted: usize,
     ) -> PyResult<usize> {
-        if list.iter().any(|event| event.is_none()) {
+        if (accepted..list.len()).any(|place| is_none_at(list, place)) {
             return Err(none_is_no_event());
         }
         let mut deadline = None;
-        let mut accepted = 0;
-        for event in list {
+        while accepted < list.len() {
+            let published = self.publish_stretch(py, list, accepted, topic);
+            if published > 0 {
+                accepted += published;
+                continue;
+            }
+            let Ok(event) = list.get_item(accepted) else { break };
             match self.publish_until(py, event.unbind(), topic, &mut deadline) {
                 Ok(_) => accepted += 1,
                 Err(error) => {
@@ -612,6 +639,53 @@ impl EventBus {
             }
         }
         Ok(accepted)
+    }
+
+    /// Publishes events of a list from a place on, as many at once as can be, and returns how many:
+    /// none if it comes to `None`.
+    #[inline]
+    fn publish_stretch(
+        &self,
+        py: Python<'_>,
+        list: &Bound<'_, PyList>,
+        from: usize,
+        topic: Option<&Bound<'_, PyAny>>,
+    ) -> usize {
+        let Some(topic) = self.ready_topic(topic) else { return 0 };
+        let slab = self.slab.get();
+        let end = list.len().min(from + STRETCH);
+        if (from..end).any(|place| is_none_at(list, place)) {
+            return 0;
+        }
+        let mut places = from..end;
+        let next = || match places.next().and_then(|place| item_at(list, place)) {
+            Some(event) => slab.insert(event.to_owned().unbind()),
+            None => unreachable!("there are as many as were counted"),
+        };
+        let published = self.core.publish_ready_batch(topic, end - from, next);
+        if published > 0 {
+            if let Some(topic) = topic {
+                self.ledger().count_many(topic.id(), published as u64);
+            }
+            self.settle_and_bury(py);
+        }
+        published
+    }
+
+    /// Returns the topic of an event for which no stamp is kept, if it needs no look-up.
+    #[inline]
+    fn ready_topic<'a>(
+        &self,
+        topic: Option<&'a Bound<'_, PyAny>>,
+    ) -> Option<Option<&'a CoreTopic>> {
+        if !self.process().is_current() || !self.ledger().only_counts() {
+            return None;
+        }
+        let topic = match topic {
+            None => None,
+            Some(topic) => Some(&topic.cast_exact::<Topic>().ok()?.get().0),
+        };
+        topic.is_none_or(|topic| topic.bus() == self.core.id()).then_some(topic)
     }
 
     #[inline]
@@ -643,16 +717,10 @@ impl EventBus {
         event: Bound<'_, PyAny>,
         topic: Option<&Bound<'_, PyAny>>,
     ) -> Option<usize> {
-        if event.is_none() || !self.process().is_current() || !self.ledger().only_counts() {
+        if event.is_none() {
             return None;
         }
-        let topic = match topic {
-            None => None,
-            Some(topic) => Some(&topic.cast_exact::<Topic>().ok()?.get().0),
-        };
-        if topic.is_some_and(|topic| topic.bus() != self.core.id()) {
-            return None;
-        }
+        let topic = self.ready_topic(topic)?;
         let entry = self.core.enter();
         let handle = self.slab.get().insert(event.unbind());
         match self.core.publish_ready(handle, topic, entry) {
@@ -1049,6 +1117,28 @@ fn warn_on_loop(py: Python<'_>, bus: u64) {
     if let Err(error) = logged {
         error.write_unraisable(py, None);
     }
+}
+
+/// Returns what a list has at a place, without counting a reference to it.
+#[inline]
+fn item_at<'a, 'py>(
+    list: &'a Bound<'py, PyList>,
+    place: usize,
+) -> Option<Borrowed<'a, 'py, PyAny>> {
+    if place >= list.len() {
+        return None;
+    }
+    // SAFETY: the list is as long as that, and holds the object until other Python code runs, which
+    // no caller does as long as it has it.
+    let item = unsafe {
+        let item = ffi::PyList_GET_ITEM(list.as_ptr(), place.cast_signed());
+        Borrowed::from_ptr(list.py(), item)
+    };
+    Some(item)
+}
+
+fn is_none_at(list: &Bound<'_, PyList>, place: usize) -> bool {
+    item_at(list, place).is_some_and(|event| event.is_none())
 }
 
 #[cold]

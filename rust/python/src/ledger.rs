@@ -107,9 +107,15 @@ impl Ledger {
     /// Counts an event that was just pushed on its topic.
     #[inline]
     pub(crate) fn count(&self, topic: u32) {
+        self.count_many(topic, 1);
+    }
+
+    /// As [`Ledger::count`], for so many.
+    #[inline]
+    pub(crate) fn count_many(&self, topic: u32, pushed: u64) {
         self.published.with(|published| {
             if let Some(count) = published.get_mut(topic as usize) {
-                *count += 1;
+                *count += pushed;
             }
         });
     }
