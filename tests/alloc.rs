@@ -3,65 +3,17 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![cfg(feature = "broadcast")]
 
+#[path = "support/counting.rs"]
+mod counting;
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+use counting::{ALLOCATIONS, REPEATED, allocations};
 use support::{FOREVER, assert_sums_close, bus_that_keeps, patient_bus};
 use tickbus::{
     AsyncEventSubscription, Backend, Event, EventBus, EventBusImpl, EventSubscription, EventSystem,
     EventSystemConfig, EventType, KeyFn, Lane, Pattern, Policy, Priority, SourceId,
     SubscribeOptions, Symbol, SystemSubscribeOptions, SystemSubscription, TryRecvError,
 };
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-fn count() {
-    // Freeing the thread's own locals may come after them.
-    let _ = ALLOCATIONS.try_with(|allocations| allocations.set(allocations.get() + 1));
-}
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `realloc`.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count();
-        // SAFETY: the caller keeps the contract of `dealloc`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// How often work is repeated: what a thread allocates once, such as its place in a lock's queue
-/// when it first meets somebody there, does not count.
-const REPEATED: u64 = 5;
-
-/// Returns how often `work` allocated or freed in this thread, at the best of several times.
-fn allocations(mut work: impl FnMut()) -> u64 {
-    let times = (0..REPEATED).map(|_| {
-        let before = ALLOCATIONS.get();
-        work();
-        ALLOCATIONS.get() - before
-    });
-    times.fold(u64::MAX, u64::min)
-}
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Tick([u64; 4]);
