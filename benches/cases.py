@@ -247,14 +247,14 @@ def _timed_fills(
     return seconds / count
 
 
-def ready_recv(count: int) -> float:
+def ready_recv(count: int, backend: str = "lock_free") -> float:
     """Times `await recv()` of events that are there."""
-    return asyncio.run(_ready(tickbus_fanout(1, FILL), count))
+    return asyncio.run(_ready(tickbus_fanout(1, FILL, backend), count))
 
 
-def ready_recv_many(count: int) -> float:
+def ready_recv_many(count: int, backend: str = "lock_free") -> float:
     """Times `await recv_many(64)` of events that are there, for each event."""
-    return asyncio.run(_ready_many(tickbus_fanout(1, FILL), count))
+    return asyncio.run(_ready_many(tickbus_fanout(1, FILL, backend), count))
 
 
 def ready_queue(make: Callable[[], Queue], count: int) -> float:
@@ -377,8 +377,10 @@ def idle_latency(
     count: int,
     new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
     around: Callable[[], AbstractAsyncContextManager[object]] = nullcontext,
+    figure: Callable[[list[int]], float] = median,
 ) -> float:
-    """Returns the median time from a thread's `publish` to a task that slept, in seconds."""
+    """Returns the time from a thread's `publish` to a task that slept, in seconds: the median, or
+    another figure of them."""
 
     async def case() -> float:
         fanout = make(1)
@@ -404,7 +406,7 @@ def idle_latency(
         thread.join()
         assert received == sent
         fanout.close()
-        return median(latencies) / 1e9
+        return figure(latencies) / 1e9
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(case())
@@ -415,7 +417,9 @@ def uvloop_latency(make: Callable[[int], Fanout], count: int) -> float:
     return idle_latency(make, count, uvloop.new_event_loop)
 
 
-def busy_latency(make: Callable[[int], Fanout], count: int) -> float:
+def busy_latency(
+    make: Callable[[int], Fanout], count: int, figure: Callable[[list[int]], float] = median
+) -> float:
     """Returns the same on asyncio, busy-polling for longer than the gap between two events.
 
     The loop's thread has a CPU of its own, which busy-polling needs.
@@ -432,7 +436,7 @@ def busy_latency(make: Callable[[int], Fanout], count: int) -> float:
     # The publishing thread inherits this.
     os.sched_setaffinity(0, cpus - {own})
     try:
-        return idle_latency(make, count, around=busy)
+        return idle_latency(make, count, around=busy, figure=figure)
     finally:
         os.sched_setaffinity(0, cpus)
 

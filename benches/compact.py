@@ -10,6 +10,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from functools import partial
 from itertools import repeat
 from statistics import median
@@ -38,16 +39,18 @@ def make_array(first: int) -> np.ndarray[Any, Any]:
     return events
 
 
-def publish_system(count: int) -> float:
-    """Times `EventSystem.publish` of events made beforehand, to one subscription."""
-    with EventSystem() as system, system.subscribe() as subscription:
-        return _publishing(system.publish, subscription.try_recv, make_events, count)
+def publish_system(count: int, subscribers: int = 1) -> float:
+    """Times `EventSystem.publish` of events made beforehand."""
+    with EventSystem() as system, ExitStack() as stack:
+        subscriptions = [stack.enter_context(system.subscribe()) for _ in range(subscribers)]
+        takes = [subscription.try_recv for subscription in subscriptions]
+        return _publishing(system.publish, takes, make_events, count)
 
 
 def publish_priority_queue(count: int) -> float:
     """Times `put_nowait` of the same events in tuples that order them, made beforehand."""
     queue: asyncio.PriorityQueue[tuple[int, int, Event]] = asyncio.PriorityQueue()
-    seconds = _publishing(queue.put_nowait, queue.get_nowait, _prioritized, count)
+    seconds = _publishing(queue.put_nowait, [queue.get_nowait], _prioritized, count)
     assert queue.empty()
     return seconds
 
@@ -58,7 +61,7 @@ def _prioritized(count: int) -> list[tuple[int, int, Event]]:
 
 def _publishing(
     publish: Callable[[Any], object],
-    take: Callable[[], Any],
+    takes: list[Callable[[], Any]],
     make: Callable[[int], list[Any]],
     count: int,
 ) -> float:
@@ -71,7 +74,8 @@ def _publishing(
         spent = perf_counter() - start
         # The first fill makes the memory warm.
         seconds += spent if number > 0 else 0.0
-        assert [take() for _ in events] == events
+        for take in takes:
+            assert [take() for _ in events] == events
     return seconds / count
 
 
@@ -213,7 +217,7 @@ def native_latency(waking: Waking, count: int) -> float:
 
 
 def signals_of_a_publish(subscribers: int, count: int) -> float:
-    """Returns how often a Rust thread signals a loop for each event, of which so many tasks sleep."""
+    """Returns how often a Rust thread signals a loop for an event that so many tasks sleep for."""
     signals = 0
 
     class CountingLoop(asyncio.SelectorEventLoop):

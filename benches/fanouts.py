@@ -42,10 +42,10 @@ class Fanout:
     close: Callable[[], None] = lambda: None
 
 
-def tickbus_fanout(subscribers: int, capacity: int = 16_384) -> Fanout:
-    """Returns a way over a `lock_free` bus whose subscriptions lose nothing."""
+def tickbus_fanout(subscribers: int, capacity: int = 16_384, backend: str = "lock_free") -> Fanout:
+    """Returns a way over a bus whose subscriptions lose nothing while `capacity` events wait."""
     patience = tickbus.BackpressureConfig(max_block_duration=60.0)
-    bus: tickbus.EventBus[Any] = tickbus.LockFreeEventBus(capacity, patience)
+    bus: tickbus.EventBus[Any] = tickbus.EventBus(backend, capacity, patience)
     subscriptions = [bus.subscribe_async() for _ in range(subscribers)]
 
     def close() -> None:
