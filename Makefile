@@ -67,9 +67,13 @@ bench-pythons: .venv/dev.stamp ## measure ready reading on CPython 3.11 to 3.15,
 
 bench: bench-setup ## measure the targets of benches/README.md; exit 1 on a miss
 	rm -rf target/criterion
-	cargo bench --bench '*'
+	cargo bench --bench publish --bench conflate
 	$(PY) benches/rust_table.py
-	$(PY) benches/run.py
+	missed=0; \
+	cargo bench --bench targets || missed=1; \
+	$(PY) benches/run.py || missed=1; \
+	$(PY) benches/promises.py || missed=1; \
+	exit $$missed
 
 bench-decision: bench-setup ## compare future_into_py with the awaitable of tickbus: losses, costs
 	for way in $(FUTURES); do cargo build --release --target-dir target/future_into_py/$$way \
@@ -80,7 +84,8 @@ bench-decision: bench-setup ## compare future_into_py with the awaitable of tick
 bench-setup: .venv/dev.stamp
 	$(PY) -m pip install --quiet --group bench
 	rm -f .venv/core.stamp
-	.venv/bin/maturin develop --quiet --profile wheel --extras $(EXTRAS)
+	.venv/bin/maturin develop --quiet --profile wheel --features native-producer --extras $(EXTRAS)
+	benches/peers/lmax/run.sh --setup
 
 loom: ## model-check parking, waking, joining, leaving, and the ring
 	$(LOOM) --test loom

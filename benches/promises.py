@@ -236,7 +236,6 @@ def main() -> int:
     print(f"| promised | target | {' | '.join(columns)} |")
     print(f"|---|---|{'---:|' * len(columns)}")
     missed = 0
-    begun = perf_counter()
     for promise in promises():
         if arguments.only not in promise.name:
             continue
@@ -256,7 +255,6 @@ def main() -> int:
             cells.append(f"{promise.show(figure)} {verdict(True, is_missed)}")
         print(f"| {promise.name} | {promise.target} | {' | '.join(cells)} |", flush=True)
     print(f"\n{missed} missed" if missed else "\nall promises kept")
-    print(f"{perf_counter() - begun:.0f} s", file=sys.stderr)
     return 1 if missed else 0
 
 
