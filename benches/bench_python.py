@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 import cases
+import compact
 import fanouts
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -142,3 +143,20 @@ def test_fanout_to_sleepers(
 ) -> None:
     benchmark.group = "publish to 16 sleeping tasks"
     _run(benchmark, lambda: cases.fanout_to_sleepers(make, 16, cases.FILL))
+
+
+@_each(
+    "case",
+    {
+        "publish": compact.publish_system,
+        "publish_priority_queue": compact.publish_priority_queue,
+        "publish_batch": compact.publish_array,
+        "recv": compact.ready_system,
+        "recv_priority_queue": compact.ready_priority_queue,
+        "recv_array": compact.recv_array,
+        "recv_into": compact.recv_into,
+    },
+)
+def test_compact(benchmark: BenchmarkFixture, case: Callable[[int], float]) -> None:
+    benchmark.group = "compact events"
+    _run(benchmark, lambda: case(_EVENTS))

@@ -257,7 +257,7 @@ public final class Lmax {
             latency(10_000);
         }
         System.out.println(
-                "ready: LMAX " + arguments[0] + " on Java " + System.getProperty("java.version"));
+                "ready: LMAX Disruptor " + arguments[0] + " on Java " + System.getProperty("java.version"));
         BufferedReader requests = new BufferedReader(new InputStreamReader(System.in));
         for (String line; (line = requests.readLine()) != null; ) {
             System.out.println(answer(line.trim().split(" ")));

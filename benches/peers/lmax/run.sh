@@ -28,4 +28,4 @@ if [ ! -e "$classes/Lmax.class" ] || [ benches/peers/lmax/Lmax.java -nt "$classe
     javac -cp "$jar" -d "$classes" benches/peers/lmax/Lmax.java
 fi
 [ "${1:-}" = --setup ] || exec java -Xms256m -Xmx256m -XX:+UseSerialGC -cp "$classes:$jar" Lmax \
-    "$(basename "$(readlink -f "$jar")" .jar)"
+    "$(dpkg-query -W -f '${Version}' libdisruptor-java 2>/dev/null || echo "of $jar")"
