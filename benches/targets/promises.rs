@@ -284,16 +284,39 @@ fn streaming(k: usize) -> Group {
     Group { cases, promises: vec![per_second, lost] }
 }
 
+/// Returns a way over an event system.
+fn system_way(wait: WaitStrategy) -> (impl FnMut(Trade) + Send, impl FnMut() -> Trade + Send) {
+    let system = EventSystem::new(Default::default()).expect("the numbers are good");
+    let all = SystemSubscribeOptions::default();
+    let subscription = system.subscribe(all).expect("the options are good");
+    let send = move |trade: Trade| {
+        let taken = system.publish(event(EventType::PriceUpdate, trade.sequence));
+        assert!(taken.is_ok_and(|taken| taken == 1));
+    };
+    let recv = move || {
+        let event = match wait {
+            WaitStrategy::Park => subscription.recv().expect("the system is open"),
+            _ => loop {
+                if let Ok(event) = subscription.try_recv() {
+                    break event;
+                }
+            },
+        };
+        Trade::numbered(event.timestamp)
+    };
+    (send, recv)
+}
+
 fn hopping((name, wait): (&str, WaitStrategy)) -> Group {
     let way = move |backend| bus_way(patient(backend, CAPACITY), wait);
+    let mut cases = of_backends(move |backend| one_way(HOPS, way(backend), way(backend)));
+    let in_system = move || one_way(HOPS, system_way(wait), system_way(wait));
+    cases.push((SYSTEM, Box::new(in_system)));
     let promise = |figure, percentile| {
         let name = format!("thread to thread, {name}, {percentile}");
         Promise::cost(name, "< 10 us", figure, |cost| cost < 1e4)
     };
-    Group {
-        cases: of_backends(move |backend| one_way(HOPS, way(backend), way(backend))),
-        promises: vec![promise(P50, "p50"), promise(P99, "p99")],
-    }
+    Group { cases, promises: vec![promise(P50, "p50"), promise(P99, "p99")] }
 }
 
 fn allocating(k: usize) -> Group {
