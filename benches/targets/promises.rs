@@ -16,8 +16,9 @@ use crate::threads::{Check, bus_way, one_way, patient, stream};
 use std::ops::Range;
 use std::time::Instant;
 use tickbus::{
-    Backend, Event, EventBus, EventBusImpl, EventSubscription, EventSystem, EventType, Priority,
-    SourceId, Symbol, SystemSubscribeOptions, SystemSubscription, TryRecvError, WaitStrategy,
+    Backend, Event, EventBus, EventBusImpl, EventReader, EventSubscription, EventSystem, EventType,
+    Priority, SourceId, Symbol, SystemSubscribeOptions, SystemSubscription, TryRecvError,
+    WaitStrategy,
 };
 
 const SUBSCRIBERS: [usize; 3] = [1, 4, 16];
@@ -226,19 +227,20 @@ fn critical(k: usize) -> Group {
 
 /// What a thread that reads several subscriptions in turn has seen of each.
 struct Reading {
-    subscription: EventSubscription<Trade>,
+    reader: EventReader<Trade>,
     check: Check,
 }
 
 impl Reading {
     /// Reads what is there, and returns how many events it has seen or missed.
-    fn go_on(&mut self, batch: &mut Vec<Trade>) -> u64 {
-        match self.subscription.try_recv_batch(batch, 64) {
-            Ok(_) => batch.drain(..).for_each(|trade| self.check.see(&trade)),
-            Err(TryRecvError::Lagged(lagged)) => self.check.miss(lagged.missed),
+    fn go_on(&mut self) -> u64 {
+        let check = &mut self.check;
+        match self.reader.read(CAPACITY, |trade| check.see(trade)) {
+            Ok(_) => {}
+            Err(TryRecvError::Lagged(lagged)) => check.miss(lagged.missed),
             Err(error) => assert_eq!(error, TryRecvError::Empty, "the bus is open"),
         }
-        self.check.seen
+        check.seen
     }
 }
 
@@ -249,11 +251,10 @@ fn stream_on_bus(backend: Backend, k: usize) -> Vec<f64> {
     let count = STREAM / k as u64;
     let mut readings: Vec<_> = subscribe(&bus, k)
         .into_iter()
-        .map(|subscription| Reading { subscription, check: Check::default() })
+        .map(|subscription| Reading { reader: subscription.into(), check: Check::default() })
         .collect();
-    let mut batch = Vec::with_capacity(64);
     let receive = move |all: &mut Check| {
-        let seen = readings.iter_mut().map(|reading| reading.go_on(&mut batch)).min();
+        let seen = readings.iter_mut().map(Reading::go_on).min();
         if seen == Some(count) {
             let missed = readings.iter().map(|reading| reading.check.missed).sum();
             for reading in &mut readings {

@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::yield_now;
 use std::time::{Duration, Instant};
 use tickbus::{
-    Backend, BackpressureConfig, BusConfig, EventBus, EventBusImpl, EventSubscription,
-    RingEventBus, TryRecvError, WaitStrategy,
+    Backend, BackpressureConfig, BusConfig, EventBus, EventBusImpl, EventReader, EventSubscription,
+    RingEventBus, WaitStrategy,
 };
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::TryRecvError as TokioError;
@@ -25,7 +25,7 @@ const HOPS: u64 = 20_000;
 const PARKED_HOPS: u64 = 4_000;
 const WARM_UP_HOPS: u64 = 1_000;
 /// Events of a stream, altogether, where every thread has a CPU of its own, and where not.
-const STREAM: u64 = 1 << 21;
+const STREAM: u64 = 1 << 20;
 const CROWDED_STREAM: u64 = 1 << 19;
 const BATCH: usize = 64;
 const MOST_PRODUCERS: usize = 4;
@@ -54,18 +54,16 @@ fn subscribe(bus: &impl EventBus<Trade>) -> EventSubscription<Trade> {
     bus.subscribe(CAPACITY).expect("the capacity is good")
 }
 
-/// Reads what there is, at least one event, as fast as a reader of a ring can.
+/// Returns the reader of a stream that takes what there is, at least one event.
 fn read_ring(
-    subscription: &mut EventSubscription<Trade>,
-    batch: &mut Vec<Trade>,
-    wait: impl Fn(),
-    check: &mut Check,
-) {
-    while let Err(error) = subscription.try_recv_batch(batch, BATCH) {
-        assert_eq!(error, TryRecvError::Empty, "a stream without a loss");
-        wait();
+    bus: &RingEventBus<Trade>,
+    wait: WaitStrategy,
+) -> impl FnMut(&mut Check) + Send + use<> {
+    let mut reader = EventReader::from(subscribe(bus));
+    move |check| {
+        let read = reader.read_by(wait, CAPACITY, |trade| check.see(trade));
+        assert!(read.is_ok(), "a stream without a loss has a hole");
     }
-    batch.drain(..).for_each(|trade| check.see(&trade));
 }
 
 /// One direction between two threads: how an event is given, and taken.
@@ -113,21 +111,21 @@ pub(crate) fn bus_way(
     bus: EventBusImpl<Trade>,
     wait: WaitStrategy,
 ) -> Way<impl FnMut(Trade) + Send, impl FnMut() -> Trade + Send> {
-    let subscription = subscribe(&bus);
+    let mut reader = EventReader::from(subscribe(&bus));
     let send = move |trade| assert!(bus.publish(trade).is_ok_and(|taken| taken == 1));
-    (send, move || subscription.recv_by(wait).expect("the bus is open"))
+    (send, move || reader.recv(wait).expect("the bus is open"))
 }
 
 /// Returns a way over a ring with a `Producer`.
 fn ring_way(wait: WaitStrategy) -> Way<impl FnMut(Trade) + Send, impl FnMut() -> Trade + Send> {
     let bus = patient_ring();
-    let subscription = subscribe(&bus);
+    let mut reader = EventReader::from(subscribe(&bus));
     let mut producer = bus.bus().producer().expect("there is no other");
     let send = move |trade| {
         let _open = &bus;
         assert!(producer.publish(trade).is_ok_and(|taken| taken == 1));
     };
-    (send, move || subscription.recv_by(wait).expect("the bus is open"))
+    (send, move || reader.recv(wait).expect("the bus is open"))
 }
 
 /// A number that one thread stores and the other looks at: what no way can be faster than.
@@ -358,28 +356,41 @@ fn wait_for(readers: usize) -> impl Fn() + Copy + Send {
     move || if readers == 1 { spin_loop() } else { yield_now() }
 }
 
-fn ring_stream(readers: usize, one_by_one: bool, count: u64) -> f64 {
-    let bus = patient_ring();
-    let receivers: Vec<_> = (0..readers)
-        .map(|_| {
-            let mut subscription = subscribe(&bus);
-            let (mut batch, wait) = (Vec::with_capacity(BATCH), wait_for(readers));
-            move |check: &mut Check| match one_by_one {
-                true => check.see(&subscription.recv_by(WaitStrategy::Spin).expect("it is open")),
-                false => read_ring(&mut subscription, &mut batch, wait, check),
-            }
-        })
-        .collect();
+/// The same of a thread that reads by a strategy.
+fn strategy_for(readers: usize) -> WaitStrategy {
+    if readers == 1 { WaitStrategy::Spin } else { WaitStrategy::Yield }
+}
+
+/// Sends by a `Producer`.
+fn producer_stream<R: FnMut(&mut Check) + Send>(
+    bus: &RingEventBus<Trade>,
+    receivers: Vec<R>,
+    count: u64,
+) -> f64 {
     let mut producer = bus.bus().producer().expect("there is no other");
+    let readers = receivers.len();
     let send = |trade| assert!(producer.publish(trade).is_ok_and(|taken| taken == readers));
     stream(vec![send], receivers, count).0
 }
 
+fn ring_stream(readers: usize, count: u64) -> f64 {
+    let bus = patient_ring();
+    let receivers = (0..readers).map(|_| read_ring(&bus, strategy_for(readers))).collect();
+    producer_stream(&bus, receivers, count)
+}
+
+fn ring_stream_one_by_one(count: u64) -> f64 {
+    let bus = patient_ring();
+    let mut reader = EventReader::from(subscribe(&bus));
+    let receive = move |check: &mut Check| {
+        check.see(&reader.recv(WaitStrategy::Spin).expect("the bus is open"));
+    };
+    producer_stream(&bus, vec![receive], count)
+}
+
 fn shared_ring_stream(producers: usize, count: u64) -> f64 {
     let bus = patient_ring();
-    let mut subscription = subscribe(&bus);
-    let (mut batch, wait) = (Vec::with_capacity(BATCH), wait_for(producers));
-    let receive = move |check: &mut Check| read_ring(&mut subscription, &mut batch, wait, check);
+    let receive = read_ring(&bus, strategy_for(producers));
     let sender = || |trade| assert!(bus.publish(trade).is_ok_and(|taken| taken == 1));
     stream((0..producers).map(|_| sender()).collect(), vec![receive], count).0
 }
@@ -507,8 +518,8 @@ fn stream_row(
 
 fn one_to_one() -> Comparison {
     let mut cases = vec![
-        case("ring", || ring_stream(1, false, STREAM)),
-        case("ring, one by one", || ring_stream(1, true, STREAM)),
+        case("ring", || ring_stream(1, STREAM)),
+        case("ring, one by one", || ring_stream_one_by_one(STREAM)),
         case("rtrb", || rtrb_stream(1, false, STREAM)),
         case("rtrb, chunks", || rtrb_stream(1, true, STREAM)),
         case("disruptor", || disruptor_single(1, STREAM)),
@@ -528,7 +539,7 @@ fn one_to_one() -> Comparison {
 
 fn one_to_three() -> Comparison {
     let mut cases = vec![
-        case("ring", || ring_stream(3, false, CROWDED_STREAM)),
+        case("ring", || ring_stream(3, CROWDED_STREAM)),
         case("rtrb", || rtrb_stream(3, false, CROWDED_STREAM)),
         case("disruptor", || disruptor_single(3, CROWDED_STREAM)),
         case("tokio broadcast, lossy", || tokio_stream(1, 3, CROWDED_STREAM)),
