@@ -750,7 +750,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         Pending::new(entry, event, topic, rejects_wait).publication(self.shared())
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn publish_as_configured(
         &self,
         event: T,

@@ -73,7 +73,7 @@ impl<T: Clone, R: Exclusion> Producer<T, R> {
     /// # Errors
     ///
     /// As [`EventBus::publish`](crate::EventBus::publish).
-    #[inline]
+    #[inline(always)] // the event goes straight into its slot
     pub fn publish(&mut self, event: T) -> Result<usize, PublishError<T>> {
         self.publish_on(None, event)
     }
@@ -88,12 +88,12 @@ impl<T: Clone, R: Exclusion> Producer<T, R> {
     /// # Panics
     ///
     /// If the topic belongs to another bus.
-    #[inline]
+    #[inline(always)] // the event goes straight into its slot
     pub fn publish_to(&mut self, topic: &Topic, event: T) -> Result<usize, PublishError<T>> {
         self.publish_on(Some(topic), event)
     }
 
-    #[inline]
+    #[inline(always)]
     fn publish_on(&mut self, topic: Option<&Topic>, event: T) -> Result<usize, PublishError<T>> {
         let (shared, ring, fences) = (&*self.shared, &*self.ring, self.shared.fences);
         let Some(claim) = ring.right.claim_as_producer(fences) else {
