@@ -12,7 +12,7 @@ use crate::sync::Exclusion;
 use smallvec::SmallVec;
 
 /// Subscriptions, by slot and id.
-type Places = SmallVec<[(u32, u64); 4]>;
+type Places = SmallVec<[(u32, u64); 16]>;
 
 /// How far an event has come.
 #[derive(Debug, Default)]

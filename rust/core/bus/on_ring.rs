@@ -23,6 +23,12 @@ use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::time::Instant;
 
+/// How often a publisher looks for room, with pauses in between, before it stands in line: to sleep
+/// and to be woken takes longer than many readers need for an event.
+const LOOKS_FOR_ROOM: u32 = 16;
+/// As many as `wait_a_moment` spins before it yields.
+const PAUSES: u32 = 64;
+
 /// How far a call that publishes several events has come.
 struct Stretch {
     by_producer: bool,
@@ -141,6 +147,23 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
     fn sweep(&mut self, held: &Held<'_>) -> bool {
         let Self { ring, slots, topics, .. } = self;
         ring.as_mut().is_some_and(|state| state.sweep(held.next(), topics, slots))
+    }
+
+    /// Returns whether those that stand a whole ring behind may be waited for.
+    fn is_worth_a_moment(&self, next: u64, shared: &Shared<T, R>) -> bool {
+        let Some(state) = &self.ring else { return false };
+        let stops = |member: &Member| member.at + state.ring.slots.capacity() <= next;
+        self.slots.iter().zip(&state.members).all(|(slot, member)| match (slot, member) {
+            (Some(slot), Some(member)) if stops(member) => match slot.policy {
+                Policy::Reject => false,
+                Policy::Block => {
+                    !shared.config.backpressure.max_block_duration.is_zero()
+                        && slot.deserves_patience()
+                }
+                _ => true,
+            },
+            _ => true,
+        })
     }
 
     /// Returns the slot for whose room the publication has to wait, if there is one. Whoever stands
@@ -318,15 +341,27 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             Stop::Limit(is_sample) => self.latencies.enter_sampled(is_sample),
             Stop::Other => return None,
         };
-        let mut state = self.token.lock();
-        let held = ring.right.seize(as_producer)?;
-        let has_room = state.sweep(&held);
-        held.grant(state.permit(self));
-        drop(held);
-        drop(state);
-        // The measurement may have been due too.
-        ask();
-        has_room.then_some(entry)
+        for look in 0..LOOKS_FOR_ROOM {
+            let mut state = self.token.lock();
+            let held = ring.right.seize(as_producer)?;
+            let has_room = state.sweep(&held);
+            held.grant(state.permit(self));
+            let is_worth_it = !has_room && state.is_worth_a_moment(held.next(), self);
+            drop(held);
+            drop(state);
+            if has_room {
+                // The measurement may have been due too.
+                ask();
+                return Some(entry);
+            }
+            if !is_worth_it {
+                break;
+            }
+            // Then it may have lost its core.
+            let mut rounds = if look < LOOKS_FOR_ROOM / 2 { 0 } else { PAUSES };
+            (0..=PAUSES - rounds).for_each(|_| wait_a_moment(&mut rounds));
+        }
+        None
     }
 
     /// Returns how many took what was published just now, and wakes those who slept.
