@@ -8,8 +8,9 @@ mod support;
 use std::time::{Duration, Instant};
 use support::{Read, bus, drain, read};
 use tickbus::{
-    Backend, EventBus, EventSubscription, OnLag, Pattern, Policy, Selected, Selector, Shutdown,
-    SubscribeOptions, ThreadExclusion, TryRecvError, select,
+    AnySubscription, Backend, Event, EventBus, EventSubscription, EventSystem, EventType, OnLag,
+    Pattern, Policy, Priority, Selected, Selector, Shutdown, SourceId, SubscribeOptions, Symbol,
+    TakeError, TryRecvError, select,
 };
 
 /// A deadline that has passed: looks and does not wait.
@@ -23,7 +24,7 @@ fn nothing_ready_times_out() {
         let bus = bus(backend, 8);
         let (one, two) = (bus.subscribe(8).unwrap(), bus.subscribe(8).unwrap());
         assert_eq!(select(&[&one, &two], None, now()), Selected::TimedOut);
-        assert_eq!(select::<u64, ThreadExclusion>(&[], None, now()), Selected::TimedOut);
+        assert_eq!(select::<EventSubscription<u64>>(&[], None, now()), Selected::TimedOut);
         let soon = Instant::now() + Duration::from_millis(1);
         assert_eq!(select(&[&one], Some(&Shutdown::new()), Some(soon)), Selected::TimedOut);
     }
@@ -193,4 +194,67 @@ fn a_sleeper_that_leaves_an_event_passes_its_wake_up_on() {
     subscription.sleep_unless_ready(|_| panic!("there is something to receive"));
     subscription.pass_on();
     assert_eq!(subscription.recv(), Ok(1));
+}
+
+fn compact(event_type: EventType, priority: Priority, metadata: u64) -> Event {
+    let (source_id, symbol) = (SourceId::NONE, Symbol::NONE);
+    Event { timestamp: 0, event_type, priority, source_id, symbol, value: 0.0, metadata }
+}
+
+#[test]
+fn buses_of_several_types_and_every_lane_of_a_system_are_waited_for_together() {
+    let system = EventSystem::new(Default::default()).unwrap();
+    let compact_events = system.subscribe(Default::default()).unwrap();
+    let numbers = bus(Backend::Ring, 8);
+    let (one, names) = (numbers.subscribe(8).unwrap(), tickbus::LockFreeEventBus::new(8).unwrap());
+    let two = names.subscribe(8).unwrap();
+    let all: [&dyn AnySubscription; 3] = [&one, &two, &compact_events];
+    assert_eq!(select(&all, None, now()), Selected::TimedOut);
+    let (there, back) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let (numbers, names, system) = (&numbers, &names, &system);
+        scope.spawn(move || {
+            for round in 0..300 {
+                let event_type = [EventType::PriceUpdate, EventType::EmergencyStop][round % 2];
+                let priority = [Priority::Normal, Priority::High][round / 2 % 2];
+                match round % 3 {
+                    0 => numbers.publish(round as u64).map(drop).unwrap(),
+                    1 => names.publish("name").map(drop).unwrap(),
+                    _ => _ = system.publish(compact(event_type, priority, round as u64)).unwrap(),
+                }
+                assert_eq!(back.recv(), Ok(round));
+            }
+        });
+        for round in 0..300 {
+            assert_eq!(select(&all, None, None), Selected::Ready(round % 3));
+            match round % 3 {
+                0 => assert_eq!(one.try_recv(), Ok(round as u64)),
+                1 => assert_eq!(two.try_recv(), Ok("name")),
+                _ => assert_eq!(compact_events.try_recv().unwrap().metadata, round as u64),
+            }
+            there.send(round).unwrap();
+        }
+    });
+    system.close();
+    assert_eq!(select(&all, None, None), Selected::Ready(2), "closed is ready");
+    assert_eq!(compact_events.try_recv(), Err(TakeError::Closed));
+}
+
+#[test]
+fn a_selector_that_leaves_a_compact_event_wakes_the_next_reader() {
+    let system = EventSystem::new(Default::default()).unwrap();
+    let reader = system.subscribe(Default::default()).unwrap();
+    let all = [&reader];
+    for event_type in [EventType::PriceUpdate, EventType::EmergencyStop] {
+        let mut selector = Selector::new(&all, None, 0);
+        assert_eq!(selector.ready(), None);
+        reader.sleep_unless_ready(|parking| {
+            let event = compact(event_type, Priority::Normal, 1);
+            system.publish(event).unwrap(); // wakes the selector, which came first
+            assert!(selector.park(None));
+            drop(selector); // it takes nothing
+            assert!(parking.park(Instant::now() + Duration::from_secs(60)));
+        });
+        assert_eq!(reader.recv().unwrap().event_type, event_type);
+    }
 }

@@ -4,18 +4,19 @@
 
 mod support;
 
+use futures_util::StreamExt;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 use support::{FOREVER, assert_row_closes, assert_sums_close};
 use tickbus::{
     CriticalOverflow, Event, EventSystem, EventSystemConfig, EventType, Lane, LaneLagged, OnLag,
     Pattern, Priority, SourceId, SubscribeError, Symbol, SystemBatchError, SystemError,
-    SystemSubscribeOptions, SystemSubscription, TakeError, wake_last,
+    SystemStream, SystemSubscribeOptions, SystemSubscription, TakeError, wake_last,
 };
 
 const PRICE: EventType = EventType::PriceUpdate;
@@ -459,6 +460,70 @@ async fn tasks_wait_for_every_lane_and_a_cancelled_recv_loses_nothing() {
     });
     assert_eq!(published.unwrap(), 2);
     assert_eq!(received.unwrap(), [stop(1), normal(0)]);
+}
+
+#[tokio::test]
+async fn a_stream_wakes_for_every_lane_tells_each_hole_and_ends_with_the_system() {
+    let system = system(4, Duration::ZERO);
+    let reader = Arc::new(subscribe(&system));
+    let stream = tokio::spawn(SystemStream::new(reader.clone()).collect::<Vec<_>>());
+    for (number, make) in [normal, high, stop].into_iter().cycle().take(12).enumerate() {
+        tokio::task::yield_now().await;
+        system.publish(make(number as u64)).unwrap();
+    }
+    tokio::task::yield_now().await;
+    assert_eq!(reader.pending(), 0, "it was woken for each");
+    assert_eq!(system.publish_batch(&[0, 1, 2, 3].map(stop)).unwrap(), 4);
+    overflow(system.publish(stop(4)));
+    system.publish(high(5)).unwrap();
+    system.close();
+    let all = stream.await.unwrap();
+    let numbers: Vec<_> = all.into_iter().map(|each| each.map(|event| event.metadata)).collect();
+    let hole = LaneLagged { lane: Lane::Critical, missed: 1 };
+    let tail = [Ok(0), Ok(1), Ok(2), Ok(3), Err(hole), Ok(5)];
+    assert_eq!(numbers, (0..12).map(Ok).chain(tail).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_stream_that_is_dropped_asleep_passes_its_wake_up_on_and_sleeps_no_more() {
+    let system = system(4, FOREVER);
+    let reader = subscribe(&system);
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(woken.clone());
+    let context = &mut Context::from_waker(Waker::noop());
+    for (round, make) in [normal, high, stop].into_iter().enumerate() {
+        let [mut asleep, mut next] = [SystemStream::new(&reader), SystemStream::new(&reader)];
+        assert!(asleep.poll_next_unpin(context).is_pending());
+        assert!(next.poll_next_unpin(&mut Context::from_waker(&waker)).is_pending());
+        system.publish(make(1)).unwrap();
+        assert_eq!(woken.count(), round, "one event wakes one");
+        drop(asleep);
+        assert_eq!(woken.count(), round + 1);
+        assert_eq!(next.poll_next_unpin(context), Poll::Ready(Some(Ok(make(1)))));
+        assert!(next.poll_next_unpin(context).is_pending());
+    }
+    // It is woken only while somebody is said to sleep.
+    reader.set_waker(waker);
+    for make in [normal, high, stop] {
+        system.publish(make(2)).unwrap();
+    }
+    assert_eq!(woken.count(), 3);
+}
+
+/// Counts how often it was woken.
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Woken {
+    fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 #[test]

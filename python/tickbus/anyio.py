@@ -27,14 +27,34 @@ except ModuleNotFoundError as _missing:
 
 from tickbus.errors import Closed, ForkedError
 
+_T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
+
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Protocol
+
     import trio
 
-    from tickbus._core import AsyncEventSubscription, Wakeup
+    from tickbus._core import Wakeup
+
+    class _ReadByTasks(Protocol[_T_co]):
+        """What `subscribe_async` of a bus or of an event system returns."""
+
+        @property
+        def id(self) -> int: ...
+        @property
+        def pending(self) -> int: ...
+        @property
+        def closed(self) -> bool: ...
+        def recv(self) -> Coroutine[object, None, _T_co]: ...
+        def try_recv(self) -> _T_co | None: ...
+        def close(self) -> None: ...
+        def _join(self, event_loop: object) -> Wakeup | None: ...
+        def _leave(self, wakeup: Wakeup) -> None: ...
+
 
 __all__ = ["EventReceiveStream"]
-
-_T = TypeVar("_T")
 
 
 class EventReceiveStream(ObjectReceiveStream[_T], Generic[_T]):
@@ -45,10 +65,10 @@ class EventReceiveStream(ObjectReceiveStream[_T], Generic[_T]):
     subscription must not be read elsewhere in another event loop at the same time.
 
     Args:
-        subscription: What `subscribe_async` returned.
+        subscription: What `subscribe_async` of a bus or of an event system returned.
     """
 
-    def __init__(self, subscription: AsyncEventSubscription[_T]) -> None:
+    def __init__(self, subscription: _ReadByTasks[_T]) -> None:
         self._subscription = subscription
         self._closed = False
         self._trio: _TrioReader | None = None
@@ -85,7 +105,7 @@ class EventReceiveStream(ObjectReceiveStream[_T], Generic[_T]):
         await checkpoint_if_cancelled()
 
     @property
-    def subscription(self) -> AsyncEventSubscription[_T]:
+    def subscription(self) -> _ReadByTasks[_T]:
         """The subscription that is read."""
         return self._subscription
 
@@ -135,7 +155,7 @@ class _TrioReader:
 
         return trio.lowlevel.current_trio_token() is self._token
 
-    async def recv(self, subscription: AsyncEventSubscription[_T]) -> _T:
+    async def recv(self, subscription: _ReadByTasks[_T]) -> _T:
         import trio
 
         while True:

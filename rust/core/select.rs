@@ -1,7 +1,8 @@
 //! Waiting for whichever of several subscriptions has something first, or for a shutdown signal.
 
 use crate::subscription::EventSubscription;
-use crate::sync::{Exclusion, Flag, ThreadExclusion};
+use crate::sync::{Exclusion, Flag};
+use crate::system::SystemSubscription;
 use crate::wait::park_on_any;
 use std::fmt;
 use std::pin::Pin;
@@ -50,6 +51,75 @@ impl Shutdown {
     }
 }
 
+/// A subscription of a bus or of an event system, whatever its events are: what it takes to wait for
+/// it. The methods are those of the same names.
+pub trait AnySubscription {
+    /// Returns its id, unique in its bus or system.
+    fn id(&self) -> u64;
+
+    /// Returns how many events wait to be read.
+    fn pending(&self) -> usize;
+
+    /// Returns whether it was closed, by itself or with its bus or system.
+    fn is_closed(&self) -> bool;
+
+    /// Returns whether receiving would give something else than `Empty`.
+    fn is_ready(&self) -> bool;
+
+    /// Asks for wake-ups. Look again before sleeping.
+    fn arm(&self);
+
+    /// Takes one [`AnySubscription::arm`] back.
+    fn disarm(&self);
+
+    /// Returns a place in the line of those that sleep.
+    fn notified_owned(&self) -> OwnedNotified;
+
+    /// Wakes another sleeper if something is left to receive.
+    fn pass_on(&self);
+}
+
+macro_rules! any_subscription {
+    ($name:ty $(, $parameter:ident: $bound:ident)*) => {
+        impl<$($parameter: $bound),*> AnySubscription for $name {
+            fn id(&self) -> u64 {
+                self.id()
+            }
+
+            fn pending(&self) -> usize {
+                self.pending()
+            }
+
+            fn is_closed(&self) -> bool {
+                self.is_closed()
+            }
+
+            fn is_ready(&self) -> bool {
+                self.is_ready()
+            }
+
+            fn arm(&self) {
+                self.arm();
+            }
+
+            fn disarm(&self) {
+                self.disarm();
+            }
+
+            fn notified_owned(&self) -> OwnedNotified {
+                self.notified_owned()
+            }
+
+            fn pass_on(&self) {
+                self.pass_on();
+            }
+        }
+    };
+}
+
+any_subscription!(EventSubscription<T, R>, T: Clone, R: Exclusion);
+any_subscription!(SystemSubscription);
+
 /// What ended a [`Selector`]'s wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Selected {
@@ -62,14 +132,14 @@ pub enum Selected {
 }
 
 /// An armed wait for several subscriptions and a shutdown signal.
-pub struct Selector<'a, T: Clone, R: Exclusion = ThreadExclusion> {
-    subscriptions: &'a [&'a EventSubscription<T, R>],
+pub struct Selector<'a, S: AnySubscription + ?Sized> {
+    subscriptions: &'a [&'a S],
     shutdown: Option<&'a Shutdown>,
     notified: Vec<Pin<Box<OwnedNotified>>>,
     first: usize,
 }
 
-impl<T: Clone, R: Exclusion> fmt::Debug for Selector<'_, T, R> {
+impl<S: AnySubscription + ?Sized> fmt::Debug for Selector<'_, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Selector")
             .field("subscriptions", &self.subscriptions.len())
@@ -77,14 +147,10 @@ impl<T: Clone, R: Exclusion> fmt::Debug for Selector<'_, T, R> {
     }
 }
 
-impl<'a, T: Clone, R: Exclusion> Selector<'a, T, R> {
+impl<'a, S: AnySubscription + ?Sized> Selector<'a, S> {
     /// Returns a selector that looks at the subscriptions from place `first` on, round and round,
     /// so that a busy one cannot hide the others from a caller that advances `first`.
-    pub fn new(
-        subscriptions: &'a [&'a EventSubscription<T, R>],
-        shutdown: Option<&'a Shutdown>,
-        first: usize,
-    ) -> Self {
+    pub fn new(subscriptions: &'a [&'a S], shutdown: Option<&'a Shutdown>, first: usize) -> Self {
         let mut notified: Vec<_> = subscriptions
             .iter()
             .map(|subscription| {
@@ -127,7 +193,7 @@ impl<'a, T: Clone, R: Exclusion> Selector<'a, T, R> {
     }
 }
 
-impl<T: Clone, R: Exclusion> Drop for Selector<'_, T, R> {
+impl<S: AnySubscription + ?Sized> Drop for Selector<'_, S> {
     fn drop(&mut self) {
         // Its place in line goes first, and a wake-up that came to it goes to the next in line.
         self.notified.clear();
@@ -154,8 +220,21 @@ impl<T: Clone, R: Exclusion> Drop for Selector<'_, T, R> {
 /// assert_eq!([&orders, &fills][place].try_recv()?, "filled");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn select<T: Clone, R: Exclusion>(
-    subscriptions: &[&EventSubscription<T, R>],
+///
+/// Subscriptions of several types of events are waited for together as [`AnySubscription`]:
+///
+/// ```
+/// use tickbus::{AnySubscription, EventBus, EventSystem, LockFreeEventBus, Selected, select};
+///
+/// let (bus, system) = (LockFreeEventBus::new(16)?, EventSystem::new(Default::default())?);
+/// let (orders, alerts) = (bus.subscribe(16)?, system.subscribe(Default::default())?);
+/// bus.publish("order")?;
+/// let both: [&dyn AnySubscription; 2] = [&alerts, &orders];
+/// assert_eq!(select(&both, None, None), Selected::Ready(1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn select<S: AnySubscription + ?Sized>(
+    subscriptions: &[&S],
     shutdown: Option<&Shutdown>,
     deadline: Option<Instant>,
 ) -> Selected {

@@ -13,6 +13,7 @@ from typing import Any
 import uvloop
 
 import tickbus
+from tickbus import _core
 
 BACKENDS = ("lock_free", "broadcast", "ring")
 RELEASING_BACKENDS = ("lock_free", "broadcast")
@@ -161,3 +162,11 @@ def run_child(script: str, timeout: float = 60.0) -> subprocess.CompletedProcess
         timeout=timeout,
         check=False,
     )
+
+
+def native_feed(system: tickbus.EventSystem, events: list[tickbus.Event]) -> Any:
+    """Returns a thread that Python does not know, which publishes the events."""
+    assert hasattr(_core, "_NativeFeed"), (
+        "the module lacks the feature native-producer: build it by `make test`"
+    )
+    return _core._NativeFeed(system, events)

@@ -10,7 +10,8 @@ import anyio
 import pytest
 
 import tickbus
-from support import MakeBus, assert_sums_closed, run_child
+from support import PATIENCE_WITHOUT_END, MakeBus, assert_sums_closed, native_feed, run_child
+from tickbus import Event, EventSystem, Priority
 from tickbus.anyio import EventReceiveStream
 
 pytestmark = pytest.mark.parametrize("library", ["asyncio", "trio"])
@@ -300,6 +301,102 @@ def test_a_forked_child_is_told_so_and_sees_no_end_of_the_stream(library: str) -
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """)
     assert (result.stdout, result.stderr) == ("0\n", "")
+
+
+def normal(number: int) -> Event:
+    return Event(0, "price_update", metadata=number)
+
+
+def stop(number: int) -> Event:
+    return Event(0, "emergency_stop", metadata=number)
+
+
+def test_compact_events_come_in_the_order_of_the_lanes_and_end_with_the_system(
+    library: str,
+) -> None:
+    async def main() -> list[int]:
+        with EventSystem() as system:
+            async with EventReceiveStream(system.subscribe_async()) as stream:
+                system.publish(normal(0))
+                system.publish(Event(0, "price_update", Priority.High, metadata=1))
+                system.publish(stop(2))
+                system.close()
+                received = [event.metadata async for event in stream]
+                with pytest.raises(anyio.EndOfStream):
+                    await stream.receive()
+                return received
+
+    assert anyio.run(main, backend=library) == [2, 1, 0]
+
+
+def test_a_rust_thread_wakes_a_sleeping_stream_of_compact_events(library: str) -> None:
+    async def main() -> list[int]:
+        received = []
+        with EventSystem() as system:
+            async with EventReceiveStream(system.subscribe_async()) as stream:
+                for number in range(50):
+                    async with anyio.create_task_group() as group:
+
+                        async def receive() -> None:
+                            received.append((await stream.receive()).metadata)
+
+                        group.start_soon(receive)
+                        await _settle()
+                        native_feed(system, [(normal, stop)[number % 2](number)])
+        return received
+
+    assert anyio.run(main, backend=library) == list(range(50))
+
+
+def test_tasks_that_stop_waiting_for_compact_events_leave_them_to_the_next(library: str) -> None:
+    number = 64  # trio runs in random order what is ready at once
+    received: list[int] = []
+
+    async def main() -> None:
+        with EventSystem(1, max_block_duration=PATIENCE_WITHOUT_END) as system:
+            async with EventReceiveStream(system.subscribe_async()) as stream:
+
+                async def receive() -> None:
+                    received.append((await stream.receive()).metadata)
+
+                for event in range(number):
+                    async with anyio.create_task_group() as group:
+                        first = anyio.CancelScope()
+
+                        async def stop_waiting(scope: anyio.CancelScope = first) -> None:
+                            with scope:
+                                await receive()
+
+                        for waiter in (stop_waiting, receive):
+                            group.start_soon(waiter)
+                            await _settle()
+                        system.publish((normal, stop)[event % 2](event))
+                        first.cancel()
+                        with anyio.fail_after(60):
+                            while len(received) == event:
+                                await anyio.lowlevel.checkpoint()
+                        group.cancel_scope.cancel()
+
+    anyio.run(main, backend=library)
+    assert received == list(range(number))
+
+
+def test_a_hole_of_a_lane_is_told_in_the_stream(library: str) -> None:
+    async def main() -> None:
+        with EventSystem(1, max_block_duration=0.0) as system:
+            async with EventReceiveStream(system.subscribe_async()) as stream:
+                system.publish(stop(0))
+                with pytest.raises(tickbus.CriticalOverflow):
+                    system.publish(stop(1))
+                assert await stream.receive() == stop(0)
+                with pytest.raises(tickbus.Lagged) as told:
+                    await stream.receive()
+                assert (told.value.missed, told.value.lane) == (1, "critical")
+            assert stream.subscription.closed
+            with pytest.raises(anyio.ClosedResourceError):
+                await stream.receive()
+
+    anyio.run(main, backend=library)
 
 
 def test_without_anyio_the_import_says_what_to_install(library: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 import tickbus
 from support import MakeBus, assert_sums_closed, read_all, run
+from tickbus import Event, EventSystem, Priority
 
 
 def test_select_gives_a_subscription_that_has_an_event(make_bus: MakeBus) -> None:
@@ -127,11 +128,64 @@ def test_select_over_two_buses(make_bus: MakeBus) -> None:
     assert tickbus.select(subscriptions) is subscriptions[1]
 
 
+def test_select_over_a_bus_and_an_event_system(make_bus: MakeBus) -> None:
+    with EventSystem() as system, system.subscribe() as compact:
+        bus = make_bus()
+        both = [bus.subscribe(), compact]
+        assert tickbus.select(both, timeout=0.0) is None
+        for event in (Event(0, "price_update"), Event(0, "emergency_stop")):
+            system.publish(event)
+            assert tickbus.select(both) is compact
+            assert compact.recv() == event
+        bus.publish("event")
+        assert tickbus.select(both) is both[0]
+        assert both[0].recv() == "event"
+        system.close()
+        assert tickbus.select(both) is compact
+        with pytest.raises(tickbus.Closed):
+            compact.recv()
+
+
+def test_select_waits_for_a_bus_and_every_lane_of_an_event_system(make_bus: MakeBus) -> None:
+    events = [
+        Event(0, "price_update", metadata=0),
+        Event(0, "price_update", Priority.High, metadata=1),
+        Event(0, "emergency_stop", metadata=2),
+    ]
+    shutdown = tickbus.Shutdown()
+    received: list[Any] = []
+    bus, answers = make_bus(), make_bus()
+    answer = answers.subscribe()
+    with EventSystem() as system, system.subscribe() as compact:
+        both = [compact, bus.subscribe()]
+
+        def read() -> None:
+            while (ready := tickbus.select(both, shutdown)) is not None:
+                received.append(ready.recv())
+                answers.publish("done")
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        for number in range(200):
+            if number % 4 == 3:
+                bus.publish(number)
+            else:
+                system.publish(events[number % 4])
+            assert answer.recv() == "done"
+        shutdown.set()
+        reader.join()
+    wanted = [number if number % 4 == 3 else events[number % 4] for number in range(200)]
+    assert received == wanted
+
+
 def test_what_cannot_be_waited_for_is_refused(make_bus: MakeBus) -> None:
     bus = make_bus()
     subscription = bus.subscribe()
     with pytest.raises(tickbus.ConfigError):
         tickbus.select([])
+    for other in (None, "trades", bus, bus.subscribe_async()):
+        with pytest.raises(TypeError, match=r"select\(\) waits for what subscribe\(\) returned"):
+            tickbus.select([subscription, other])  # type: ignore[type-var]
     for timeout in (-1.0, float("nan"), float("inf")):
         with pytest.raises(tickbus.ConfigError):
             tickbus.select([subscription], timeout=timeout)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import tickbus
-from support import LOOPS, PATIENCE_WITHOUT_END, cancel, spin
+from support import LOOPS, PATIENCE_WITHOUT_END, cancel, native_feed, spin
 from tickbus import (
     EVENT_DTYPE,
     AsyncSystemSubscription,
@@ -30,7 +30,6 @@ from tickbus import (
     Lagged,
     Priority,
     WrongLoop,
-    _core,
 )
 
 
@@ -48,14 +47,6 @@ def stop(number: int) -> Event:
 
 def numbers(events: Any) -> list[int]:
     return [event.metadata for event in events]
-
-
-def native_feed(system: EventSystem, events: list[Event]) -> Any:
-    """Returns a thread that Python does not know, which publishes the events."""
-    assert hasattr(_core, "_NativeFeed"), (
-        "the module lacks the feature native-producer: build it by `make test`"
-    )
-    return _core._NativeFeed(system, events)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ mod subscription;
 mod topics;
 
 pub use overflow::{CriticalOverflow, CriticalPublication};
-pub use subscription::{LaneLagged, SystemSubscription, TakeError};
+pub use subscription::{LaneLagged, SystemStream, SystemSubscription, TakeError};
 
 use crate::bus::{Backend, Bus, BusConfig, Joint, Patience, SubscribeError, SubscribeOptions};
 use crate::error::ConfigError;

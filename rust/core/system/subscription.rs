@@ -6,11 +6,13 @@ use crate::event::{Event, Lane};
 use crate::metrics::SubscriptionMetrics;
 use crate::subscription::{EventSubscription, Parking};
 use crate::topic::Pattern;
-use crate::wait::{Bell, breathe, park_on};
+use crate::wait::{Bell, breathe, park_on, poll_breath};
+use futures_core::Stream;
 use std::fmt;
-use std::pin::pin;
+use std::ops::Deref;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Waker;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::sync::futures::OwnedNotified;
 
@@ -327,5 +329,91 @@ impl<'a> Sleeping<'a> {
 impl Drop for Sleeping<'_> {
     fn drop(&mut self) {
         self.0.disarm();
+    }
+}
+
+/// The events of a subscription as a `Stream`: it gives `Err(LaneLagged)` where events are missing
+/// and ends when the subscription is closed and read. Dropping it loses nothing.
+///
+/// It is made of a reference, or of what shares or owns a subscription, such as an `Arc` or a `Box`:
+///
+/// ```
+/// use std::sync::Arc;
+/// use tickbus::{EventSystem, SystemStream};
+///
+/// let system = EventSystem::new(Default::default())?;
+/// let subscription = system.subscribe(Default::default())?;
+/// let borrowed = SystemStream::new(&subscription);
+/// drop(borrowed);
+/// let shared = SystemStream::new(Arc::new(subscription));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct SystemStream<S: Deref<Target = SystemSubscription>> {
+    subscription: S,
+    /// Its place in line between two polls.
+    parked: Option<Pin<Box<OwnedNotified>>>,
+}
+
+impl<S: Deref<Target = SystemSubscription>> fmt::Debug for SystemStream<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SystemStream").field("id", &self.subscription.id()).finish_non_exhaustive()
+    }
+}
+
+impl<S: Deref<Target = SystemSubscription>> SystemStream<S> {
+    /// Returns a stream of what the subscription receives from now on.
+    pub fn new(subscription: S) -> Self {
+        Self { subscription, parked: None }
+    }
+
+    fn leave_line(&mut self) {
+        if self.parked.take().is_some() {
+            self.subscription.disarm();
+        }
+    }
+}
+
+impl<S: Deref<Target = SystemSubscription>> Drop for SystemStream<S> {
+    fn drop(&mut self) {
+        self.leave_line();
+    }
+}
+
+// Nothing in it is pinned in place: the place in line is boxed.
+impl<S: Deref<Target = SystemSubscription>> Unpin for SystemStream<S> {}
+
+impl<S: Deref<Target = SystemSubscription>> Stream for SystemStream<S> {
+    type Item = Result<Event, LaneLagged>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if poll_breath(context).is_pending() {
+            return Poll::Pending;
+        }
+        loop {
+            let result = match self.subscription.try_recv() {
+                Ok(event) => Some(Ok(event)),
+                Err(TakeError::Lagged(lagged)) => Some(Err(lagged)),
+                Err(TakeError::Closed) => None,
+                Err(TakeError::Empty) => {
+                    match &mut self.parked {
+                        Some(parked) => {
+                            if parked.as_mut().poll(context).is_pending() {
+                                return Poll::Pending;
+                            }
+                            self.leave_line();
+                        }
+                        None => {
+                            let mut parked = Box::pin(self.subscription.notified_owned());
+                            parked.as_mut().enable();
+                            self.subscription.arm();
+                            self.parked = Some(parked);
+                        }
+                    }
+                    continue;
+                }
+            };
+            self.leave_line();
+            return Poll::Ready(result);
+        }
     }
 }

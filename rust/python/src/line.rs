@@ -4,7 +4,7 @@ use crate::awaitable::{Progress, READY_IN_A_ROW};
 use crate::error;
 use crate::gil::{GilCell, GilFlag};
 use crate::loop_bridge::{LoopBridge, Wakeable, Woken, running_loop, settle};
-use crate::process::Process;
+use crate::process::Own;
 use crate::subscription::AsyncEventSubscription;
 use crate::system::AsyncSystemSubscription;
 use crate::wakeup::Wakeup;
@@ -15,6 +15,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Wake;
+use tickbus::AnySubscription;
 
 /// The sleepers of one subscription, as its publishers see them.
 #[derive(Debug, Default)]
@@ -133,26 +134,13 @@ impl Streak {
 /// A subscription that tasks of one event loop read. It belongs to the loop that first waits for it
 /// until that one is closed.
 pub(crate) trait ReadByTasks {
-    fn process(&self) -> Process;
+    type Core: AnySubscription;
+
+    fn core(&self) -> &Own<Self::Core>;
 
     fn sleepers(&self) -> &Sleepers;
 
     fn ready_in_a_row(&self) -> &Streak;
-
-    /// Its number, for messages.
-    fn id(&self) -> u64;
-
-    /// Asks for wake-ups.
-    fn arm(&self);
-
-    /// Takes one `arm` back.
-    fn disarm(&self);
-
-    fn is_ready(&self) -> bool;
-
-    fn is_closed(&self) -> bool;
-
-    fn pending(&self) -> usize;
 
     /// Wakes as a publisher would. Called attached.
     fn wake(&self);
@@ -166,10 +154,10 @@ pub(crate) trait ReadByTasks {
 
     /// Returns how many tasks have a reason to be woken.
     fn due(&self) -> usize {
-        match self.is_ready() {
+        match self.core().is_ready() {
             false => 0,
-            true if self.is_closed() => usize::MAX,
-            true => self.pending().max(1),
+            true if self.core().is_closed() => usize::MAX,
+            true => self.core().pending().max(1),
         }
     }
 
@@ -213,8 +201,8 @@ pub(crate) trait ReadByTasks {
         let wakeup = bridge.get().wakeup(py)?;
         let kept = wakeup.clone_ref(py);
         self.sleepers().line.with(|line| line.push_back(kept));
-        self.arm();
-        if self.is_ready() {
+        self.core().arm();
+        if self.core().is_ready() {
             self.leave_line(py, &wakeup);
             return Ok(None);
         }
@@ -244,7 +232,7 @@ pub(crate) trait ReadByTasks {
                 return Err(error::WrongLoop::new_err(format!(
                     "subscription {} is awaited from two event loops that are both alive; \
                      subscribe once in each loop",
-                    self.id()
+                    self.core().id()
                 )));
             }
         }
@@ -256,7 +244,7 @@ pub(crate) trait ReadByTasks {
         self.bound_to(bridge.get());
         // Who still stands in line waited in a loop that has ended, and will not look again.
         let gone = self.sleepers().line.with(std::mem::take);
-        gone.iter().for_each(|_| self.disarm());
+        gone.iter().for_each(|_| self.core().disarm());
         drop((old, gone));
         Ok(bridge.into_bound(py))
     }
@@ -274,7 +262,7 @@ pub(crate) trait ReadByTasks {
             line.remove(place)
         });
         if let Some(left) = left {
-            self.disarm();
+            self.core().disarm();
             left.drop_ref(py);
         }
     }
@@ -290,7 +278,7 @@ pub(crate) trait ReadByTasks {
     #[cold]
     fn wake_first(&self, py: Python<'_>) {
         // In a forked child it would wake the parent's loop.
-        if self.process().is_current() && self.is_ready() {
+        if self.core().process().is_current() && self.core().is_ready() {
             self.wake();
             settle(py);
         }

@@ -4,10 +4,12 @@ use crate::error;
 use crate::loop_bridge::on_a_loop;
 use crate::process::{Own, Process, no_pickle};
 use crate::subscription::{EventSubscription, SIGNAL_SLICE};
+use crate::system::SystemSubscription;
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
-use tickbus::{Selected, Selector};
+use tickbus::{AnySubscription, Selected, Selector};
 
 /// A signal that is given once and seen by everybody, for ending loops.
 #[pyclass(frozen, module = "tickbus._core")]
@@ -47,7 +49,7 @@ impl Shutdown {
 /// first, so that a busy subscription cannot hide the others.
 ///
 /// Args:
-///     subscriptions: At least one, all read by threads.
+///     subscriptions: At least one, all read by threads, of any buses and event systems.
 ///     shutdown: A signal that ends the wait.
 ///     timeout: The longest wait in seconds; `None` waits for ever.
 ///
@@ -58,10 +60,10 @@ impl Shutdown {
 #[pyo3(signature = (subscriptions, shutdown = None, timeout = None))]
 pub(crate) fn select(
     py: Python<'_>,
-    subscriptions: Vec<Py<EventSubscription>>,
+    subscriptions: Vec<Py<PyAny>>,
     shutdown: Option<Py<Shutdown>>,
     timeout: Option<f64>,
-) -> PyResult<Option<Py<EventSubscription>>> {
+) -> PyResult<Option<Py<PyAny>>> {
     static TURN: AtomicUsize = AtomicUsize::new(0);
     if on_a_loop(py)? {
         return Err(error::on_a_loop("select()", "a task for each subscription"));
@@ -71,16 +73,14 @@ pub(crate) fn select(
             "subscriptions was empty; select() needs at least one",
         ));
     }
-    for each in &subscriptions {
-        each.get().inner.process().check()?;
-    }
+    let cores =
+        subscriptions.iter().map(|each| core(each.bind(py))).collect::<PyResult<Vec<_>>>()?;
     if let Some(shutdown) = &shutdown {
         shutdown.get().core.process().check()?;
     }
     let process = Process::current();
     let timeout = timeout.map(|timeout| error::duration("timeout", timeout)).transpose()?;
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
-    let cores: Vec<_> = subscriptions.iter().map(|each| &*each.get().inner.core).collect();
     let shutdown = shutdown.as_ref().map(|shutdown| &*shutdown.get().core);
     let turn = TURN.fetch_add(1, Ordering::Relaxed);
     let mut selector = Own::new(Selector::new(&cores, shutdown, turn));
@@ -100,5 +100,20 @@ pub(crate) fn select(
         py.detach(|| parked.park(Some(until)));
         // A signal handler may have forked.
         py.check_signals().and_then(|()| process.check())?;
+    }
+}
+
+/// Returns what to wait for.
+fn core<'a>(subscription: &'a Bound<'_, PyAny>) -> PyResult<&'a (dyn AnySubscription + Sync)> {
+    if let Ok(subscription) = subscription.cast::<EventSubscription>() {
+        let core = &subscription.get().inner.core;
+        core.process().check().map(|()| &**core as _)
+    } else if let Ok(subscription) = subscription.cast::<SystemSubscription>() {
+        let core = &subscription.get().inner.core;
+        core.process().check().map(|()| &**core as _)
+    } else {
+        Err(PyTypeError::new_err(format!(
+            "subscriptions had {subscription:?}; select() waits for what subscribe() returned"
+        )))
     }
 }

@@ -21,7 +21,7 @@ use tickbus::{EventSubscription as CoreSubscription, OnLag, Parking, TryRecvErro
 /// The longest that a blocked thread stays away from pending signals.
 pub(crate) const SIGNAL_SLICE: Duration = Duration::from_millis(40);
 
-type Core = CoreSubscription<Handle, Gil>;
+pub(crate) type Core = CoreSubscription<Handle, Gil>;
 
 /// What both kinds of subscription are made of. The core goes first: its handles end before the
 /// slab may.
@@ -439,9 +439,11 @@ impl Drop for AsyncEventSubscription {
 }
 
 impl ReadByTasks for AsyncEventSubscription {
+    type Core = Core;
+
     #[inline]
-    fn process(&self) -> Process {
-        self.inner.process()
+    fn core(&self) -> &Own<Core> {
+        &self.inner.core
     }
 
     #[inline]
@@ -452,30 +454,6 @@ impl ReadByTasks for AsyncEventSubscription {
     #[inline]
     fn ready_in_a_row(&self) -> &Streak {
         &self.ready_in_a_row
-    }
-
-    fn id(&self) -> u64 {
-        self.inner.core.id()
-    }
-
-    fn arm(&self) {
-        self.inner.core.arm();
-    }
-
-    fn disarm(&self) {
-        self.inner.core.disarm();
-    }
-
-    fn is_ready(&self) -> bool {
-        self.inner.core.is_ready()
-    }
-
-    fn is_closed(&self) -> bool {
-        self.inner.core.is_closed()
-    }
-
-    fn pending(&self) -> usize {
-        self.inner.core.pending()
     }
 
     fn wake(&self) {

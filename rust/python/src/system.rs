@@ -15,6 +15,7 @@ use crate::process::{Own, Process, no_pickle};
 use crate::subscription::{
     Awaited, SIGNAL_SLICE, on_lag_name, refuse_on_a_loop, wait, warn_unclosed,
 };
+use crate::wakeup::Wakeup;
 use pyo3::exceptions::{PyRuntimeError, PyStopAsyncIteration, PyTypeError};
 use pyo3::ffi;
 use pyo3::gc::{PyTraverseError, PyVisit};
@@ -480,7 +481,7 @@ impl EventSystem {
         let Some(weak) = subscription.get().sleepers().weak(py) else { return Ok(()) };
         let mut known = self.on_loops.with(std::mem::take);
         known.retain(|(_, weak)| weak.bind(py).upgrade().is_some());
-        known.push((subscription.get().id(), weak));
+        known.push((subscription.get().core().id(), weak));
         // Looking runs no Python code, dropping may: another thread may have added some.
         self.on_loops.with(|others| {
             known.append(others);
@@ -610,7 +611,7 @@ impl Overflow {
 /// What both kinds of subscription are made of.
 #[derive(Debug)]
 pub(crate) struct Inner {
-    core: Own<CoreSubscription>,
+    pub(crate) core: Own<CoreSubscription>,
     on_lag: OnLag,
 }
 
@@ -798,7 +799,7 @@ macro_rules! common {
 #[pyclass(frozen, weakref, module = "tickbus._core")]
 #[derive(Debug)]
 pub(crate) struct SystemSubscription {
-    inner: Inner,
+    pub(crate) inner: Inner,
 }
 
 impl Drop for SystemSubscription {
@@ -1119,8 +1120,10 @@ impl AsyncSystemSubscription {
 }
 
 impl ReadByTasks for AsyncSystemSubscription {
-    fn process(&self) -> Process {
-        self.inner.process()
+    type Core = CoreSubscription;
+
+    fn core(&self) -> &Own<CoreSubscription> {
+        &self.inner.core
     }
 
     fn sleepers(&self) -> &Sleepers {
@@ -1129,30 +1132,6 @@ impl ReadByTasks for AsyncSystemSubscription {
 
     fn ready_in_a_row(&self) -> &Streak {
         &self.ready_in_a_row
-    }
-
-    fn id(&self) -> u64 {
-        self.inner.core.id()
-    }
-
-    fn arm(&self) {
-        self.inner.core.arm();
-    }
-
-    fn disarm(&self) {
-        self.inner.core.disarm();
-    }
-
-    fn is_ready(&self) -> bool {
-        self.inner.core.is_ready()
-    }
-
-    fn is_closed(&self) -> bool {
-        self.inner.core.is_closed()
-    }
-
-    fn pending(&self) -> usize {
-        self.inner.core.pending()
     }
 
     fn wake(&self) {
@@ -1226,6 +1205,16 @@ common!(
     /// Leaves the system; pending events are counted as `closed`. Again does nothing.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         self.inner.close(py)
+    },
+    /// For other loops than those of asyncio: returns a wake-up to wait for, which the loop's
+    /// `call_soon_threadsafe` brings, or `None` if something has come. Leave it afterwards.
+    fn _join(&self, event_loop: &Bound<'_, PyAny>) -> PyResult<Option<Py<Wakeup>>> {
+        self.stand_in_line(&self.bind(event_loop)?)
+    },
+    /// Leaves the line; whoever stands next is woken if there is something for it.
+    fn _leave(&self, py: Python<'_>, wakeup: Py<Wakeup>) {
+        self.leave_line(py, &wakeup);
+        self.wake_next(py);
     },
     /// Closes, for `async` code.
     fn aclose(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {

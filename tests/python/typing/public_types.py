@@ -32,6 +32,7 @@ from tickbus import (
     SystemSubscription,
     Topic,
 )
+from tickbus.anyio import EventReceiveStream
 from tickbus.metrics import BusCollector
 
 
@@ -208,6 +209,10 @@ def lanes(system: EventSystem, event: Event, batch: EventBatch) -> None:
         assert_type(subscription.try_recv(), Event | None)
         assert_type(subscription.recv_batch(64), EventBatch)
         assert_type(list(subscription), list[Event])
+        assert_type(tickbus.select([subscription]), SystemSubscription | None)
+        trades = EventBus[Trade]().subscribe()
+        mixed: list[SystemSubscription | EventSubscription[Trade]] = [subscription, trades]
+        assert_type(tickbus.select(mixed), SystemSubscription | EventSubscription[Trade] | None)
 
 
 async def awaited_lanes(system: EventSystem, event: Event) -> None:
@@ -216,4 +221,8 @@ async def awaited_lanes(system: EventSystem, event: Event) -> None:
         assert_type(subscription, AsyncSystemSubscription)
         assert_type(await subscription.recv(), Event)
         assert_type([event async for event in subscription], list[Event])
+        assert_type(EventReceiveStream(subscription), EventReceiveStream[Event])
+    stream = EventReceiveStream(EventBus[Trade]().subscribe_async())
+    assert_type(stream, EventReceiveStream[Trade])
+    assert_type(await stream.receive(), Trade)
     assert_type(await system.aclose(drain=1.0), int)
