@@ -188,37 +188,74 @@ def test_a_rust_thread_publishes_while_another_keeps_the_interpreter_lock(kind: 
         runner.run(main())
 
 
+class CountingLoop(asyncio.SelectorEventLoop):
+    """Counts the signals by which Rust threads wake it."""
+
+    def __init__(self) -> None:
+        self.signals = 0
+        super().__init__()
+
+    def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:
+        def count_and_call() -> None:
+            if "LoopBridge" in type(callback).__name__:
+                # An eventfd counts what was written to it.
+                self.signals += int.from_bytes(os.read(fd, 8), sys.byteorder)
+            callback(*args)
+
+        super().add_reader(fd, count_and_call)
+
+
 def test_a_publish_signals_a_loop_once_for_all_its_subscriptions() -> None:
-    signals: list[int] = []
-
-    class CountingLoop(asyncio.SelectorEventLoop):
-        def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:
-            def count_and_call() -> None:
-                if "LoopBridge" in type(callback).__name__:
-                    # An eventfd counts what was written to it.
-                    signals.append(int.from_bytes(os.read(fd, 8), sys.byteorder))
-                callback(*args)
-
-            super().add_reader(fd, count_and_call)
-
     async def main() -> None:
         with EventSystem() as system:
             readers = [system.subscribe_async() for _ in range(16)]
             for number, make in enumerate((normal, high, stop)):
                 tasks = [asyncio.create_task(reader.recv()) for reader in readers]
                 await spin()
-                signals.clear()
+                event_loop.signals = 0
                 # The loop gets its turn when the thread is done: what it wrote is counted.
                 with keeping_the_lock():
                     feed = native_feed(system, [make(number)])
                     while feed.published < 1:
                         pass
                 assert await asyncio.gather(*tasks) == [make(number)] * 16
-                assert sum(signals) == 1
+                assert event_loop.signals == 1
             for reader in readers:
                 reader.close()
 
-    with asyncio.Runner(loop_factory=CountingLoop) as runner:
+    event_loop = CountingLoop()
+    with asyncio.Runner(loop_factory=lambda: event_loop) as runner:
+        runner.run(main())
+
+
+def test_a_loop_that_runs_meanwhile_is_signalled_at_most_once_for_each_event() -> None:
+    """Of two threads, the second may signal what the loop has just seen: it finds nothing then."""
+
+    async def main() -> None:
+        with EventSystem() as system:
+            readers = [system.subscribe_async() for _ in range(16)]
+
+            async def collect(reader: AsyncSystemSubscription) -> list[int]:
+                return sorted([(await reader.recv()).metadata for _ in range(2)])
+
+            for number in range(60):
+                tasks = [asyncio.create_task(collect(reader)) for reader in readers]
+                await spin()
+                event_loop.signals = 0
+                feeds = [
+                    native_feed(system, [(normal, high, stop)[number % 3](each)]) for each in (0, 1)
+                ]
+                assert await asyncio.gather(*tasks) == [[0, 1]] * 16
+                # Before the next events, so that no signal of these is counted among theirs.
+                for feed in feeds:
+                    wait_until(feed, 1)
+                await spin()
+                assert 1 <= event_loop.signals <= 2
+            for reader in readers:
+                reader.close()
+
+    event_loop = CountingLoop()
+    with asyncio.Runner(loop_factory=lambda: event_loop) as runner:
         runner.run(main())
 
 

@@ -85,7 +85,9 @@ impl std::fmt::Debug for Signal {
 }
 
 impl Signal {
-    /// Wakes the loop, once until it drains.
+    /// Wakes the loop, once until it drains. Called once for each event at most, after everything
+    /// that it wakes was put on a list: a drain that another thread's signal has brought may serve
+    /// that first, and the one for this signal then finds nothing.
     fn give(&self, eventfd: &EventFd) {
         // ORDERING: what was put on a list before is seen by the drain that clears the signal, or
         // the signal was cleared before and is given here.
