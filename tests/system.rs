@@ -412,6 +412,12 @@ fn a_batch_is_in_the_order_of_reading_and_ends_before_a_hole() {
     assert_eq!(numbers(9), Ok(vec![8]), "what is behind the hole goes before other lanes");
     assert_eq!(numbers(9), lagged(Lane::Critical, 1).map(|_| vec![]));
     assert_eq!(numbers(9), Ok(vec![10, 11]));
+    (5..9).for_each(|number| _ = system.publish(stop(number)).unwrap());
+    overflow(system.publish(stop(9)));
+    system.publish(normal(11)).unwrap();
+    assert_eq!(numbers(9), Ok(vec![5, 6, 7, 8]), "so does a hole with nothing behind it");
+    assert_eq!(numbers(9), lagged(Lane::Critical, 1).map(|_| vec![]));
+    assert_eq!(numbers(9), Ok(vec![11]));
     system.publish_batch(&[stop(12), normal(13)]).unwrap();
     system.close();
     assert_eq!(numbers(9), Ok(vec![12, 13]));

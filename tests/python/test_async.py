@@ -337,6 +337,22 @@ def test_waiters_compete_first_come_first_served(make_bus: MakeBus) -> None:
     assert_sums_closed(bus)
 
 
+def test_what_stands_behind_a_hole_told_to_one_waiter_is_for_the_next(make_bus: MakeBus) -> None:
+    bus = make_bus(1)
+
+    async def main() -> None:
+        subscription = bus.subscribe_async(policy="drop_oldest")
+        first, second = (asyncio.create_task(subscription.recv()) for _ in range(2))
+        await spin()
+        bus.publish_many([1, 2])
+        with pytest.raises(tickbus.Lagged):
+            await first
+        assert await second == 2
+        assert_sums_closed(bus)
+
+    run(main)
+
+
 def test_a_woken_and_cancelled_waiter_passes_its_event_on(make_bus: MakeBus) -> None:
     bus = make_bus()
     subscription = bus.subscribe_async()

@@ -306,6 +306,21 @@ def test_a_hole_is_told_where_it_is(any_loop: str) -> None:
     asyncio.run(main())
 
 
+def test_what_stands_behind_a_hole_told_to_one_task_is_for_the_next(any_loop: str) -> None:
+    async def main() -> None:
+        with EventSystem(1, 1, 1, max_block_duration=0.0) as system:
+            async with system.subscribe_async() as reader:
+                for make in (normal, high):
+                    tasks = [asyncio.create_task(reader.recv()) for _ in range(2)]
+                    await spin()
+                    system.publish_batch([make(0), make(1)])
+                    with pytest.raises(Lagged):
+                        await tasks[0]
+                    assert await tasks[1] == make(1)
+
+    asyncio.run(main())
+
+
 def test_publishing_waits_its_turn_while_the_loop_runs(any_loop: str) -> None:
     async def main() -> None:
         with EventSystem(1, max_block_duration=PATIENCE_WITHOUT_END) as system:

@@ -227,12 +227,14 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
     }
 
     fn is_ready(&self, shared: &Shared<T, R>) -> bool {
-        if shared.closed.is_set() {
-            return true;
-        }
+        shared.closed.is_set() || self.has_something(shared) || self.closed.is_set()
+    }
+
+    /// Returns whether a step would give an event or tell a hole.
+    fn has_something(&self, shared: &Shared<T, R>) -> bool {
         let mut reader = self.reader.lock();
         if self.closed.is_set() {
-            return true;
+            return false;
         }
         let mut walked = Walked::default();
         let quiet = self.on_lag == OnLag::Count;
@@ -616,6 +618,11 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
     /// without taking it.
     pub fn is_ready(&self) -> bool {
         self.inbox.is_ready(&self.shared)
+    }
+
+    /// As [`EventSubscription::is_ready`], but the end is nothing.
+    pub(crate) fn has_something(&self) -> bool {
+        self.inbox.has_something(&self.shared)
     }
 
     /// Runs `sleep` with a handle to park on, unless there is something to receive. For runtimes

@@ -161,8 +161,8 @@ impl SystemSubscription {
         let mut taken = 1;
         for subscription in self.lanes.iter().filter(|subscription| !subscription.is_quiet()) {
             taken += subscription.step_many(&mut sink, limit - taken);
-            // What is left stands behind a hole, or has just come: it goes before later lanes.
-            if taken == limit || subscription.pending() > 0 {
+            // What is left is a hole, or has just come: it goes before later lanes.
+            if taken == limit || subscription.has_something() {
                 break;
             }
         }

@@ -172,9 +172,11 @@ pub(crate) trait ReadByTasks {
             return Ok(Progress::Yield);
         }
         loop {
-            if let Some(taken) = take()? {
+            let taken = take().transpose();
+            if let Some(taken) = taken {
+                // Also after a hole: what stands behind it is for who was not woken for it.
                 self.wake_next(py);
-                return Ok(Progress::Done(taken));
+                return taken.map(Progress::Done);
             }
             if let Some(wakeup) = self.join_line(py)? {
                 self.ready_in_a_row().interrupt();
