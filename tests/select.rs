@@ -105,6 +105,25 @@ fn a_selecting_thread_misses_no_event_of_several_buses() {
 }
 
 #[test]
+fn a_selector_sleeps_again_when_what_woke_it_was_taken() {
+    for &backend in Backend::ALL {
+        let (one_bus, two_bus) = (bus(backend, 8), bus(backend, 8));
+        let (one, two) = (one_bus.subscribe(8).unwrap(), two_bus.subscribe(8).unwrap());
+        let all = [&one, &two];
+        let mut selector = Selector::new(&all, None, 0);
+        for round in 0..100 {
+            assert_eq!(selector.ready(), None);
+            assert!(!selector.park(now()), "nothing came, so nothing wakes it");
+            let place = round % 2;
+            [&one_bus, &two_bus][place].publish(round as u64).unwrap();
+            assert!(selector.park(None));
+            assert_eq!(selector.ready(), Some(Selected::Ready(place)));
+            assert_eq!(all[place].try_recv(), Ok(round as u64));
+        }
+    }
+}
+
+#[test]
 fn a_busy_subscription_cannot_hide_the_others() {
     let bus = bus(Backend::LockFree, 8);
     let (one, two) = (bus.subscribe(8).unwrap(), bus.subscribe(8).unwrap());

@@ -66,7 +66,7 @@ pub trait AnySubscription {
     /// Returns whether receiving would give something else than `Empty`.
     fn is_ready(&self) -> bool;
 
-    /// Asks for wake-ups. Look again before sleeping.
+    /// Asks for wake-ups. Look again before sleeping, and arm again to sleep on after one.
     fn arm(&self);
 
     /// Takes one [`AnySubscription::arm`] back.
@@ -182,12 +182,13 @@ impl<'a, S: AnySubscription + ?Sized> Selector<'a, S> {
     /// Parks the thread until something may be ready; false if the deadline passed.
     pub fn park(&mut self, deadline: Option<Instant>) -> bool {
         let Some(woken) = park_on_any(&mut self.notified, deadline) else { return false };
-        // A used-up place in line is taken anew before looking again.
-        let mut fresh = match self.subscriptions.get(woken) {
-            Some(subscription) => Box::pin(subscription.notified_owned()),
-            None => return true,
-        };
+        let Some(subscription) = self.subscriptions.get(woken) else { return true };
+        // A used-up place in line is taken anew before looking again, and who was woken is said to
+        // sleep anew: a ring has forgotten it.
+        let mut fresh = Box::pin(subscription.notified_owned());
         fresh.as_mut().enable();
+        subscription.arm();
+        subscription.disarm();
         self.notified[woken] = fresh;
         true
     }

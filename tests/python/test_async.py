@@ -297,6 +297,36 @@ def test_several_loops_in_several_threads_read_one_bus(make_bus: MakeBus) -> Non
     assert_sums_closed(bus)
 
 
+def test_two_buses_in_two_loops_run_only_their_own_tasks(make_bus: MakeBus) -> None:
+    buses = [make_bus(4_096), make_bus(4_096)]
+    ran_in: list[set[int]] = [set(), set()]
+    received: list[list[int]] = [[], []]
+    threads: dict[int, int] = {}
+    both_read = threading.Barrier(2)
+
+    def run_loop(place: int) -> None:
+        threads[place] = threading.get_ident()
+
+        async def main() -> None:
+            async with buses[place].subscribe_async() as subscription:
+                both_read.wait()
+                while len(received[place]) < 1_000:
+                    # Each loop publishes to the bus of the other.
+                    await buses[1 - place].publish_async(len(received[place]))
+                    received[place].append(await subscription.recv())
+                    ran_in[place].add(threading.get_ident())
+
+        asyncio.run(main())
+
+    loops = [threading.Thread(target=run_loop, args=(place,)) for place in range(2)]
+    for loop in loops:
+        loop.start()
+    for loop in loops:
+        loop.join()
+    assert received == [list(range(1_000))] * 2
+    assert ran_in == [{threads[0]}, {threads[1]}]
+
+
 def test_a_subscription_awaited_from_two_live_loops_is_a_wrong_loop(make_bus: MakeBus) -> None:
     bus = make_bus()
     subscription = bus.subscribe_async()

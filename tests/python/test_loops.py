@@ -228,7 +228,7 @@ _LOOPS_THAT_CLOSE = """
 import asyncio, threading
 import tickbus
 
-with tickbus.LockFreeEventBus(16, tickbus.BackpressureConfig(drop_oldest=True)) as bus:
+with tickbus.EventBus("BACKEND", 16, tickbus.BackpressureConfig(drop_oldest=True)) as bus:
     subscriptions = [bus.subscribe_async(on_lag="count") for _ in range(4)]
     ended = threading.Event()
 
@@ -261,10 +261,10 @@ print("done")
 
 @pytest.mark.parametrize("eventfd", ["1", "0"])
 def test_loops_that_close_while_threads_publish_give_no_traceback(
-    eventfd: str, monkeypatch: pytest.MonkeyPatch
+    backend: str, eventfd: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TICKBUS_EVENTFD", eventfd)
-    child = run_child(_LOOPS_THAT_CLOSE)
+    child = run_child(_LOOPS_THAT_CLOSE.replace("BACKEND", backend))
     assert (child.returncode, child.stdout, child.stderr) == (0, "done\n", "")
 
 

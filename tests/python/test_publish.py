@@ -177,6 +177,21 @@ def test_a_timeout_that_is_no_duration_is_refused(make_bus: MakeBus, timeout: fl
     assert read_all(subscription) == []
 
 
+@pytest.mark.parametrize("backend", ["lock_free", "ring"], indirect=True)
+def test_after_a_publish_that_timed_out_the_next_one_still_lands(make_bus: MakeBus) -> None:
+    bus = make_bus(4)
+    full = bus.subscribe(policy="reject")
+    bus.publish_many(range(4))
+    for event in range(4, 40):
+        with pytest.raises(tickbus.PublishTimeout):
+            bus.publish_timeout("late", 0.0)
+        assert full.recv() == event - 4
+        assert bus.publish_timeout(event, 0.0) == 1
+    assert read_all(full) == list(range(36, 40))
+    assert row_of(bus, full).dropped == drops()
+    assert_sums_closed(bus)
+
+
 def test_publish_timeout_with_room_does_not_wait(make_bus: MakeBus) -> None:
     bus = make_bus()
     subscription = bus.subscribe()

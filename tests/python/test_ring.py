@@ -34,6 +34,18 @@ def test_who_joins_late_begins_with_the_oldest_that_is_kept_or_where_it_asks() -
         assert read_from(3) == [Hole(40 - len(kept) - 3), *kept]
 
 
+def test_a_reader_that_comes_again_goes_on_where_it_stopped() -> None:
+    with tickbus.RingEventBus[int](16) as bus:
+        received: list[int] = []
+        for first in range(0, 40, 4):
+            with bus.subscribe(start=len(received)) as reader:
+                bus.publish_many(range(first, first + 4))
+                received += reader.recv_many(3)
+        with bus.subscribe(start=len(received)) as reader:
+            received += reader.recv_many(40)
+        assert received == list(range(40))
+
+
 def test_a_late_reader_in_a_task_goes_on_with_live_events() -> None:
     async def main() -> list[int]:
         with tickbus.RingEventBus[int](8) as bus:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 
@@ -51,6 +52,49 @@ def test_try_recv_is_none_when_empty_and_closed_after_the_end(make_bus: MakeBus)
     assert subscription.try_recv() == "event"
     with pytest.raises(tickbus.Closed):
         subscription.try_recv()
+
+
+def test_the_last_batch_before_the_close_is_read_in_full(make_bus: MakeBus) -> None:
+    bus = make_bus()
+    subscription = bus.subscribe()
+    bus.publish_many(range(7))
+    bus.close()
+    assert [subscription.recv_many(5), subscription.recv_many(5)] == [[0, 1, 2, 3, 4], [5, 6]]
+    with pytest.raises(tickbus.Closed):
+        subscription.recv_many(5)
+
+
+def test_who_leaves_and_comes_again_gets_nothing_twice(make_bus: MakeBus) -> None:
+    bus = make_bus()
+    received = []
+    for first in (0, 5, 10):
+        with bus.subscribe() as subscription:
+            bus.publish_many(range(first, first + 5))
+            received += subscription.recv_many(3)
+    assert received == [0, 1, 2, 5, 6, 7, 10, 11, 12]
+    assert bus.metrics().total_dropped == 6
+
+
+def test_a_subscription_that_is_refused_leaves_nothing_behind(make_bus: MakeBus) -> None:
+    bus = make_bus(4)
+    kept = bus.subscribe("trades.*", name="kept")
+    refused: list[dict[str, Any]] = [
+        {"name": "kept"},
+        {"policy": "drop_newest", "capacity": 0},
+        {"pattern": "trades.", "policy": "conflate"},
+        {"policy": "drop_oldest", "snapshot": True},
+        {"policy": "drop_oldest", "key": id},
+    ]
+    for number, wishes in enumerate(refused):
+        with pytest.raises(tickbus.ConfigError):
+            bus.subscribe(**wishes)
+        assert bus.metrics().subscriber_count == 1
+        assert bus.publish(number, "trades.BTCUSDT") == 1
+        assert kept.recv() == number
+    later = bus.subscribe(name="later")
+    assert bus.publish("event", "trades.BTCUSDT") == 2
+    assert read_all(kept) == read_all(later) == ["event"]
+    assert_sums_closed(bus)
 
 
 def test_recv_timeout_says_that_nothing_came(make_bus: MakeBus) -> None:

@@ -306,6 +306,24 @@ def test_a_hole_is_told_where_it_is(any_loop: str) -> None:
     asyncio.run(main())
 
 
+def test_a_task_that_was_woken_for_nothing_is_woken_again(any_loop: str) -> None:
+    async def main() -> None:
+        with EventSystem() as system:
+            async with system.subscribe_async() as reader:
+                for make in (normal, high, stop):
+                    waiting = asyncio.create_task(reader.recv())
+                    await spin()
+                    for number in range(3):
+                        system.publish(make(number))
+                        assert reader.try_recv() == make(number)
+                        await spin()
+                    assert not waiting.done()
+                    system.publish(make(3))
+                    assert await waiting == make(3)
+
+    asyncio.run(main())
+
+
 def test_what_stands_behind_a_hole_told_to_one_task_is_for_the_next(any_loop: str) -> None:
     async def main() -> None:
         with EventSystem(1, 1, 1, max_block_duration=0.0) as system:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import queue
 import signal
 import threading
 from collections.abc import Callable
@@ -66,6 +69,70 @@ def test_many_threads_publish_and_nothing_is_lost_or_reordered(
         assert (row.offered, row.delivered, row.pending) == (total, total, 0)
         assert row.dropped == drops()
     assert bus.metrics().total_published == total
+    assert_sums_closed(bus)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be bound to a CPU")
+def test_threads_that_share_one_cpu_lose_nothing(make_bus: MakeBus, backend: str) -> None:
+    capacity = 4_096 if backend == "broadcast" else 16
+    bus = make_bus(capacity, max_block_duration=PATIENCE_WITHOUT_END)
+    subscriptions = [bus.subscribe() for _ in range(8)]
+    received: list[list[int]] = [[] for _ in subscriptions]
+    cpu = min(os.sched_getaffinity(0))
+
+    def produce() -> None:
+        os.sched_setaffinity(0, {cpu})  # of this thread alone
+        for event in range(2_000):
+            bus.publish(event)
+        bus.close()
+
+    def consume(place: int) -> None:
+        os.sched_setaffinity(0, {cpu})
+        received[place] = read_to_the_end(subscriptions[place])
+
+    threads = [threading.Thread(target=consume, args=(place,)) for place in range(8)]
+    threads.append(threading.Thread(target=produce))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert received == [list(range(2_000))] * 8
+
+
+def test_a_slow_reader_and_one_that_fails_cost_a_fast_one_nothing(make_bus: MakeBus) -> None:
+    bus = make_bus(16)
+    slow = bus.subscribe(policy="drop_oldest")
+    failing, fast = bus.subscribe(), bus.subscribe()
+    turns: queue.SimpleQueue[str] = queue.SimpleQueue()
+    received: list[int] = []
+
+    def fail() -> None:
+        with failing:
+            turns.put(f"failed at {failing.recv()}")
+            raise ValueError
+
+    def read() -> None:
+        for event in fast:
+            received.append(event)
+            turns.put("fast")
+
+    def run_and_swallow(reader: Callable[[], None]) -> None:
+        with contextlib.suppress(ValueError):
+            reader()
+
+    threads = [threading.Thread(target=run_and_swallow, args=(each,)) for each in (fail, read)]
+    for thread in threads:
+        thread.start()
+    assert bus.publish(0) == 3
+    assert {turns.get(), turns.get()} == {"failed at 0", "fast"}
+    threads[0].join()
+    for event in range(1, 1_000):
+        assert bus.publish(event) == 2
+        assert turns.get() == "fast"
+    bus.close()
+    threads[1].join()
+    assert received == list(range(1_000))
+    assert_holes_exact(read_all(slow), 0, 999)
     assert_sums_closed(bus)
 
 

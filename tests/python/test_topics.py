@@ -49,6 +49,20 @@ def test_a_pattern_receives_exactly_what_it_matches(
     assert_sums_closed(bus)
 
 
+def test_whatever_a_level_is_made_of_it_is_one_level(make_bus: MakeBus) -> None:
+    bus = make_bus(64)
+    ids = ("BTC-USDT_PERP", "EUR/USD", "ESZ6:XCME", "0x1f", "Ünï", "BRK,B", "@#$%&")
+    quotes, all_quotes, of_any_kind = (
+        bus.subscribe(pattern) for pattern in ("data.quotes.*", "data.quotes.>", "data.*.0x1f")
+    )
+    for each in ids:
+        assert bus.publish(each, f"data.quotes.{each}") == 2 + (each == "0x1f")
+        assert bus.publish("deeper", f"data.quotes.{each}.1m") == 1
+    assert read_all(quotes) == list(ids)
+    assert read_all(all_quotes) == [event for each in ids for event in (each, "deeper")]
+    assert read_all(of_any_kind) == ["0x1f"]
+
+
 def test_a_topic_object_stands_for_its_name(make_bus: MakeBus) -> None:
     bus = make_bus()
     subscription = bus.subscribe("trades.*")

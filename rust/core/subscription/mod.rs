@@ -650,13 +650,16 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
     }
 
     /// Sends every wake-up to `waker` instead of to sleeping threads and tasks, for readers that
-    /// live in a foreign event loop. It is called after publication, without any lock, once for
-    /// each event that comes while the subscription is armed. Returns false if it had one.
+    /// live in a foreign event loop. It is called after publication, without any lock, for events
+    /// that come while the subscription is armed: at least for the first one after each
+    /// [`EventSubscription::arm`], so whoever sleeps on after a wake-up arms again. Returns false if
+    /// it had one.
     pub fn set_waker(&self, waker: Waker) -> bool {
         self.inbox.gate.bell.set_waker(waker)
     }
 
-    /// Asks for wake-ups: from now on publishing calls the waker. Look again before sleeping.
+    /// Asks for wake-ups: from now on publishing calls the waker. Look again before sleeping, and
+    /// arm again to sleep on after a wake-up.
     pub fn arm(&self) {
         self.shared.arm(&self.inbox);
     }

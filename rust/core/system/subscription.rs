@@ -303,7 +303,8 @@ impl SystemSubscription {
         self.bell.notified_owned()
     }
 
-    /// Asks for wake-ups from all lanes. Look again before sleeping.
+    /// Asks for wake-ups from all lanes. Look again before sleeping, and arm again to sleep on after
+    /// a wake-up.
     pub fn arm(&self) {
         self.lanes.iter().for_each(EventSubscription::announce);
         // The fences of the rings: the costliest that a lane has, so it is good for all.

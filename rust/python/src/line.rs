@@ -60,7 +60,7 @@ impl Wakeable for Sleepers {
         let due = match subscription.cast::<AsyncEventSubscription>() {
             Ok(subscription) => subscription.get().due(),
             Err(_) => match subscription.cast::<AsyncSystemSubscription>() {
-                Ok(subscription) => subscription.get().due(),
+                Ok(subscription) => subscription.get().due_or_sleep_on(),
                 Err(_) => 0,
             },
         };
@@ -159,6 +159,18 @@ pub(crate) trait ReadByTasks {
             true if self.core().is_closed() => usize::MAX,
             true => self.core().pending().max(1),
         }
+    }
+
+    /// As `due`; if none has, those that sleep say so again: a ring without the global interpreter
+    /// lock has forgotten who it has woken.
+    fn due_or_sleep_on(&self) -> usize {
+        let mut due = self.due();
+        if due == 0 && self.sleepers().line.with(|line| !line.is_empty()) {
+            self.core().arm();
+            self.core().disarm();
+            due = self.due();
+        }
+        due
     }
 
     /// Takes something, or waits for it.
