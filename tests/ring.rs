@@ -15,8 +15,8 @@ use std::time::Duration;
 use support::{Read, assert_sums_close, drain, events, read};
 use tickbus::{
     BackpressureConfig, BusConfig, ConfigError, Dropped, EventBus, EventSubscription, Lagged,
-    LockFreeEventBus, OnLag, Pattern, Policy, PublishError, RecvError, RingEventBus, Start,
-    SubscribeError, SubscribeOptions, Topic, TryRecvError,
+    LockFreeEventBus, OnLag, Patience, Pattern, Policy, PublishError, RecvError, RingEventBus,
+    Start, SubscribeError, SubscribeOptions, Topic, TryRecvError,
 };
 
 const TOPICS: [&str; 4] = ["trades.A", "trades.B", "quotes.A", "quotes.B"];
@@ -343,12 +343,37 @@ fn who_joins_late_starts_where_it_asks_or_is_told_what_is_no_longer_there() {
     let narrow = bus.subscribe_with(starting(Start::Sequence(0), Some("trades.*"))).unwrap();
     let told = TryRecvError::Lagged(Lagged { missed: oldest, exact: false });
     assert_eq!(narrow.try_recv(), Err(told));
+    assert!(!narrow.metrics().exact && row.exact);
+    let in_time = bus.subscribe_with(starting(Start::Sequence(oldest), Some("trades.*"))).unwrap();
+    assert!(in_time.metrics().exact);
     let error = bus.subscribe_with(starting(Start::Sequence(41), None)).unwrap_err();
     assert!(error.to_string().contains("sequence 41; the next event has 40"), "{error}");
     let other = LockFreeEventBus::<u64>::new(4).unwrap();
     let error = other.subscribe_with(starting(Start::OldestKept, None)).unwrap_err();
     assert!(matches!(&error, SubscribeError::Config(_)) && error.to_string().contains("ring"));
     assert_sums_close(&bus.metrics());
+}
+
+#[test]
+fn a_publisher_without_patience_takes_free_room_and_costs_nobody_an_event() {
+    let bus = ring(4);
+    let reader = bus.subscribe_with(options(None, Policy::Block)).unwrap();
+    bus.publish_many(0..4).unwrap();
+    let mut patient = bus.bus().publication(4, None, false);
+    assert_eq!(patient.poll(Patience::Left), Ok(None));
+    assert_eq!(read(&reader), Some(Read::Event(0)));
+    let mut hasty = bus.bus().publication(5, None, false);
+    assert_eq!(hasty.poll(Patience::Spent), Ok(Some(1)));
+    assert_eq!(patient.poll(Patience::Left), Ok(None), "it still stands first in line");
+    let mut second = bus.bus().publication(6, None, false);
+    assert_eq!(second.poll(Patience::Left), Ok(None));
+    assert_eq!(read(&reader), Some(Read::Event(1)));
+    assert_eq!(second.poll(Patience::Left), Ok(None));
+    assert_eq!(patient.poll(Patience::Left), Ok(Some(1)));
+    assert_eq!(read(&reader), Some(Read::Event(2)));
+    assert_eq!(second.poll(Patience::Left), Ok(Some(1)));
+    assert_eq!(drain(&reader), events([3, 5, 4, 6]));
+    assert_eq!(reader.metrics().dropped.total(), 0);
 }
 
 #[test]

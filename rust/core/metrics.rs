@@ -56,7 +56,7 @@ pub struct SubscriptionMetrics {
     /// Events lost, by reason.
     pub dropped: Dropped,
     /// False where `offered`, `pending` and `overwritten` may count events that the subscription
-    /// had not wanted (a pattern on the broadcast backend).
+    /// had not wanted (a pattern on the broadcast backend, or with a start that a ring had no longer).
     pub exact: bool,
     /// An upper bound of the time since the oldest pending event, or the hole before it, was
     /// published; `None` if nothing is pending. It is too long by at most the time between two

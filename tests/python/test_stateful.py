@@ -93,6 +93,9 @@ class Model:
     def stands_before_a_hole(self) -> bool:
         return not self.snapshot and isinstance(self.items[0], Hole)
 
+    def is_exact(self, backend: str) -> bool:
+        return backend != "broadcast" or self.policy == "conflate" or self.pattern is None
+
     def offer(self, event: int, topic: str | None) -> bool:
         """Takes the event as its policy says, and returns whether it is in the number."""
         self.offered += 1
@@ -199,8 +202,12 @@ class OnRing(Model):
     untold: int = field(kw_only=True)
 
     def __post_init__(self) -> None:
+        self.late = self.untold
         self.offered = len(self.snapshot) + self.untold + self.queued
         self.dropped["overwritten"] = self.untold
+
+    def is_exact(self, backend: str) -> bool:
+        return self.pattern is None or self.late == 0
 
     def wants_at(self, sequence: int) -> bool:
         return self.wants(self.ring.events[sequence][1])
@@ -470,6 +477,7 @@ class BusMachine(RuleBasedStateMachine):
                 assert row.dropped == model.dropped
             assert row.pending == subscription.pending == model.pending
             assert (row.offered, row.delivered) == (model.offered, model.delivered)
+            assert row.exact == model.is_exact(self.backend)
             dropped += sum(row.dropped.values())
         assert metrics.total_dropped == dropped
 

@@ -419,10 +419,10 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             options.pattern,
             offered,
             joined_at,
+            late,
             Reader::new(source.after(snapshot), offered),
             gate,
         ));
-        inbox.dropped.overwritten.add_exclusive(late);
         if let (Some(member), Some(ring)) = (member, &mut state.ring) {
             ring.join(slot, member);
         }

@@ -47,6 +47,8 @@ pub(crate) struct Inbox<T: Clone, R: Exclusion> {
     /// (`broadcast`, `ring`).
     joined_at: u64,
     pub(crate) left_at: Counter,
+    /// Events, wanted or not, that a ring no longer had when it joined.
+    late: u64,
     /// How far publishers had come when a look found nothing: see `is_quiet`.
     quiet_at: Counter,
     pub(crate) gate: Gate,
@@ -76,11 +78,14 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
         pattern: Option<Pattern>,
         snapshot: u64,
         joined_at: u64,
+        late: u64,
         reader: Reader<T, R>,
         gate: Gate,
     ) -> Self {
         let offered = Counter::default();
         offered.publish(snapshot);
+        let dropped = DropCounters::default();
+        dropped.overwritten.add_exclusive(late);
         let quiet_at = Counter::default();
         quiet_at.set(u64::MAX);
         Self {
@@ -93,12 +98,13 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
             on_lag,
             offered,
             delivered: Counter::default(),
-            dropped: DropCounters::default(),
+            dropped,
             standing: Standing::new(joined),
             ages: Mutex::new(Ages::new(joined)),
             unwanted: Counter::default(),
             joined_at,
             left_at: Counter::default(),
+            late,
             quiet_at,
             gate,
             blocked: Sleepers::default(),
@@ -233,6 +239,7 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
     /// Returns whether a step would give an event or tell a hole.
     fn has_something(&self, shared: &Shared<T, R>) -> bool {
         let mut reader = self.reader.lock();
+        // Under the lock: see `step_slowly`.
         if self.closed.is_set() {
             return false;
         }
@@ -376,7 +383,7 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
             offered,
             delivered,
             dropped,
-            exact: !shared_channel || self.pattern.is_none(),
+            exact: self.pattern.is_none() || !(shared_channel || self.late > 0),
             oldest_age,
             waiting_publishers,
             full_for: is_full.then(|| self.standing.full_for(now)).flatten(),
