@@ -137,6 +137,8 @@ pub struct Selector<'a, S: AnySubscription + ?Sized> {
     shutdown: Option<&'a Shutdown>,
     notified: Vec<Pin<Box<OwnedNotified>>>,
     first: usize,
+    /// The place of the subscription that has ended the last wait.
+    woken: Option<usize>,
 }
 
 impl<S: AnySubscription + ?Sized> fmt::Debug for Selector<'_, S> {
@@ -164,11 +166,16 @@ impl<'a, S: AnySubscription + ?Sized> Selector<'a, S> {
         for notified in &mut notified {
             notified.as_mut().enable();
         }
-        Self { subscriptions, shutdown, notified, first }
+        Self { subscriptions, shutdown, notified, first, woken: None }
     }
 
     /// Returns what is ready now: the shutdown signal first.
-    pub fn ready(&self) -> Option<Selected> {
+    pub fn ready(&mut self) -> Option<Selected> {
+        // Who was woken says anew that it sleeps, before it looks: a ring has forgotten it.
+        if let Some(woken) = self.woken.take() {
+            self.subscriptions[woken].arm();
+            self.subscriptions[woken].disarm();
+        }
         if self.shutdown.is_some_and(Shutdown::is_set) {
             return Some(Selected::Shutdown);
         }
@@ -179,17 +186,16 @@ impl<'a, S: AnySubscription + ?Sized> Selector<'a, S> {
             .map(Selected::Ready)
     }
 
-    /// Parks the thread until something may be ready; false if the deadline passed.
+    /// Parks the thread until it is worth asking what is ready; false if the deadline passed. It is
+    /// the one method that may be called without the exclusion of the subscriptions.
     pub fn park(&mut self, deadline: Option<Instant>) -> bool {
         let Some(woken) = park_on_any(&mut self.notified, deadline) else { return false };
         let Some(subscription) = self.subscriptions.get(woken) else { return true };
-        // A used-up place in line is taken anew before looking again, and who was woken is said to
-        // sleep anew: a ring has forgotten it.
+        // A used-up place in line is taken anew before looking again.
         let mut fresh = Box::pin(subscription.notified_owned());
         fresh.as_mut().enable();
-        subscription.arm();
-        subscription.disarm();
         self.notified[woken] = fresh;
+        self.woken = Some(woken);
         true
     }
 }

@@ -815,7 +815,6 @@ class SystemMachine(RuleBasedStateMachine):
 _SETTINGS = settings(
     max_examples=200,
     stateful_step_count=50,
-    deadline=None,
     print_blob=True,
     report_multiple_bugs=False,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
