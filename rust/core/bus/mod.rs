@@ -275,9 +275,20 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
     #[cold]
     pub(crate) fn room_was_freed(&self, inbox: &Inbox<T, R>) {
         let mut state = self.token.lock();
-        if let Some(slot) = &mut state.slots[inbox.slot as usize]
-            && slot.inbox.id == inbox.id
-        {
+        let PublishState { slots, .. } = &mut *state;
+        let is_it = |slot: &&mut Slot<T, R>| slot.inbox.id == inbox.id;
+        let Some(slot) = slots[inbox.slot as usize].as_mut().filter(is_it) else { return };
+        slot.serve_line();
+        if slot.room > 0 || slot.line.is_empty() {
+            return;
+        }
+        // Whoever reads cannot be moved over what it does not want, and the publisher that found it
+        // reading sleeps: so it is moved now.
+        let Some(ring) = &self.ring else { return };
+        let paused = ring.right.pause();
+        state.sweep(&paused);
+        paused.grant(state.permit(self));
+        if let Some(slot) = &mut state.slots[inbox.slot as usize] {
             slot.serve_line();
         }
     }

@@ -144,7 +144,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         }
     }
 
-    fn sweep(&mut self, held: &Held<'_>) -> bool {
+    pub(super) fn sweep(&mut self, held: &Held<'_>) -> bool {
         let Self { ring, slots, topics, .. } = self;
         ring.as_mut().is_some_and(|state| state.sweep(held.next(), topics, slots))
     }

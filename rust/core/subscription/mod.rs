@@ -182,7 +182,7 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
             }
             Found::Hole(lagged) => Step::Lagged(lagged),
             Found::Nothing => {
-                // On a ring it may have stood in the way while it looked at what it does not want.
+                // As in `step_many`.
                 if shared.ring.is_some() {
                     self.pass_room_on(shared);
                 }
@@ -226,7 +226,8 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
             self.delivered.add_exclusive(taken as u64);
             taken
         };
-        if taken > 0 {
+        // On a ring it may have stood in the way while it looked at what it does not want.
+        if taken > 0 || shared.ring.is_some() {
             self.pass_room_on(shared);
         }
         taken
