@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
-use support::{FOREVER, Read, assert_sums_close, bus, drain, events, patient_bus, subscribe};
+use support::{FOREVER, Read, assert_sums_close, bus, drain, events, patient_bus, read, subscribe};
 use tickbus::{
     AsyncEventSubscription, Backend, Bus, BusConfig, CrossbeamQueue, EventBus, Exclusion, KeyError,
     KeyFn, Patience, Pattern, Policy, PublishError, RecvError, Selector, SubscribeOptions,
@@ -244,5 +244,30 @@ fn a_runtime_that_runs_one_thread_at_a_time_misses_no_wake_up_without_the_fence(
         let soon = Instant::now() + Duration::from_millis(1);
         let closed = select(&[&subscription], None, Some(soon));
         assert_eq!(closed, tickbus::Selected::Ready(0), "closed is ready");
+    }
+}
+
+#[test]
+fn who_is_armed_once_is_woken_after_each_look_that_found_nothing() {
+    for &backend in Backend::ALL {
+        let bus = bus(backend, 16);
+        let subscription = subscribe(&bus, 16, Policy::DropOldest);
+        let alarm = Arc::new(Alarm::default());
+        assert!(subscription.set_waker(Waker::from(alarm.clone())));
+        subscription.arm();
+        for event in 0..8 {
+            // Each kind of look does.
+            match event % 2 == 0 {
+                true => assert!(read(&subscription).is_none()),
+                false => assert!(!subscription.is_ready()),
+            }
+            bus.publish(event).unwrap();
+            assert_eq!(alarm.0.load(Relaxed) as u64, event + 1, "{}", backend.name());
+            assert_eq!(read(&subscription), Some(Read::Event(event)));
+        }
+        subscription.disarm();
+        assert!(read(&subscription).is_none());
+        bus.publish(8).unwrap();
+        assert_eq!(alarm.0.load(Relaxed), 8);
     }
 }

@@ -6,6 +6,8 @@
 
 mod event_reader;
 
+pub use event_reader::EventReader;
+
 use crate::backend::{Found, Reader, Walked};
 use crate::barrier::Fences;
 use crate::bus::Shared;
@@ -13,9 +15,7 @@ use crate::error::{Lagged, RecvError, RecvTimeoutError, TryRecvError};
 use crate::metrics::{Ages, DropCounters, Standing, SubscriptionMetrics};
 use crate::policy::{OnLag, Policy};
 use crate::sync::{Counter, Exclusion, Flag, Mutex, ThreadExclusion};
-use crate::topic::Pattern;
-pub use event_reader::EventReader;
-
+use crate::topic::{Pattern, interest_bit};
 use crate::wait::{Gate, Sleepers, WaitStrategy, breathe, park_on, poll_breath};
 use futures_core::Stream;
 use std::fmt;
@@ -186,7 +186,11 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
                 if shared.ring.is_some() {
                     self.pass_room_on(shared);
                 }
-                if bus_closed { Step::Closed } else { Step::Empty }
+                match bus_closed {
+                    true => Step::Closed,
+                    false if self.note_again(shared) => self.step_slowly(shared, in_batch),
+                    false => Step::Empty,
+                }
             }
         }
     }
@@ -208,6 +212,31 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
         self.come(shared) == self.quiet_at.value()
             && !shared.closed.is_set()
             && !self.closed.is_set()
+            && !self.is_forgotten(shared)
+    }
+
+    /// Returns whether a publisher on a ring, which forgets whom it wakes, counts on being told
+    /// that somebody sleeps on.
+    #[inline]
+    fn is_forgotten(&self, shared: &Shared<T, R>) -> bool {
+        shared.ring.is_some()
+            && self.gate.sleepers.any()
+            && !shared.asleep.any_of(interest_bit(self.slot))
+    }
+
+    /// Tells it, for those who were woken by an event that is gone, or have read it, and sleep on
+    /// without arming anew. Returns whether to look again.
+    #[inline]
+    fn note_again(&self, shared: &Shared<T, R>) -> bool {
+        let is_forgotten = self.is_forgotten(shared);
+        if is_forgotten {
+            // Step S1 again.
+            shared.asleep.note(interest_bit(self.slot));
+            if !R::SERIALIZES_SLEEP {
+                shared.fences.rarely();
+            }
+        }
+        is_forgotten
     }
 
     /// Gives up to `limit` events to `sink` and returns how many; it ends before a hole.
@@ -253,7 +282,7 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
         if shared.ring.is_some() {
             self.pass_room_on(shared);
         }
-        ready
+        ready || (self.note_again(shared) && self.is_ready(shared))
     }
 
     /// Counts what reading stepped over; the caller holds the reader.
@@ -660,8 +689,7 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
     /// Sends every wake-up to `waker` instead of to sleeping threads and tasks, for readers that
     /// live in a foreign event loop. It is called after publication, without any lock, for events
     /// that come while the subscription is armed: at least for the first one after each
-    /// [`EventSubscription::arm`], so whoever sleeps on after a wake-up arms again. Returns false if
-    /// it had one.
+    /// [`EventSubscription::arm`] and after each look that found nothing. Returns false if it had one.
     pub fn set_waker(&self, waker: Waker) -> bool {
         self.inbox.gate.bell.set_waker(waker)
     }
