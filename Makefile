@@ -6,16 +6,19 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 CORE := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml $(wildcard Cargo.lock)
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
-LOOM := RUSTFLAGS="--cfg tickbus_loom" CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-	CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true cargo test --target-dir target/loom --release
+# Model checkers bring atomics of their own, so that each needs a build of its own.
+MODEL := CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+	CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true cargo test --release --target-dir target
+LOOM := RUSTFLAGS="--cfg tickbus_loom" $(MODEL)/loom
+SHUTTLE := RUSTFLAGS="--cfg tickbus_shuttle" $(MODEL)/shuttle --test shuttle
 # pyo3-asyncio knows CPython up to 3.12.
 FUTURES = pyo3-async-runtimes $(shell $(PY) -c 'import sys; print("pyo3-asyncio" * (sys.version_info < (3, 13)))')
 EXTRAS := cli,events,numpy,anyio,prometheus
 export PYO3_PYTHON := $(CURDIR)/.venv/bin/python
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
-.PHONY: help demo test check wheel test-pythons bench bench-pythons bench-decision bench-setup loom soak \
-	sanitize coverage clean
+.PHONY: help demo test check wheel test-pythons bench bench-pythons bench-decision bench-setup loom \
+	shuttle soak sanitize coverage clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -32,6 +35,7 @@ endif
 	cargo test --doc
 	$(LOOM) --test loom
 	$(LOOM) --lib models
+	$(SHUTTLE)
 	tools/promtool.sh
 	$(PY) -m pytest
 
@@ -91,8 +95,13 @@ loom: ## model-check parking, waking, joining, leaving, and the ring
 	$(LOOM) --test loom
 	$(LOOM) --lib models
 
+shuttle: ## play the whole bus over schedules that shuttle draws, or SCENE=name alone
+	$(SHUTTLE) -- $(SCENE)
+
+SCHEDULES := 1000000
 SOAK_MINUTES := 10
-soak: .venv/core.stamp ## use everything at once for SOAK_MINUTES=10, end 1,000 interpreters, pass 10^8 events
+soak: .venv/core.stamp ## play SCHEDULES=10^6, use everything at once for SOAK_MINUTES=10, 1,000 interpreters, 10^8 events
+	SCHEDULES=$(SCHEDULES) $(SHUTTLE) -- --ignored --nocapture
 	$(PY) tests/soak.py $(SOAK_MINUTES) $(SEED)
 
 # The standard library is built along, so that the sanitizers see into it and nothing has to be

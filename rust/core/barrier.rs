@@ -60,7 +60,7 @@ impl Fences {
     }
 }
 
-#[cfg(all(target_os = "linux", not(any(tickbus_loom, tickbus_tsan, miri))))]
+#[cfg(all(target_os = "linux", not(any(tickbus_loom, tickbus_shuttle, tickbus_tsan, miri))))]
 mod system {
     use std::sync::LazyLock;
 
@@ -92,7 +92,7 @@ mod system {
     }
 }
 
-#[cfg(not(all(target_os = "linux", not(any(tickbus_loom, tickbus_tsan, miri)))))]
+#[cfg(not(all(target_os = "linux", not(any(tickbus_loom, tickbus_shuttle, tickbus_tsan, miri)))))]
 mod system {
     pub(super) fn is_asymmetric() -> bool {
         false

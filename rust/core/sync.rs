@@ -1,16 +1,26 @@
-//! The one door to atomics and to mutual exclusion.
+//! The one door to atomics, to mutual exclusion and to threads.
 //!
 //! The core never names `std::sync::atomic` elsewhere, so that a build with
-//! `--cfg tickbus_loom` checks the very same protocol code under loom, and so that every ordering
-//! stands behind a name: [`Counter`] for numbers with one writer at a time, [`Flag`] for one-way
+//! `--cfg tickbus_loom` checks the very same protocol code under loom, one with
+//! `--cfg tickbus_shuttle` the whole bus under shuttle, and so that every ordering stands behind a
+//! name: [`Counter`] for numbers with one writer at a time, [`Flag`] for one-way
 //! switches, and the pairing table of [`crate::wait`] for the rest.
 
 use crate::queue::{CrossbeamQueue, EventQueue};
 
-#[cfg(not(any(tickbus_loom, tickbus_tsan)))]
+#[cfg(not(any(tickbus_loom, tickbus_shuttle, tickbus_tsan)))]
 pub(crate) use std::sync::atomic::fence;
-#[cfg(not(tickbus_loom))]
+#[cfg(not(any(tickbus_loom, tickbus_shuttle)))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+#[cfg(not(tickbus_shuttle))]
+pub(crate) use std::{thread, thread_local};
+
+#[cfg(tickbus_shuttle)]
+pub(crate) use shuttle::sync::atomic::{
+    AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+};
+#[cfg(tickbus_shuttle)]
+pub(crate) use shuttle::{thread, thread_local};
 
 #[cfg(tickbus_loom)]
 pub(crate) use loom::cell::UnsafeCell;
@@ -47,10 +57,10 @@ pub(crate) fn wait_a_moment(rounds: &mut u32) {
     #[cfg(tickbus_loom)]
     loom::thread::yield_now();
     #[cfg(not(tickbus_loom))]
-    match *rounds < 64 {
+    match *rounds < 64 && cfg!(not(tickbus_shuttle)) {
         true => std::hint::spin_loop(),
         // It may have lost its core.
-        false => std::thread::yield_now(),
+        false => thread::yield_now(),
     }
     *rounds = rounds.saturating_add(1);
 }
@@ -77,17 +87,54 @@ pub unsafe trait Exclusion: lock_api::RawMutex + Send + Sync + 'static {
 }
 
 /// The lock used by Rust threads.
+#[cfg(not(tickbus_shuttle))]
 pub type ThreadExclusion = parking_lot::RawMutex;
+/// The lock used by threads of shuttle.
+#[cfg(tickbus_shuttle)]
+pub type ThreadExclusion = shuttled::RawMutex;
 
-// SAFETY: parking_lot's RawMutex is a mutual exclusion lock with acquire and release ordering; the
-// fence is kept.
-unsafe impl Exclusion for parking_lot::RawMutex {
+// SAFETY: parking_lot's RawMutex is a mutual exclusion lock with acquire and release ordering, and
+// so is the semaphore of one permit that stands for it; the fence is kept.
+unsafe impl Exclusion for ThreadExclusion {
     type Queue<E> = CrossbeamQueue<E>;
 
     const SERIALIZES_SLEEP: bool = false;
 }
 
 pub(crate) type Mutex<R, T> = lock_api::Mutex<R, T>;
+
+/// A lock between threads, whatever the bus's exclusion.
+pub(crate) type ThreadMutex<T> = Mutex<ThreadExclusion, T>;
+
+/// Shuttle runs its threads on a single one of the system, which a lock of the system would stop
+/// for good while another thread holds it.
+#[cfg(tickbus_shuttle)]
+mod shuttled {
+    use shuttle::future::batch_semaphore::{BatchSemaphore, Fairness};
+
+    #[derive(Debug)]
+    #[allow(unnameable_types, reason = "it is named by its alias")]
+    pub struct RawMutex(BatchSemaphore);
+
+    // SAFETY: there is one permit; `lock` returns with it and `unlock` gives it back.
+    unsafe impl lock_api::RawMutex for RawMutex {
+        const INIT: Self = Self(BatchSemaphore::const_new(1, Fairness::Unfair));
+        type GuardMarker = lock_api::GuardSend;
+
+        fn lock(&self) {
+            // It fails only when it is closed, which nobody does.
+            _ = self.0.acquire_blocking(1);
+        }
+
+        fn try_lock(&self) -> bool {
+            self.0.try_acquire(1).is_ok()
+        }
+
+        unsafe fn unlock(&self) {
+            self.0.release(1);
+        }
+    }
+}
 
 /// The full fence between a store and a later load of another variable (the two halves of a
 /// Dekker handshake), unless the exclusion already orders them.

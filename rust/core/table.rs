@@ -17,8 +17,7 @@
 //! Who still looks into an older level misses values that are newer than it, and then asks under
 //! the lock. `tests/loom.rs` has the models.
 
-use crate::sync::Counter;
-use parking_lot::Mutex;
+use crate::sync::{Counter, ThreadMutex};
 use std::sync::OnceLock;
 
 /// Values in the first block; each further one has twice as many.
@@ -39,7 +38,7 @@ pub(crate) struct Table<V> {
     level: Counter,
     /// How many values there are.
     count: Counter,
-    growing: Mutex<()>,
+    growing: ThreadMutex<()>,
 }
 
 impl<V> Table<V> {
@@ -51,7 +50,7 @@ impl<V> Table<V> {
             indexes,
             level: Counter::default(),
             count: Counter::default(),
-            growing: Mutex::new(()),
+            growing: ThreadMutex::new(()),
         }
     }
 

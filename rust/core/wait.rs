@@ -20,7 +20,7 @@
 //! `tests/loom.rs` checks it, and that it fails without either fence.
 
 use crate::barrier::Fences;
-use crate::sync::{AtomicU64, AtomicUsize, Exclusion, Ordering};
+use crate::sync::{AtomicU64, AtomicUsize, Exclusion, Ordering, thread, thread_local};
 use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -28,7 +28,6 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
 use std::time::Instant;
 use tokio::sync::Notify;
 
@@ -56,7 +55,7 @@ impl WaitStrategy {
         match self {
             Self::Spin if looks < EAGER_LOOKS => std::hint::spin_loop(),
             Self::Spin => (0..PAUSES).for_each(|_| std::hint::spin_loop()),
-            Self::Yield => std::thread::yield_now(),
+            Self::Yield => thread::yield_now(),
             Self::Park => return false,
         }
         true
@@ -209,15 +208,15 @@ struct Together;
 
 impl Drop for Together {
     fn drop(&mut self) {
-        let last = LAST.with_borrow_mut(Option::take);
+        let last = LAST.with(RefCell::take);
         last.iter().flatten().for_each(Waker::wake_by_ref);
     }
 }
 
 /// Runs `wake`, which wakes several, and then wakes whom their wakers named by [`wake_last`].
 pub(crate) fn wake_together(wake: impl FnOnce()) {
-    let is_outermost = LAST.with_borrow_mut(|last| match last {
-        None => last.replace(SmallVec::new()).is_none(),
+    let is_outermost = LAST.with(|last| match &mut *last.borrow_mut() {
+        last @ None => last.replace(SmallVec::new()).is_none(),
         Some(_) => false,
     });
     let _together = is_outermost.then_some(Together);
@@ -227,7 +226,7 @@ pub(crate) fn wake_together(wake: impl FnOnce()) {
 /// Wakes `waker` once, after all others that the same event wakes: called by their wakers, of which
 /// several may stand for one sleeper, such as an event loop.
 pub fn wake_last(waker: Waker) {
-    let alone = LAST.with_borrow_mut(|last| match last {
+    let alone = LAST.with(|last| match &mut *last.borrow_mut() {
         None => Some(waker),
         Some(last) => {
             if !last.iter().any(|other| other.will_wake(&waker)) {
@@ -273,7 +272,7 @@ pub(crate) fn poll_breath(context: &mut Context<'_>) -> Poll<()> {
     })
 }
 
-struct Unparker(Thread);
+struct Unparker(thread::Thread);
 
 impl Wake for Unparker {
     fn wake(self: Arc<Self>) {
@@ -286,7 +285,7 @@ impl Wake for Unparker {
 }
 
 thread_local! {
-    static UNPARKER: Waker = Waker::from(Arc::new(Unparker(std::thread::current())));
+    static UNPARKER: Waker = Waker::from(Arc::new(Unparker(thread::current())));
 }
 
 /// Parks the thread until `future` is done or the deadline has passed; `None` if it passed.
@@ -322,13 +321,13 @@ fn park_until<O>(
                 return Some(output);
             }
             match deadline {
-                None => std::thread::park(),
+                None => thread::park(),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         return None;
                     }
-                    std::thread::park_timeout(left);
+                    thread::park_timeout(left);
                 }
             }
         }

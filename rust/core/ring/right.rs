@@ -28,6 +28,8 @@
 //! The idea of lending a lock to one thread is that of biased locking (Kawachiya et al. 2002).
 
 use crate::barrier::Fences;
+#[cfg(not(tickbus_loom))]
+use crate::sync::thread_local;
 use crate::sync::{AtomicU64, Counter, Ordering, wait_a_moment};
 use crossbeam_utils::CachePadded;
 use std::cell::Cell;
@@ -448,8 +450,8 @@ impl<'a> Held<'a> {
         streak.thread.set(thread);
         streak.length.set(length);
         let seat = streak.seats_used.value() as usize;
-        // Where both sides pay, a lock is as cheap as a seat.
-        let alone = (*fences == Fences::Asymmetric || cfg!(tickbus_loom))
+        // Where both sides pay, a lock is as cheap as a seat. A model takes one all the same.
+        let alone = (*fences == Fences::Asymmetric || cfg!(any(tickbus_loom, tickbus_shuttle)))
             && ALONE_AFTER.get(seat).is_some_and(|after| length >= *after);
         if alone {
             streak.seats_used.set(seat as u64 + 1);

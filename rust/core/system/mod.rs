@@ -25,10 +25,9 @@ use crate::metrics::EventBusMetrics;
 use crate::names::Symbol;
 use crate::policy::{BackpressureConfig, OnLag, Policy};
 use crate::ring::BATCH;
-use crate::sync::Flag;
+use crate::sync::{Flag, ThreadMutex};
 use crate::topic::{NO_TOPIC, Pattern, Topic};
 use crate::wait::{Bell, breathe, park_on};
-use parking_lot::Mutex;
 use std::fmt;
 use std::pin::pin;
 use std::sync::{Arc, Weak};
@@ -224,8 +223,8 @@ struct Inner {
     topics: Topics,
     max_block_duration: Duration,
     /// Held while a subscription joins the lanes: the next one's id.
-    joining: Mutex<u64>,
-    on_overflow: Mutex<Option<Arc<OverflowHandler>>>,
+    joining: ThreadMutex<u64>,
+    on_overflow: ThreadMutex<Option<Arc<OverflowHandler>>>,
     ending: Arc<Ending>,
 }
 
@@ -308,8 +307,8 @@ impl EventSystem {
             ],
             topics: Topics::new(),
             max_block_duration: config.max_block_duration,
-            joining: Mutex::new(0),
-            on_overflow: Mutex::new(None),
+            joining: ThreadMutex::new(0),
+            on_overflow: ThreadMutex::new(None),
             ending: Arc::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
