@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::{Read, assert_sums_close, drain, events, read};
 use tickbus::{
     BackpressureConfig, BusConfig, ConfigError, Dropped, EventBus, EventSubscription, Lagged,
@@ -177,8 +177,31 @@ proptest! {
     }
 }
 
-/// Publishes from several threads to readers of every kind, some of which come and go, and checks
-/// each reader's holes by the numbers of the events.
+/// Events of one publisher in a row that have the same topic.
+const STRETCH: u64 = 4;
+
+fn topic_of(producer: usize, number: u64) -> usize {
+    ((number / STRETCH) as usize * 7 + producer) % TOPICS.len()
+}
+
+/// Publishes a stretch in one of three ways.
+fn publish_stretch(bus: &RingEventBus<u64>, topic: &Topic, stretch: &[u64], way: u64) {
+    match way % 3 {
+        0 => stretch.iter().for_each(|&event| assert!(bus.publish_to(topic, event).is_ok())),
+        1 => assert_eq!(bus.publish_batch(Some(topic), stretch), Ok(stretch.len())),
+        _ => {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async {
+                for &event in stretch {
+                    assert!(bus.publish_async(event, Some(topic)).await.is_ok());
+                }
+            });
+        }
+    }
+}
+
+/// Publishes from several threads in every way to readers of every kind, some of which come and
+/// go, and checks each reader's holes by the numbers of the events.
 fn stress(capacity: usize, readers: usize, producers: usize, events: u64) {
     let bus = patient_ring(capacity, Duration::from_secs(3_600));
     let topics = topics(&bus);
@@ -198,11 +221,18 @@ fn stress(capacity: usize, readers: usize, producers: usize, events: u64) {
         let publishing: Vec<_> = (0..producers)
             .map(|producer| {
                 scope.spawn(move || {
-                    for number in 0..events {
-                        let topic = (number as usize * 7 + producer) % TOPICS.len();
-                        let event = (producer as u64) << 32 | number;
-                        bus.publish_to(&topics[topic], event).unwrap();
-                        published[topic].fetch_add(1, Ordering::Relaxed);
+                    for from in (0..events).step_by(STRETCH as usize) {
+                        let numbers = from..events.min(from + STRETCH);
+                        let stretch: Vec<_> =
+                            numbers.map(|number| (producer as u64) << 32 | number).collect();
+                        let topic = topic_of(producer, from);
+                        publish_stretch(
+                            bus,
+                            &topics[topic],
+                            &stretch,
+                            from / STRETCH + producer as u64,
+                        );
+                        published[topic].fetch_add(stretch.len() as u64, Ordering::Relaxed);
                     }
                 })
             })
@@ -221,7 +251,7 @@ fn stress(capacity: usize, readers: usize, producers: usize, events: u64) {
                                     let number = event & 0xFFFF_FFFF;
                                     assert!(last[producer] < Some(number), "out of order");
                                     last[producer] = Some(number);
-                                    let topic = (number as usize * 7 + producer) % TOPICS.len();
+                                    let topic = topic_of(producer, number);
                                     assert!(wants(*pattern, topic), "not wanted");
                                     seen += 1;
                                 }
@@ -280,6 +310,21 @@ fn sums_and_holes_are_exact_whatever_the_size_and_who_comes_and_goes() {
             stress(capacity, readers, producers, 20_000 / readers as u64);
         }
     }
+}
+
+#[test]
+#[ignore = "it takes SOAK_MINUTES: make soak"]
+fn sums_and_holes_stay_exact_for_minutes() {
+    let minutes = std::env::var("SOAK_MINUTES").map_or(1.0, |n| n.parse().unwrap());
+    let begun = Instant::now();
+    let mut rounds = 0;
+    while begun.elapsed() < Duration::from_secs_f64(60.0 * minutes) {
+        // 7 has no factor in common with 64: every number of readers has its turn.
+        let readers = 1 + 7 * rounds % 64;
+        stress([16, 64, 1_024][rounds % 3], readers, 1 + rounds % 4, 60_000 / readers as u64);
+        rounds += 1;
+    }
+    println!("soak: ring: {rounds} rounds with 1 to 64 subscriptions; every sum is closed");
 }
 
 #[test]

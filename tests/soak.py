@@ -2,7 +2,7 @@
 
     python tests/soak.py MINUTES [SEED]
 
-For MINUTES, threads and tasks publish on both backends in every way while readers compete, are
+For MINUTES, threads and tasks publish on every backend in every way while readers compete, are
 cancelled, join, leave and fall behind. Meanwhile 1,000 child interpreters end in the middle of
 things, and 10^8 events pass through one bus. It prints one line for each part, and exits with a
 traceback if an event was lost, doubled or not accounted for.
