@@ -21,6 +21,8 @@ mod producer;
 mod publication;
 mod publishing;
 mod slot;
+#[cfg(all(test, not(any(tickbus_loom, tickbus_shuttle))))]
+mod stopped;
 
 #[cfg(feature = "broadcast")]
 pub use faces::BroadcastEventBus;
