@@ -30,10 +30,11 @@ use std::time::Duration;
 use support::{FOREVER, assert_row_closes, assert_sums_close};
 use tickbus::{
     AsyncEventSubscription, Backend, BackpressureConfig, Bus, BusConfig, CrossbeamQueue, Event,
-    EventBus, EventBusImpl, EventSubscription, EventSystem, EventSystemConfig, EventType,
-    Exclusion, Lagged, Lane, LockFreeEventQueue, OverwriteRing, Pattern, Policy, Priority,
-    PublishError, RecvError, RingEventBus, Selected, Shutdown, SourceId, SubscribeOptions, Symbol,
-    SystemError, SystemSubscribeOptions, TakeError, ThreadExclusion, TryRecvError, select,
+    EventBus, EventBusImpl, EventReader, EventSubscription, EventSystem, EventSystemConfig,
+    EventType, Exclusion, Lagged, Lane, LockFreeEventQueue, OverwriteRing, Pattern, Policy,
+    Priority, PublishError, RecvError, RingEventBus, Selected, Shutdown, SourceId,
+    SubscribeOptions, Symbol, SystemError, SystemSubscribeOptions, TakeError, ThreadExclusion,
+    TryRecvError, WaitStrategy, select,
 };
 
 /// What is played, and on which backends.
@@ -70,6 +71,7 @@ scenes! {
     a_publisher_goes_on_when_room_is_freed_or_a_reader_leaves on LOSSLESS;
     a_publication_that_is_cancelled_is_nobodys_and_passes_its_turn_on on LOSSLESS;
     a_hole_is_told_exactly_where_events_are_missing on ALL;
+    an_event_stays_where_it_is_while_it_is_read on LOSSLESS;
     a_narrow_reader_asleep_is_woken_by_what_it_wants on ALL;
     a_narrow_reader_that_reads_no_more_stops_nobody on LOSSLESS;
     closing_ends_every_wait on LOSSLESS;
@@ -600,6 +602,56 @@ where
         let (reader, found) = reading.join().unwrap();
         let row = reader.metrics();
         assert!(row.offered == found || !row.exact, "{row:?}");
+        assert_row_closes(&row);
+    }
+}
+
+/// Readers that see events in the ring: one loses nothing, two are too slow, of which one is narrow.
+fn an_event_stays_where_it_is_while_it_is_read(backend: Backend) {
+    const EVENTS: u64 = 8;
+    let bus = bus::<Watched>(backend, 2 * room(backend).min(4));
+    let topics = ["even", "odd"].map(|name| bus.topic(name).unwrap());
+    let kinds =
+        [(None, Policy::Block), (None, Policy::DropOldest), (Some("odd"), Policy::DropOldest)];
+    let reading = kinds.map(|(pattern, policy)| {
+        let options = SubscribeOptions {
+            pattern: pattern.map(|pattern| Pattern::new(pattern).unwrap()),
+            policy: Some(policy),
+            ..Default::default()
+        };
+        let mut reader = EventReader::from(bus.subscribe_with(options).unwrap());
+        thread::spawn(move || {
+            let step = if pattern.is_some() { 2 } else { 1 };
+            let mut next = step - 1;
+            while next < EVENTS {
+                let looked = reader.read_by(WaitStrategy::Park, 3, |event| {
+                    assert_eq!(*event, next);
+                    drop(event.clone());
+                    next += step;
+                });
+                if let Err(error) = looked {
+                    let RecvError::Lagged(Lagged { missed, exact: true }) = error else {
+                        panic!("{error}")
+                    };
+                    assert!(policy == Policy::DropOldest && missed > 0);
+                    next += step * missed;
+                }
+            }
+            reader
+        })
+    });
+    let publishing = {
+        let bus = bus.clone();
+        thread::spawn(move || {
+            for number in 0..EVENTS {
+                bus.publish_to(&topics[number as usize % 2], number.into()).unwrap();
+            }
+        })
+    };
+    publishing.join().unwrap();
+    for reading in reading {
+        let row = reading.join().unwrap().metrics();
+        assert_eq!((row.pending, row.dropped.closed), (0, 0));
         assert_row_closes(&row);
     }
 }
