@@ -95,7 +95,7 @@ fn to_many(k: usize) -> Comparison {
 fn producer(bus: &RingEventBus<Trade>, k: usize) -> f64 {
     let subscriptions = subscribe(bus, k);
     let mut producer = bus.bus().producer().expect("there is no other");
-    let publish = |trade| assert!(producer.publish(trade).is_ok_and(|taken| taken == k));
+    let publish = move |trade| assert!(producer.publish(trade).is_ok_and(|taken| taken == k));
     publish_cost(k, publish, |batch| {
         for subscription in &subscriptions {
             assert_all_arrived(batch.clone(), || read(subscription));
@@ -105,7 +105,8 @@ fn producer(bus: &RingEventBus<Trade>, k: usize) -> f64 {
 
 fn shared(bus: &RingEventBus<Trade>, k: usize) -> f64 {
     let subscriptions = subscribe(bus, k);
-    let publish = |trade| assert!(bus.publish(trade).is_ok_and(|taken| taken == k));
+    let bus = bus.clone();
+    let publish = move |trade| assert!(bus.publish(trade).is_ok_and(|taken| taken == k));
     publish_cost(k, publish, |batch| {
         for subscription in &subscriptions {
             assert_all_arrived(batch.clone(), || read(subscription));
@@ -117,7 +118,7 @@ fn tokio_broadcast(k: usize) -> f64 {
     let (sender, first) = broadcast::channel(CAPACITY);
     let mut receivers = vec![first];
     receivers.resize_with(k, || sender.subscribe());
-    let publish = |trade| assert!(sender.send(trade).is_ok_and(|taken| taken == k));
+    let publish = move |trade| assert!(sender.send(trade).is_ok_and(|taken| taken == k));
     publish_cost(k, publish, |batch| {
         for receiver in &mut receivers {
             assert_all_arrived(batch.clone(), || receiver.try_recv().ok());
@@ -129,7 +130,7 @@ fn tokio_broadcast(k: usize) -> f64 {
 fn rtrb_each(k: usize) -> f64 {
     let (mut producers, mut consumers): (Vec<_>, Vec<_>) =
         (0..k).map(|_| rtrb::RingBuffer::new(CAPACITY)).unzip();
-    let publish = |trade| assert!(producers.iter_mut().all(|p| p.push(trade).is_ok()));
+    let publish = move |trade| assert!(producers.iter_mut().all(|p| p.push(trade).is_ok()));
     publish_cost(k, publish, |batch| {
         for consumer in &mut consumers {
             assert_all_arrived(batch.clone(), || consumer.pop().ok());
@@ -144,7 +145,7 @@ macro_rules! disruptor_case {
             with_disruptor!($build, k, |mut producer, mut pollers| {
                 publish_cost(
                     k,
-                    |trade| disruptor::Producer::publish(&mut producer, |slot| *slot = trade),
+                    move |trade| disruptor::Producer::publish(&mut producer, |slot| *slot = trade),
                     |batch| {
                         for poller in &mut pollers {
                             let mut events = poller.poll().expect("events were published");
@@ -393,7 +394,7 @@ fn overwriting(k: usize, keep_up: bool) -> f64 {
     let subscriptions = drop_oldest(&bus, k);
     let mut producer = bus.bus().producer().expect("there is no other");
     let mut published = 0;
-    let publish = |trade| assert!(producer.publish(trade).is_ok_and(|taken| taken == k));
+    let publish = move |trade| assert!(producer.publish(trade).is_ok_and(|taken| taken == k));
     let cost = publish_cost(k, publish, |batch| {
         published = batch.end;
         if keep_up {

@@ -693,12 +693,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         let shared = &**self.shared();
         if let Some(ring) = &shared.ring {
             let (topic, interest) = shared.address(topic);
-            let claim = ring.claim().or_else(|| {
-                // What is measured, the caller has decided.
-                shared.go_on(ring, false)?;
-                ring.claim()
-            });
-            let taken = match claim {
+            let taken = match ring.claim() {
                 Some(claim) => {
                     let fences = shared.fences;
                     shared.publish_on_ring(ring, claim, topic, interest, event, fences)
@@ -769,6 +764,18 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         event: T,
         topic: Option<&Topic>,
     ) -> Result<usize, PublishError<T>> {
+        self.publish_before(event, topic, || {
+            Instant::now().checked_add(self.backpressure().max_block_duration)
+        })
+    }
+
+    #[inline(always)]
+    fn publish_before(
+        &self,
+        event: T,
+        topic: Option<&Topic>,
+        deadline: impl FnOnce() -> Option<Instant>,
+    ) -> Result<usize, PublishError<T>> {
         let shared = &**self.shared();
         // Everything else is a call, so that here the event goes straight into its slot.
         if let Some(ring) = shared.ring.as_deref()
@@ -778,28 +785,21 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
             let fences = shared.fences.of_seat();
             return Ok(shared.publish_on_ring(ring, claim, id, interest, event, fences));
         }
-        self.publish_slowly(apart(event), topic)
+        self.publish_slowly(apart(event), topic, deadline)
     }
 
     #[inline(never)]
-    fn publish_slowly(&self, event: T, topic: Option<&Topic>) -> Result<usize, PublishError<T>> {
+    fn publish_slowly(
+        &self,
+        event: T,
+        topic: Option<&Topic>,
+        deadline: impl FnOnce() -> Option<Instant>,
+    ) -> Result<usize, PublishError<T>> {
         let shared = &**self.shared();
-        if let Some(ring) = &shared.ring
-            && let Some(entry) = shared.go_on(ring, false)
-            && let Some(claim) = ring.claim()
-        {
-            let (id, interest) = shared.address(topic);
-            let fences = shared.fences;
-            let taken = shared.publish_on_ring(ring, claim, id, interest, event, fences);
-            shared.latencies.leave(entry);
-            return Ok(taken);
-        }
-        let entry = self.enter();
-        self.publish_ready(event, topic, entry).or_else(|event| {
-            let patience = self.backpressure().max_block_duration;
-            let mut publication = self.publication_since(entry, event, topic, false);
-            publication.run(|| Instant::now().checked_add(patience))
-        })
+        let ring = shared.ring.as_ref();
+        let entry = ring.and_then(|ring| shared.go_on(ring, false)).unwrap_or_else(|| self.enter());
+        self.publish_ready(event, topic, entry)
+            .or_else(|event| self.publication_since(entry, event, topic, false).run(deadline))
     }
 
     /// Publishes events in order with one patience for all, and returns how many.
@@ -811,14 +811,10 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         let mut deadline = None;
         let mut accepted = 0;
         for (topic, event) in events {
-            let entry = self.enter();
-            self.publish_ready(event, topic, entry)
-                .or_else(|event| {
-                    self.publication_since(entry, event, topic, false).run(|| {
-                        *deadline.get_or_insert_with(|| Instant::now().checked_add(patience))
-                    })
-                })
-                .map_err(|error| PublishManyError { accepted, error })?;
+            self.publish_before(event, topic, || {
+                *deadline.get_or_insert_with(|| Instant::now().checked_add(patience))
+            })
+            .map_err(|error| PublishManyError { accepted, error })?;
             accepted += 1;
         }
         Ok(accepted)

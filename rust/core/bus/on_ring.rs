@@ -23,11 +23,14 @@ use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// How often a publisher looks for room, with pauses in between, before it stands in line: to sleep
-/// and to be woken takes longer than many readers need for an event.
-const LOOKS_FOR_ROOM: u32 = 16;
-/// As many as `wait_a_moment` spins before it yields.
-const PAUSES: u32 = 64;
+/// How often a publisher looks for room before it stands in line: to sleep and to be woken takes
+/// longer than a reader needs for many events.
+const LOOKS_FOR_ROOM: u32 = 32;
+/// So often with pauses in between, about 30 ns each; later it lets others run.
+const LOOKS_WITH_PAUSES: u32 = 24;
+const PAUSES: u32 = 8;
+/// So often it is not content with less than a 16th of the ring: a look costs more than an event.
+const LOOKS_FOR_MORE: u32 = 8;
 
 /// How far a call that publishes several events has come.
 struct Stretch {
@@ -149,21 +152,30 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         ring.as_mut().is_some_and(|state| state.sweep(held.next(), topics, slots))
     }
 
-    /// Returns whether those that stand a whole ring behind may be waited for.
-    fn is_worth_a_moment(&self, next: u64, shared: &Shared<T, R>) -> bool {
+    /// Returns whether somebody stops publishing before or at a sequence, and all who do may be
+    /// waited for.
+    fn is_worth_a_moment(&self, sequence: u64, shared: &Shared<T, R>) -> bool {
         let Some(state) = &self.ring else { return false };
-        let stops = |member: &Member| member.at + state.ring.slots.capacity() <= next;
-        self.slots.iter().zip(&state.members).all(|(slot, member)| match (slot, member) {
-            (Some(slot), Some(member)) if stops(member) => match slot.policy {
+        let mut somebody = false;
+        for (slot, member) in self.slots.iter().zip(&state.members) {
+            let (Some(slot), Some(member)) = (slot, member) else { continue };
+            if member.at + state.ring.slots.capacity() > sequence {
+                continue;
+            }
+            somebody = true;
+            let waits = match slot.policy {
                 Policy::Reject => false,
                 Policy::Block => {
                     !shared.config.backpressure.max_block_duration.is_zero()
                         && slot.deserves_patience()
                 }
                 _ => true,
-            },
-            _ => true,
-        })
+            };
+            if !waits {
+                return false;
+            }
+        }
+        somebody
     }
 
     /// Returns the slot for whose room the publication has to wait, if there is one. Whoever stands
@@ -322,9 +334,9 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         taken
     }
 
-    /// Goes on with the seat of the calling thread, or of the `Producer`, if nothing but a
-    /// measurement or the limit of the last sweep has stopped it, and begins the publication.
-    /// `None` leaves everything to the token.
+    /// Lets the calling thread, or the `Producer`, go on if nothing but a measurement or the limit of
+    /// the last sweep has stopped it, and begins the publication. `None` leaves everything to the
+    /// token.
     #[cold]
     #[inline(never)]
     pub(super) fn go_on(&self, ring: &Ring<T, R>, as_producer: bool) -> Option<Entry> {
@@ -338,18 +350,27 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         };
         let entry = match ask() {
             Stop::Sample(is_sample) => return Some(self.latencies.enter_sampled(is_sample)),
-            Stop::Limit(is_sample) => self.latencies.enter_sampled(is_sample),
+            Stop::Limit(Some(is_sample)) => self.latencies.enter_sampled(is_sample),
+            Stop::Limit(None) => self.latencies.enter(),
             Stop::Other => return None,
         };
         for look in 0..LOOKS_FOR_ROOM {
             let mut state = self.token.lock();
+            // Another one may have swept before.
+            if !matches!(ask(), Stop::Limit(_)) {
+                return Some(entry);
+            }
             let held = ring.right.seize(as_producer)?;
             let has_room = state.sweep(&held);
             held.grant(state.permit(self));
-            let is_worth_it = !has_room && state.is_worth_a_moment(held.next(), self);
+            let enough = match look < LOOKS_FOR_MORE {
+                true => held.next() + ring.slots.capacity() / 16,
+                false => held.next(),
+            };
+            let is_worth_it = state.is_worth_a_moment(enough, self);
             drop(held);
             drop(state);
-            if has_room {
+            if has_room && !is_worth_it {
                 // The measurement may have been due too.
                 ask();
                 return Some(entry);
@@ -357,9 +378,11 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             if !is_worth_it {
                 break;
             }
-            // Then it may have lost its core.
-            let mut rounds = if look < LOOKS_FOR_ROOM / 2 { 0 } else { PAUSES };
-            (0..=PAUSES - rounds).for_each(|_| wait_a_moment(&mut rounds));
+            match look < LOOKS_WITH_PAUSES {
+                true => (0..PAUSES).for_each(|_| wait_a_moment(&mut 0)),
+                // It may have lost its core.
+                false => wait_a_moment(&mut u32::MAX),
+            }
         }
         None
     }

@@ -82,12 +82,18 @@ struct Streak {
 pub struct Right {
     /// One more than the last sequence that can be read.
     tail: CachePadded<Counter>,
-    holder: CachePadded<AtomicU64>,
+    lock: CachePadded<Lock>,
+    seats: [CachePadded<Seat>; THREAD_SEATS + 1],
+    fences: Fences,
+}
+
+/// What publishers without a seat pass from one to the other, in one line.
+#[derive(Debug)]
+struct Lock {
+    holder: AtomicU64,
     /// The sequence at which a publisher without a seat has to ask.
     limit: Counter,
-    seats: [CachePadded<Seat>; THREAD_SEATS + 1],
     streak: Streak,
-    fences: Fences,
 }
 
 /// No thread has it, so that one whose number was not asked for yet has no seat.
@@ -125,15 +131,15 @@ fn thread_of(holder: u64) -> u64 {
     holder & !((1 << SEAT_BITS) - 1)
 }
 
-/// Why a publisher with a seat may not go on.
+/// Why a publisher may not go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
     /// Its permit ended for the sake of a measurement, and goes on now; whether this publication is
     /// the one to be measured.
     Sample(bool),
     /// It has come to the limit of the last sweep; whether this publication is to be measured, as far
-    /// as that was drawn before.
-    Limit(bool),
+    /// as that was drawn before. It has no seat if that is not known.
+    Limit(Option<bool>),
     /// Somebody else has the right, or there is something to be decided.
     Other,
 }
@@ -186,10 +192,12 @@ impl Right {
     pub fn new(fences: Fences) -> Self {
         Self {
             tail: CachePadded::default(),
-            holder: CachePadded::new(AtomicU64::new(FREE)),
-            limit: Counter::default(),
+            lock: CachePadded::new(Lock {
+                holder: AtomicU64::new(FREE),
+                limit: Counter::default(),
+                streak: Streak::default(),
+            }),
             seats: Default::default(),
-            streak: Streak::default(),
             fences,
         }
     }
@@ -222,7 +230,7 @@ impl Right {
     #[inline(always)]
     fn own_seat(&self) -> Option<&Seat> {
         // The bits of the thread cancel out.
-        let index = self.holder.load(Ordering::Relaxed) ^ this_thread_if_numbered();
+        let index = self.lock.holder.load(Ordering::Relaxed) ^ this_thread_if_numbered();
         if index >= THREAD_SEATS as u64 {
             return None;
         }
@@ -240,7 +248,15 @@ impl Right {
     /// Returns what stops the calling thread, and moves its permit on to the next publication to be
     /// measured if that is all: `draw` returns the next one at or after a sequence.
     pub fn ask(&self, draw: impl Fn(u64) -> u64) -> Stop {
-        self.own_seat().map_or(Stop::Other, |seat| self.ask_at(seat, draw))
+        match self.own_seat() {
+            Some(seat) => self.ask_at(seat, draw),
+            None => match self.lock.holder.load(Ordering::Relaxed) {
+                FREE | HELD if (1..=self.tail()).contains(&self.lock.limit.value()) => {
+                    Stop::Limit(None)
+                }
+                _ => Stop::Other,
+            },
+        }
     }
 
     /// As [`Right::ask`], of the `Producer`.
@@ -251,12 +267,13 @@ impl Right {
     fn ask_at(&self, seat: &Seat, draw: impl Fn(u64) -> u64) -> Stop {
         let next = seat.claim.value();
         let permit = seat.permit.observe();
-        let limit = self.limit.value();
+        let limit = self.lock.limit.value();
         if permit == 0 || next < permit {
             return Stop::Other;
         }
         if limit <= next {
-            return Stop::Limit((UNDRAWN + 1..=next).contains(&seat.sample_at.value()));
+            let is_due = (UNDRAWN + 1..=next).contains(&seat.sample_at.value());
+            return Stop::Limit(Some(is_due));
         }
         let sample_at = match seat.sample_at.value() {
             UNDRAWN => draw(next),
@@ -286,11 +303,11 @@ impl Right {
     /// As [`Right::claim_many`], where nothing happens at the same time.
     #[inline]
     pub fn claim_many_alone(&self, count: u64) -> Option<Claim<'_>> {
-        if self.holder.load(Ordering::Relaxed) == PRODUCER {
+        if self.lock.holder.load(Ordering::Relaxed) == PRODUCER {
             return None;
         }
         let sequence = self.tail.value();
-        let limit = self.limit.value();
+        let limit = self.lock.limit.value();
         let end = limit.min(sequence + count);
         let claim = Claim { tail: &self.tail, seat: &self.seats[0], sequence, end };
         (sequence < limit).then_some(claim)
@@ -319,7 +336,7 @@ impl Right {
         seat.claim.set(sequence + count);
         self.fences.often();
         // Nothing is measured. As long as there is a permit the limit stays as it is.
-        let limit = if seat.permit.observe() == 0 { 0 } else { self.limit.value() };
+        let limit = if seat.permit.observe() == 0 { 0 } else { self.lock.limit.value() };
         let end = limit.min(sequence + count);
         if sequence < end && end < sequence + count {
             seat.claim.set(end);
@@ -332,21 +349,24 @@ impl Right {
     /// it and the next sequence is below the limit, and returns the limit too.
     #[inline]
     pub fn take(&self) -> Option<(Held<'_>, u64)> {
+        let Lock { holder, .. } = &*self.lock;
         let mut rounds = 0;
         loop {
-            match self.holder.compare_exchange_weak(
-                FREE,
-                HELD,
-                Ordering::Acquire,
-                Ordering::Relaxed,
-            ) {
+            match holder.compare_exchange_weak(FREE, HELD, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => break,
-                Err(FREE | HELD) => wait_a_moment(&mut rounds),
+                Err(FREE | HELD) => {}
                 Err(_) => return None,
+            }
+            // Looking without asking for it leaves the line to who publishes, several events in a
+            // row: cheaper for all than to take turns.
+            let pauses = rounds.clamp(1, 16);
+            (0..pauses).for_each(|_| wait_a_moment(&mut rounds));
+            while holder.load(Ordering::Relaxed) == HELD {
+                wait_a_moment(&mut rounds);
             }
         }
         let held = Held::free(self);
-        let limit = self.limit.value();
+        let limit = self.lock.limit.value();
         (held.next() < limit).then_some((held, limit))
     }
 
@@ -358,7 +378,7 @@ impl Right {
         match held.seat {
             Some(PRODUCER_SEAT) => for_producer.then_some(held),
             Some(_) if !held.is_own => {
-                self.holder.store(HELD, Ordering::Relaxed);
+                self.lock.holder.store(HELD, Ordering::Relaxed);
                 std::mem::forget(held);
                 Some(Held::free(self))
             }
@@ -377,7 +397,12 @@ impl Right {
     fn pause_for(&self, producer: bool) -> Held<'_> {
         let mut rounds = 0;
         loop {
-            match self.holder.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Acquire) {
+            match self.lock.holder.compare_exchange(
+                FREE,
+                HELD,
+                Ordering::Acquire,
+                Ordering::Acquire,
+            ) {
                 Ok(_) => return Held::free(self),
                 Err(HELD) => wait_a_moment(&mut rounds),
                 Err(holder) => {
@@ -423,7 +448,7 @@ impl<'a> Held<'a> {
     /// Lets publishers go on up to `limit` without asking; 0 makes them ask always. The caller
     /// holds the bus's token.
     pub fn grant(&self, limit: u64) {
-        self.right.limit.set(limit);
+        self.right.lock.limit.set(limit);
     }
 
     /// Gives the right to a `Producer`, if no other has it. The caller holds the bus's token.
@@ -431,7 +456,7 @@ impl<'a> Held<'a> {
         self.seat = Some(PRODUCER_SEAT);
         self.is_own = true;
         // ORDERING: pairs with `take` and `pause`.
-        self.right.holder.store(PRODUCER, Ordering::Release);
+        self.right.lock.holder.store(PRODUCER, Ordering::Release);
     }
 
     /// Takes it back from a `Producer`.
@@ -442,7 +467,8 @@ impl<'a> Held<'a> {
     /// Returns the seat that the calling thread has earned by publishing alone.
     #[inline]
     fn earned_seat(&self, thread: u64) -> Option<usize> {
-        let Right { streak, fences, .. } = self.right;
+        let Right { lock, fences, .. } = self.right;
+        let streak = &lock.streak;
         let length = match streak.thread.value() == thread {
             true => streak.length.value() + 1,
             false => 0,
@@ -463,7 +489,8 @@ impl<'a> Held<'a> {
 impl Drop for Held<'_> {
     #[inline]
     fn drop(&mut self) {
-        let Right { holder, seats, tail, limit, .. } = self.right;
+        let Right { lock, seats, tail, .. } = self.right;
+        let Lock { holder, limit, .. } = &**lock;
         let permit = |index: usize, sits_anew: bool| {
             if sits_anew {
                 seats[index].claim.set(tail.value());

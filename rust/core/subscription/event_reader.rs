@@ -11,10 +11,11 @@ use crate::wait::{WaitStrategy, park_on};
 use std::fmt;
 use std::pin::pin;
 
-/// Who read fewer events than these, and found them at its first look, is as fast as the publisher:
-/// it fetches the line that the publisher writes for every event, which slows down both.
+/// Who read fewer events than these, and found them at its first look, is faster than the publisher:
+/// it fetches the lines that the publisher writes for every event, which slows down both. So it
+/// stays behind for about half a microsecond.
 const CLOSE_BEHIND: usize = 16;
-const PAUSES_CLOSE_BEHIND: u32 = 8;
+const PAUSES_CLOSE_BEHIND: u32 = 16;
 
 /// A subscription in the hands of one reader, who sees events where they are.
 ///
@@ -185,7 +186,7 @@ impl<T: Clone, R: Exclusion> EventReader<T, R> {
         loop {
             if let Some(result) = received(self.read(limit, &mut f)) {
                 self.is_close_behind =
-                    looks == 0 && result.as_ref().is_ok_and(|&n| n < CLOSE_BEHIND);
+                    looks == 0 && result.as_ref().is_ok_and(|&n| n < limit.min(CLOSE_BEHIND));
                 return result;
             }
             if !strategy.pass_time(looks) {
