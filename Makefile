@@ -101,8 +101,8 @@ shuttle: ## play the whole bus over schedules that shuttle draws, or SCENE=name 
 SCHEDULES := 1000000
 SOAK_MINUTES := 10
 soak: .venv/core.stamp ## play SCHEDULES=10^6; rings, then everything at once, for SOAK_MINUTES=10 each; 1,000 interpreters; 10^8 events
-	SCHEDULES=$(SCHEDULES) $(SHUTTLE) -- --ignored --nocapture
-	SOAK_MINUTES=$(SOAK_MINUTES) cargo test --release --test ring -- --ignored --nocapture
+	SCHEDULES=$(SCHEDULES) $(SHUTTLE) -- so_many --nocapture
+	SOAK_MINUTES=$(SOAK_MINUTES) cargo test --release --test ring for_minutes -- --nocapture
 	$(PY) tests/soak.py $(SOAK_MINUTES) $(SEED)
 
 # The standard library is built along, so that the sanitizers see into it and nothing has to be

@@ -380,8 +380,8 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             }
             match look < LOOKS_WITH_PAUSES {
                 true => (0..PAUSES).for_each(|_| wait_a_moment(&mut 0)),
-                // It may have lost its core.
-                false => wait_a_moment(&mut u32::MAX),
+                // Whoever reads may have no core.
+                false => wait_a_moment(&mut { u32::MAX }),
             }
         }
         None
