@@ -16,7 +16,9 @@ pub trait EventBus<T: Clone> {
     /// Returns the bus behind this face.
     fn bus(&self) -> &Bus<T>;
 
-    /// Publishes an event, waiting at most `max_block_duration` for `block` subscriptions.
+    /// Publishes an event, waiting at most `max_block_duration` for `block` subscriptions, and
+    /// returns how many took it. On a ring, a subscription that joins or leaves at the same moment
+    /// counts or does not, whether or not it has the event.
     ///
     /// # Errors
     ///

@@ -457,9 +457,11 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         // Dropped when nothing is claimed: that may do anything too.
         let mut displaced = Displaced::new();
         while count > 0 {
+            let entry = self.latencies.enter_batch(count);
             let filled = ring.publish_batch_ready(*by_producer, count, &mut next, &mut displaced);
             if filled > 0 {
                 self.wake_for_each(addresses);
+                self.latencies.leave_batch(entry, filled);
                 displaced.clear();
                 *accepted += filled;
                 count -= filled;
@@ -494,10 +496,12 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         let (id, interest) = self.address(topic);
         // Dropped when nothing is claimed: that may do anything.
         let mut displaced = Displaced::new();
-        let next = || (id, next());
-        let filled = ring.publish_batch_ready(false, count.min(BATCH), next, &mut displaced);
+        let (next, count) = (|| (id, next()), count.min(BATCH));
+        let entry = self.latencies.enter_batch(count);
+        let filled = ring.publish_batch_ready(false, count, next, &mut displaced);
         if filled > 0 {
             self.wake_for_each(&[(id, interest)]);
+            self.latencies.leave_batch(entry, filled);
         }
         filled
     }
