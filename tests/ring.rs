@@ -102,10 +102,14 @@ proptest! {
     #[test]
     fn every_hole_is_told_where_it_is_and_counted_by_its_reason(
         capacity in prop_oneof![Just(1_usize), Just(2), Just(4), Just(16), Just(64)],
+        producers in prop::sample::select(Producers::ALL),
         steps in steps(),
     ) {
         let policies = [Policy::DropOldest, Policy::Block, Policy::Reject];
-        let bus = ring(capacity);
+        let backpressure =
+            BackpressureConfig { max_block_duration: Duration::ZERO, ..Default::default() };
+        let config = BusConfig { capacity, backpressure, producers, ..Default::default() };
+        let bus = RingEventBus::with_config(config).unwrap();
         let topics = topics(&bus);
         let mut readers: Vec<(EventSubscription<u64>, Option<&str>, Ledger)> = Vec::new();
         let mut next = 0;

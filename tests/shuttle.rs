@@ -32,7 +32,7 @@ use tickbus::{
     AsyncEventSubscription, Backend, BackpressureConfig, Bus, BusConfig, CrossbeamQueue, Event,
     EventBus, EventBusImpl, EventReader, EventSubscription, EventSystem, EventSystemConfig,
     EventType, Exclusion, Lagged, Lane, LockFreeEventQueue, OverwriteRing, Pattern, Policy,
-    Priority, PublishError, RecvError, RingEventBus, Selected, Shutdown, SourceId,
+    Priority, Producers, PublishError, RecvError, RingEventBus, Selected, Shutdown, SourceId,
     SubscribeOptions, Symbol, SystemError, SystemSubscribeOptions, TakeError, ThreadExclusion,
     TryRecvError, WaitStrategy, select,
 };
@@ -219,14 +219,18 @@ impl Tally {
     }
 }
 
-/// A bus whose publishers wait as long as they must.
+/// A bus whose publishers wait as long as they must; on a ring they hold no lock or do.
 fn bus<T: Clone>(backend: Backend, capacity: usize) -> EventBusImpl<T> {
     let backpressure = BackpressureConfig { max_block_duration: FOREVER, ..Default::default() };
     // Nothing may depend on the time.
     let latency_sampling = None;
+    let producers = match backend {
+        Backend::Ring if shuttle::rand::thread_rng().r#gen() => Producers::Strict,
+        _ => Producers::Shared,
+    };
     EventBusImpl::new(
         backend,
-        BusConfig { capacity, backpressure, latency_sampling, ..Default::default() },
+        BusConfig { capacity, backpressure, latency_sampling, producers, ..Default::default() },
     )
     .unwrap()
 }

@@ -193,6 +193,7 @@ class EventBus(Generic[_T]):
         max_topics: int = 65_536,
         keep_last: str | None = None,
         latency_sampling: int | None,
+        producers: str = "shared",
         clock: Clock | None = None,
     ) -> Self: ...
     @property

@@ -51,11 +51,14 @@ class EventBus(_Core[T], Generic[T]):
             kept for `last()` and for `subscribe(snapshot=True)`. `None` keeps nothing.
         latency_sampling: Publications for each one whose latency is measured, in the mean, at
             least 1; they are drawn at random. `None` measures none.
+        producers: How publishers get past each other: `shared`, or, on backend `ring` only,
+            `strict`, with which publishers from Rust hold no lock while they write. Those from
+            Python take turns by the global interpreter lock either way.
         clock: What tells the time of publishing; `None` is the system's clock.
 
     Raises:
-        ConfigError: The backend is unknown or not built in, a number is out of range, or
-            `keep_last` is no pattern.
+        ConfigError: The backend is unknown or not built in, a number is out of range,
+            `keep_last` is no pattern, or `producers` is `strict` on another backend than `ring`.
 
     Example:
         >>> import tickbus
@@ -78,6 +81,7 @@ class EventBus(_Core[T], Generic[T]):
         max_topics: int = _DEFAULT_MAX_TOPICS,
         keep_last: str | None = None,
         latency_sampling: int | None = _DEFAULT_LATENCY_SAMPLING,
+        producers: str = "shared",
         clock: Clock | None = None,
     ) -> Self:
         name = _backend_name(backend)
@@ -90,6 +94,7 @@ class EventBus(_Core[T], Generic[T]):
             max_topics=max_topics,
             keep_last=keep_last,
             latency_sampling=latency_sampling,
+            producers=producers,
             clock=clock,
         )
         if backpressure is not None and backpressure.warn_threshold is not None:
@@ -145,6 +150,7 @@ class _NamedEventBus(EventBus[T]):
         max_topics: int = _DEFAULT_MAX_TOPICS,
         keep_last: str | None = None,
         latency_sampling: int | None = _DEFAULT_LATENCY_SAMPLING,
+        producers: str = "shared",
         clock: Clock | None = None,
     ) -> Self:
         return super().__new__(
@@ -155,6 +161,7 @@ class _NamedEventBus(EventBus[T]):
             max_topics=max_topics,
             keep_last=keep_last,
             latency_sampling=latency_sampling,
+            producers=producers,
             clock=clock,
         )
 
@@ -171,10 +178,12 @@ class LockFreeEventBus(_NamedEventBus[T]):
             kept for `last()` and for `subscribe(snapshot=True)`. `None` keeps nothing.
         latency_sampling: Publications for each one whose latency is measured, in the mean, at
             least 1; they are drawn at random. `None` measures none.
+        producers: `shared`; only `RingEventBus` has another way.
         clock: What tells the time of publishing; `None` is the system's clock.
 
     Raises:
-        ConfigError: A number is out of range, or `keep_last` is no pattern.
+        ConfigError: A number is out of range, `keep_last` is no pattern, or `producers` is not to
+            be had.
     """
 
     __slots__ = ()
@@ -194,11 +203,12 @@ class BroadcastEventBus(_NamedEventBus[T]):
             kept for `last()` and for `subscribe(snapshot=True)`. `None` keeps nothing.
         latency_sampling: Publications for each one whose latency is measured, in the mean, at
             least 1; they are drawn at random. `None` measures none.
+        producers: `shared`; only `RingEventBus` has another way.
         clock: What tells the time of publishing; `None` is the system's clock.
 
     Raises:
-        ConfigError: A number is out of range, `keep_last` is no pattern, or the backend is not
-            built in.
+        ConfigError: A number is out of range, `keep_last` is no pattern, `producers` is not to be
+            had, or the backend is not built in.
     """
 
     __slots__ = ()
@@ -223,10 +233,13 @@ class RingEventBus(_NamedEventBus[T]):
             kept for `last()` and for `subscribe(snapshot=True)`. `None` keeps nothing.
         latency_sampling: Publications for each one whose latency is measured, in the mean, at
             least 1; they are drawn at random. `None` measures none.
+        producers: `shared`, or `strict`, with which publishers from Rust hold no lock while they
+            write. Those from Python take turns by the global interpreter lock either way.
         clock: What tells the time of publishing; `None` is the system's clock.
 
     Raises:
-        ConfigError: A number is out of range, or `keep_last` is no pattern.
+        ConfigError: A number is out of range, `keep_last` is no pattern, or `producers` is not to
+            be had.
     """
 
     __slots__ = ()

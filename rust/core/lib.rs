@@ -45,7 +45,7 @@ pub mod wait;
 pub use bus::BroadcastEventBus;
 pub use bus::{
     Backend, Bus, BusConfig, EventBus, EventBusImpl, LockFreeEventBus, Patience, Producer,
-    Publication, RingEventBus, Shared, Start, SubscribeError, SubscribeOptions, WeakBus,
+    Producers, Publication, RingEventBus, Shared, Start, SubscribeError, SubscribeOptions, WeakBus,
 };
 pub use conflation::{Key, KeyFn};
 pub use error::{

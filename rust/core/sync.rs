@@ -226,6 +226,20 @@ impl Counter {
         self.0.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
+    /// Publishes a value and what others published by this number, unless it is `from` no more: then
+    /// `Err` is what it is.
+    #[inline]
+    pub(crate) fn advance(&self, from: u64, to: u64) -> Result<(), u64> {
+        // ORDERING: pairs with `observe`, and with full fences between a store and `latest`.
+        self.0.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).map(|_| ())
+    }
+
+    /// As [`Counter::observe`], in one order with each [`Counter::advance`] and with full fences.
+    #[inline]
+    pub(crate) fn latest(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
     /// Reads a published value; what was written before it is visible afterwards.
     #[inline]
     pub fn observe(&self) -> u64 {

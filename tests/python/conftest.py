@@ -51,7 +51,13 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def make_bus(backend: str) -> Iterator[MakeBus]:
+def producers() -> str:
+    """How publishers get past each other on the buses that `make_bus` makes."""
+    return "shared"
+
+
+@pytest.fixture
+def make_bus(backend: str, producers: str) -> Iterator[MakeBus]:
     """Makes buses on the backend, with patience 0 unless told otherwise.
 
     At the end of the test it closes them and what subscribed to them.
@@ -88,6 +94,7 @@ def make_bus(backend: str) -> Iterator[MakeBus]:
             max_topics=max_topics,
             keep_last=keep_last,
             latency_sampling=latency_sampling,
+            producers=producers,
             clock=clock,
         )
         opened.append(bus)

@@ -116,6 +116,20 @@ def test_an_unknown_backend_is_refused_with_the_choices(monkeypatch: pytest.Monk
         tickbus.EventBus()
 
 
+def test_only_a_ring_has_strict_producers(backend: str) -> None:
+    if backend == "ring":
+        with tickbus.EventBus[int](backend, producers="strict") as bus:
+            assert bus.publish(1) == 0
+        return
+    with pytest.raises(tickbus.ConfigError, match=f"producers was strict on backend {backend}"):
+        tickbus.EventBus(backend, producers="strict")
+
+
+def test_an_unknown_way_of_producers_is_refused_with_the_choices() -> None:
+    with pytest.raises(tickbus.ConfigError, match='producers was "many"; it must be shared or strict'):
+        tickbus.RingEventBus(producers="many")
+
+
 def test_the_environment_does_not_change_a_bus_named_by_its_class(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

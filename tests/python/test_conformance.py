@@ -16,6 +16,7 @@ import pytest
 
 import tickbus
 from support import (
+    BACKENDS,
     PATIENCE_WITHOUT_END,
     POLICIES,
     Hole,
@@ -61,6 +62,21 @@ def publish_async(bus: Bus, event: object) -> int:
 
 CALLS = (publish, publish_on_a_loop, publish_timeout, publish_async)
 Call = Callable[[Bus, object], int]
+
+
+STRICT = "ring, strict"
+"""The backend `ring` with `producers="strict"`."""
+
+
+@pytest.fixture(params=[*BACKENDS, STRICT])
+def backend(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name.split(",")[0]
+
+
+@pytest.fixture
+def producers(request: pytest.FixtureRequest) -> str:
+    return "strict" if request.node.callspec.params["backend"] == STRICT else "shared"
 
 
 @pytest.fixture(params=CALLS, ids=lambda call: call.__name__)

@@ -23,11 +23,13 @@ mod publishing;
 mod slot;
 #[cfg(all(test, not(any(tickbus_loom, tickbus_shuttle))))]
 mod stopped;
+#[cfg(all(test, not(any(tickbus_loom, tickbus_shuttle))))]
+mod stopped_strictly;
 
 #[cfg(feature = "broadcast")]
 pub use faces::BroadcastEventBus;
 pub use faces::{EventBus, EventBusImpl, LockFreeEventBus, RingEventBus};
-pub use options::{Backend, BusConfig, Start, SubscribeError, SubscribeOptions};
+pub use options::{Backend, BusConfig, Producers, Start, SubscribeError, SubscribeOptions};
 pub use producer::Producer;
 pub use publication::{Patience, Publication};
 
@@ -547,13 +549,26 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
                 "warn_threshold was 0; it must be at least 1 pending event, or None",
             ));
         }
+        if config.producers == Producers::Strict && backend != Backend::Ring {
+            return Err(ConfigError::new(format!(
+                "producers was strict on backend {}; only on backend ring publishers can do without \
+                 a lock: use backend ring, or producers shared",
+                backend.name()
+            )));
+        }
         let latencies = Latencies::new(config.latency_sampling)?;
         let topics = TopicTable::new(config.max_topics);
         let untitled = topics.interest(NO_TOPIC).clone();
         let (ring, fences) = match backend {
             Backend::Ring => {
                 let fences = if R::SERIALIZES_SLEEP { Fences::Symmetric } else { Fences::best() };
-                (Some(Arc::new(Ring::new(capacity, fences))), fences)
+                let ring = match config.producers {
+                    Producers::Strict if !R::SERIALIZES_SLEEP => {
+                        Ring::strict(capacity, Fences::Symmetric)
+                    }
+                    _ => Ring::new(capacity, fences),
+                };
+                (Some(Arc::new(ring)), fences)
             }
             _ => (None, Fences::Symmetric),
         };
@@ -693,6 +708,11 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         let shared = &**self.shared();
         if let Some(ring) = &shared.ring {
             let (topic, interest) = shared.address(topic);
+            if !R::SERIALIZES_SLEEP && ring.right.is_strict() {
+                let taken = shared.publish_strictly(ring, (topic, interest), event)?;
+                shared.latencies.leave(entry);
+                return Ok(taken);
+            }
             let taken = match ring.claim() {
                 Some(claim) => {
                     let fences = shared.fences;
@@ -796,7 +816,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         deadline: impl FnOnce() -> Option<Instant>,
     ) -> Result<usize, PublishError<T>> {
         let shared = &**self.shared();
-        let ring = shared.ring.as_ref();
+        let ring = shared.ring.as_ref().filter(|ring| !ring.right.is_strict());
         let entry = ring.and_then(|ring| shared.go_on(ring, false)).unwrap_or_else(|| self.enter());
         self.publish_ready(event, topic, entry)
             .or_else(|event| self.publication_since(entry, event, topic, false).run(deadline))

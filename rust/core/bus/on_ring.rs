@@ -1,8 +1,9 @@
 //! Publishing on a ring: the way without a question, and under the token what is decided when there
 //! is one.
 //!
-//! Without a question a publisher looks at its permit and at who sleeps, and at nothing else. The
-//! permit is 0 where every publication has something to decide: a subscription conflates,
+//! Without a question a publisher looks at its permit and at who sleeps, and at nothing else.
+//! Where publishers hold no lock, their turns take the place of the permit.
+//! The permit is 0 where every publication has something to decide: a subscription conflates,
 //! somebody stands in line, last events are kept, a threshold is watched, or the bus is closed.
 
 use super::publication::{Patience, Pending};
@@ -14,6 +15,7 @@ use crate::error::PublishManyError;
 use crate::histogram::Entry;
 use crate::policy::Policy;
 use crate::ring::right::{Claim, Held, Stop};
+use crate::ring::strict::{Passed, Turn};
 use crate::ring::sweep::{Member, Sweep};
 use crate::ring::{BATCH, Displaced, Ring};
 use crate::sync::{Exclusion, wait_a_moment};
@@ -74,7 +76,7 @@ impl<T, R: Exclusion> RingState<T, R> {
         let sweep = Sweep {
             slots: &self.ring.slots,
             next,
-            stride: (self.ring.slots.capacity() / 4).max(1),
+            stride: self.ring.slots.stride(),
             wanted: |topic, word| topics.mask(topic, word),
             lost: |index: usize, lost| {
                 if let Some(slot) = &slots[index] {
@@ -150,6 +152,17 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
     pub(super) fn sweep(&mut self, held: &Held<'_>) -> bool {
         let Self { ring, slots, topics, .. } = self;
         ring.as_mut().is_some_and(|state| state.sweep(held.next(), topics, slots))
+    }
+
+    /// Sweeps while publishers that hold no lock go on.
+    fn sweep_ahead(&mut self, shared: &Shared<T, R>) {
+        let Self { ring: Some(state), slots, topics, .. } = self else { return };
+        let ring = state.ring.clone();
+        // Where each publication asks, the next one sweeps.
+        if ring.right.is_granted() {
+            state.sweep(ring.right.tail(), topics, slots);
+            ring.right.raise(self.permit(shared));
+        }
     }
 
     /// Returns whether somebody stops publishing before or at a sequence, and all who do may be
@@ -306,6 +319,23 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
     }
 }
 
+/// Returns the sequence for which a look wants to find room.
+fn enough<T, R>(ring: &Ring<T, R>, next: u64, look: u32) -> u64 {
+    match look < LOOKS_FOR_MORE {
+        true => next + ring.slots.capacity() / 16,
+        false => next,
+    }
+}
+
+/// Passes the time before the next look for room.
+fn wait_for_room(look: u32) {
+    match look < LOOKS_WITH_PAUSES {
+        true => (0..PAUSES).for_each(|_| wait_a_moment(&mut 0)),
+        // Whoever reads may have no core.
+        false => wait_a_moment(&mut { u32::MAX }),
+    }
+}
+
 /// Moves an event for a call that is rarely made: its place in memory is needed only there, so that
 /// elsewhere the event stays in registers.
 #[inline(always)]
@@ -363,11 +393,7 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             let held = ring.right.seize(as_producer)?;
             let has_room = state.sweep(&held);
             held.grant(state.permit(self));
-            let enough = match look < LOOKS_FOR_MORE {
-                true => held.next() + ring.slots.capacity() / 16,
-                false => held.next(),
-            };
-            let is_worth_it = state.is_worth_a_moment(enough, self);
+            let is_worth_it = state.is_worth_a_moment(enough(ring, held.next(), look), self);
             drop(held);
             drop(state);
             if has_room && !is_worth_it {
@@ -378,13 +404,113 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             if !is_worth_it {
                 break;
             }
-            match look < LOOKS_WITH_PAUSES {
-                true => (0..PAUSES).for_each(|_| wait_a_moment(&mut 0)),
-                // Whoever reads may have no core.
-                false => wait_a_moment(&mut { u32::MAX }),
-            }
+            wait_for_room(look);
         }
         None
+    }
+
+    /// Publishes an event as one of several that hold no lock, and returns how many took it; gives
+    /// it back if there is a question.
+    #[inline]
+    pub(super) fn publish_strictly(
+        &self,
+        ring: &Ring<T, R>,
+        (topic, interest): Address<'_>,
+        event: T,
+    ) -> Result<usize, T> {
+        let Some(turn) = self.turn(ring, 1) else { return Err(event) };
+        let mut passed = Passed::new();
+        let displaced = ring.publish_turn(&turn, topic, event, &mut passed);
+        let taken = self.taken_on_ring(topic, interest, self.fences);
+        self.end_turn(ring, &turn, &passed);
+        drop(displaced);
+        Ok(taken)
+    }
+
+    /// As [`Ring::publish_batch_ready`], as one of several that hold no lock.
+    fn publish_batch_strictly(
+        &self,
+        ring: &Ring<T, R>,
+        count: usize,
+        next: impl FnMut() -> (u32, T),
+        displaced: &mut Displaced<T>,
+    ) -> usize {
+        let Some(turn) = self.turn(ring, count as u64) else { return 0 };
+        let mut passed = Passed::new();
+        ring.publish_turn_of_many(&turn, next, displaced, &mut passed);
+        self.end_turn(ring, &turn, &passed);
+        (turn.end - turn.sequence) as usize
+    }
+
+    /// Claims up to `count` sequences for a publisher that holds no lock. `None` leaves everything
+    /// to the token.
+    #[inline]
+    fn turn(&self, ring: &Ring<T, R>, count: u64) -> Option<Turn> {
+        match ring.right.take_turn(count) {
+            Ok(turn) => Some(turn),
+            Err(Stop::Limit(_)) => self.turn_beyond_limit(ring, count),
+            Err(_) => None,
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn turn_beyond_limit(&self, ring: &Ring<T, R>, count: u64) -> Option<Turn> {
+        for look in 0..LOOKS_FOR_ROOM {
+            let mut state = self.token.lock();
+            if !ring.right.is_granted() {
+                return None;
+            }
+            // Another one may have swept before.
+            if !ring.right.has_room() {
+                state.sweep_ahead(self);
+            }
+            let next = ring.right.claimed();
+            let is_worth_it = state.is_worth_a_moment(enough(ring, next, look), self);
+            drop(state);
+            if !is_worth_it || look >= LOOKS_FOR_MORE {
+                match ring.right.take_turn(count) {
+                    Ok(turn) => return Some(turn),
+                    Err(Stop::Limit(_)) => {}
+                    Err(_) => return None,
+                }
+            }
+            // Otherwise somebody writes at whose event the sweep ended.
+            if !is_worth_it && ring.right.tail() >= next {
+                return None;
+            }
+            wait_for_room(look);
+        }
+        None
+    }
+
+    /// Does what others gain by: wakes whom events of others that the turn made readable concern,
+    /// and sweeps before the limit is reached, if nobody is about to.
+    #[inline]
+    pub(super) fn end_turn(&self, ring: &Ring<T, R>, turn: &Turn, passed: &Passed) {
+        if !passed.is_empty() {
+            self.wake_passed(passed);
+        }
+        if turn.halves_the_way(ring.slots.stride()) {
+            self.try_sweep_ahead();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wake_passed(&self, passed: &Passed) {
+        self.fences.often();
+        if self.asleep.any_of(u64::MAX) {
+            passed.iter().for_each(|&topic| self.wake_on_ring(topic));
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn try_sweep_ahead(&self) {
+        if let Some(mut state) = self.token.try_lock() {
+            state.sweep_ahead(self);
+        }
     }
 
     /// Returns how many took what was published just now, and wakes those who slept.
@@ -458,7 +584,10 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         let mut displaced = Displaced::new();
         while count > 0 {
             let entry = self.latencies.enter_batch(count);
-            let filled = ring.publish_batch_ready(*by_producer, count, &mut next, &mut displaced);
+            let filled = match ring.right.is_strict() {
+                true => self.publish_batch_strictly(ring, count, &mut next, &mut displaced),
+                false => ring.publish_batch_ready(*by_producer, count, &mut next, &mut displaced),
+            };
             if filled > 0 {
                 self.wake_for_each(addresses);
                 self.latencies.leave_batch(entry, filled);
@@ -484,7 +613,8 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         Ok(())
     }
 
-    /// Publishes the first of `count` events of `next`, as many at once as need no question.
+    /// Publishes the first of `count` events of `next`, as many at once as need no question: none
+    /// where a claim cannot be given back, for `next` may panic.
     #[inline]
     pub(super) fn fill_ring(
         &self,
@@ -493,6 +623,9 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         count: usize,
         mut next: impl FnMut() -> T,
     ) -> usize {
+        if ring.right.is_strict() {
+            return 0;
+        }
         let (id, interest) = self.address(topic);
         // Dropped when nothing is claimed: that may do anything.
         let mut displaced = Displaced::new();

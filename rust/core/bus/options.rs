@@ -97,6 +97,8 @@ pub struct BusConfig {
     /// Publications for each one whose latency is measured, in the mean: they are drawn at random.
     /// A measurement takes longer than 20 publications on a ring. `None` measures none.
     pub latency_sampling: Option<u32>,
+    /// How publishers on a ring get past each other.
+    pub producers: Producers,
 }
 
 impl Default for BusConfig {
@@ -107,7 +109,47 @@ impl Default for BusConfig {
             max_topics: 65_536,
             keep_last: None,
             latency_sampling: Some(1_024),
+            producers: Producers::default(),
         }
+    }
+}
+
+/// How the publishers of a ring get past each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Producers {
+    /// Whoever publishes alone does so without a locked instruction; several take turns, one slot at
+    /// a time. A thread that is descheduled in the middle of a publication stops the others.
+    #[default]
+    Shared,
+    /// Publishers hold no lock while they write. One that is descheduled in the middle of a
+    /// publication keeps what comes after it from being read until it goes on, but keeps nobody from
+    /// publishing before the limit of the last sweep. Each publication has a price: two locked
+    /// instructions and a fence. There is no [`Producer`](crate::Producer). Only backend `ring` has
+    /// it; where an exclusion serializes publishers anyway (Python) it changes nothing.
+    Strict,
+}
+
+impl Producers {
+    /// Both ways.
+    pub const ALL: &[Self] = &[Self::Shared, Self::Strict];
+
+    /// Returns the name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Shared => "shared",
+            Self::Strict => "strict",
+        }
+    }
+}
+
+impl std::str::FromStr for Producers {
+    type Err = ConfigError;
+
+    fn from_str(name: &str) -> Result<Self, ConfigError> {
+        Self::ALL.iter().copied().find(|producers| producers.name() == name).ok_or_else(|| {
+            ConfigError::new(format!("producers was {name:?}; it must be shared or strict"))
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! The single-producer handle of a ring.
 
 use super::on_ring::apart;
+use super::options::Producers;
 use super::publication::Pending;
 use super::{Bus, Shared};
 use crate::error::{ConfigError, PublishError, PublishManyError};
@@ -41,7 +42,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
     ///
     /// # Errors
     ///
-    /// `ConfigError` if the bus has one already, or is not a ring.
+    /// `ConfigError` if the bus has one already, is not a ring, or its producers are strict.
     pub fn producer(&self) -> Result<Producer<T, R>, ConfigError> {
         let shared = self.shared();
         let Some(ring) = &shared.ring else {
@@ -51,6 +52,13 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
                 shared.backend.name()
             )));
         };
+        if shared.config.producers == Producers::Strict {
+            return Err(ConfigError::new(
+                "a Producer was asked of a bus whose producers are strict; they claim slots that \
+                 cannot be given back, so none publishes alone or in place: publish through the bus, \
+                 or make it with producers shared",
+            ));
+        }
         let _token = shared.token.lock();
         let Some(held) = ring.right.seize(false) else {
             return Err(ConfigError::new(

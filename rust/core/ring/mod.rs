@@ -16,8 +16,9 @@
 //!
 //! # Who may touch a slot
 //!
-//! 1. The publisher of sequence `s`, who has the [`right`], writes slot `s` from the moment that
-//!    `s` is below the limit until `tail` is beyond it.
+//! 1. The publisher of sequence `s`, who has the [`right`], or its turn where publishers are
+//!    [`strict`], writes slot `s` from the moment that `s` is below the limit until `tail` is beyond
+//!    it.
 //! 2. A reader reads slot `s` if `s` is at or after its position and `tail` is beyond it, while it
 //!    pins its [`cursor`]; readers that are never moved need not pin.
 //! 3. The limit is at most one capacity above every position that a sweep has seen, and positions
@@ -43,6 +44,7 @@ pub(crate) mod overwrite;
 pub(crate) mod reader;
 pub(crate) mod right;
 pub(crate) mod slots;
+pub(crate) mod strict;
 pub(crate) mod sweep;
 
 use crate::barrier::Fences;
@@ -51,6 +53,7 @@ use right::{Claim, Held, Right};
 use slots::Slots;
 use smallvec::SmallVec;
 use std::marker::PhantomData;
+use strict::{Passed, Turn};
 
 /// Events that are published at once by one call.
 pub(crate) const BATCH: usize = 32;
@@ -81,6 +84,12 @@ impl<T, R: Exclusion> Ring<T, R> {
         Self { slots: Slots::new(capacity), right: Right::new(fences), exclusion: PhantomData }
     }
 
+    /// As [`Ring::new`], for publishers that hold no lock.
+    pub(crate) fn strict(capacity: usize, fences: Fences) -> Self {
+        let right = Right::strict(capacity, fences);
+        Self { slots: Slots::new(capacity), right, exclusion: PhantomData }
+    }
+
     /// Claims the next sequence if its publisher has a permit for it.
     #[inline(always)]
     pub(crate) fn claim(&self) -> Option<Claim<'_>> {
@@ -109,6 +118,40 @@ impl<T, R: Exclusion> Ring<T, R> {
         let Some((held, _)) = self.right.take() else { return Err(event) };
         // SAFETY: the right is held, and the limit is above.
         Ok(unsafe { self.write(&held, topic, event) })
+    }
+
+    /// Publishes the event of a turn, notes the topics of those of others that this makes readable,
+    /// and returns the one that it displaced.
+    #[inline]
+    pub(crate) fn publish_turn(
+        &self,
+        turn: &Turn,
+        topic: u32,
+        event: T,
+        passed: &mut Passed,
+    ) -> Option<T> {
+        // SAFETY: the sequence was claimed below the limit.
+        let displaced = unsafe { self.slots.write(turn.sequence, topic, event) };
+        self.right.publish_turn(turn, |sequence| self.slots.topic(sequence), passed);
+        displaced
+    }
+
+    /// As [`Ring::publish_turn`], for a turn of several. `next` returns each event with its topic;
+    /// nothing that a user wrote may run in it.
+    #[inline]
+    pub(crate) fn publish_turn_of_many(
+        &self,
+        turn: &Turn,
+        mut next: impl FnMut() -> (u32, T),
+        displaced: &mut Displaced<T>,
+        passed: &mut Passed,
+    ) {
+        for sequence in turn.sequence..turn.end {
+            let (topic, event) = next();
+            // SAFETY: the sequences were claimed below the limit, each once.
+            displaced.extend(unsafe { self.slots.write(sequence, topic, event) });
+        }
+        self.right.publish_turn(turn, |sequence| self.slots.topic(sequence), passed);
     }
 
     /// Lets `f` fill the next place, for the one `Producer`, and publishes it. Gives the filled

@@ -6,7 +6,8 @@
 use super::Ring;
 use super::cursor::Cursor;
 use super::reader::{Missed, RingReader};
-use super::right::Stop;
+use super::right::{Held, Right, Stop};
+use super::strict::Passed;
 use super::sweep::{Member, Sweep};
 use crate::barrier::Fences;
 use crate::sync::ThreadExclusion;
@@ -28,12 +29,20 @@ struct State {
 struct Bus {
     ring: std::sync::Arc<TestRing>,
     state: Mutex<State>,
+    /// How far a sweep lets publishers go.
+    stride: u64,
 }
 
 impl Bus {
     fn new(capacity: usize, fences: Fences) -> Self {
         let ring = std::sync::Arc::new(Ring::new(capacity, fences));
-        Self { ring, state: Mutex::default() }
+        Self { ring, state: Mutex::default(), stride: 2 }
+    }
+
+    /// Whose publishers hold no lock, and come as far as there is room.
+    fn strict(capacity: usize, fences: Fences) -> Self {
+        let ring = std::sync::Arc::new(Ring::strict(capacity, fences));
+        Self { ring, state: Mutex::default(), stride: capacity as u64 }
     }
 
     /// Joins at the next event.
@@ -47,6 +56,9 @@ impl Bus {
 
     /// Publishes, asking where it must; false if a reader that loses nothing is in the way.
     fn publish(&self, event: u64) -> bool {
+        if self.ring.right.is_strict() {
+            return self.publish_strictly(event);
+        }
         // Every other publication is one to be measured.
         let go_on = || matches!(self.ring.right.ask(|next| next + 1), Stop::Sample(_));
         if let Some(claim) = self.ring.claim().or_else(|| go_on().then(|| self.ring.claim())?) {
@@ -56,17 +68,43 @@ impl Bus {
         if self.ring.publish_among_others(0, event).is_ok() {
             return true;
         }
+        self.publish_under_the_token(&mut self.state.lock().unwrap(), event)
+    }
+
+    /// As `publish`; at the limit it sweeps while others go on.
+    fn publish_strictly(&self, event: u64) -> bool {
+        let right = &self.ring.right;
+        let publish = || {
+            let turn = right.take_turn(1).ok()?;
+            assert_eq!(self.ring.publish_turn(&turn, 0, event, &mut Passed::new()), None);
+            Some(())
+        };
+        if publish().is_some() {
+            return true;
+        }
         let mut state = self.state.lock().unwrap();
+        if right.is_granted() {
+            self.sweep(&mut state, right.tail());
+            right.raise(state.reach);
+        }
+        publish().is_some() || self.publish_under_the_token(&mut state, event)
+    }
+
+    fn sweep(&self, state: &mut State, next: u64) {
+        let sweep = Sweep {
+            slots: &self.ring.slots,
+            next,
+            stride: self.stride,
+            wanted: |_, _| u64::MAX,
+            lost: |_, _| (),
+        };
+        state.reach = sweep.run(&mut state.members);
+    }
+
+    fn publish_under_the_token(&self, state: &mut State, event: u64) -> bool {
         let held = self.ring.right.seize(false).unwrap();
         loop {
-            let sweep = Sweep {
-                slots: &self.ring.slots,
-                next: held.next(),
-                stride: 2,
-                wanted: |_, _| u64::MAX,
-                lost: |_, _| (),
-            };
-            state.reach = sweep.run(&mut state.members);
+            self.sweep(state, held.next());
             if state.reach > held.next() {
                 break;
             }
@@ -110,8 +148,8 @@ fn read_some(reader: &mut RingReader<u64, ThreadExclusion>, next: &mut u64) {
 }
 
 /// A reader that may be moved on, and a publisher that laps it.
-fn a_reader_that_is_lapped(stays: bool) {
-    let bus = Arc::new(Bus::new(2, Fences::Symmetric));
+fn a_reader_that_is_lapped(bus: Bus, stays: bool) {
+    let bus = Arc::new(bus);
     let mut reader = bus.join(true, stays);
     // So that the first look finds something: the preemptions that a model draws are few.
     assert!(bus.publish(0));
@@ -128,12 +166,14 @@ fn a_reader_that_is_lapped(stays: bool) {
 
 #[test]
 fn a_reader_reads_whole_events_and_exact_holes_while_it_is_moved_on() {
-    model(|| a_reader_that_is_lapped(false));
+    model(|| a_reader_that_is_lapped(Bus::new(2, Fences::Symmetric), false));
+    model(|| a_reader_that_is_lapped(Bus::strict(2, Fences::Symmetric), false));
 }
 
 #[test]
 fn a_reader_that_does_not_pin_is_overwritten_while_it_reads() {
-    assert_fails(|| a_reader_that_is_lapped(true));
+    assert_fails(|| a_reader_that_is_lapped(Bus::new(2, Fences::Symmetric), true));
+    assert_fails(|| a_reader_that_is_lapped(Bus::strict(2, Fences::Symmetric), true));
 }
 
 #[test]
@@ -182,9 +222,75 @@ fn without_a_fence_on_both_sides_two_publish_at_once() {
     assert_fails(|| two_publishers(Fences::Asymmetric));
 }
 
+/// Two publishers that hold no lock, and a reader.
+fn two_strict_publishers(fences: Fences) {
+    let bus = Arc::new(Bus::strict(4, fences));
+    let mut reader = bus.join(false, true);
+    assert!(bus.publish(0), "and a sweep says how far they may go");
+    let other = {
+        let bus = bus.clone();
+        thread::spawn(move || assert!(bus.publish(1)))
+    };
+    let reading = thread::spawn(move || {
+        let mut events = Vec::new();
+        reader.read(4, false, false, |_| true, |event| events.push(*event)).unwrap();
+        (reader, events)
+    });
+    assert!(bus.publish(2));
+    other.join().unwrap();
+    let (mut reader, mut events) = reading.join().unwrap();
+    reader.read(4, false, false, |_| true, |event| events.push(*event)).unwrap();
+    assert_eq!(events[0], 0);
+    events.sort_unstable();
+    assert_eq!(events, [0, 1, 2], "whoever is last makes all of them readable");
+}
+
+#[test]
+fn of_two_strict_publishers_the_last_one_makes_both_events_readable() {
+    model(|| two_strict_publishers(Fences::Symmetric));
+}
+
+#[test]
+fn without_a_fence_after_the_stamp_two_strict_publishers_leave_events_unread() {
+    // One side has none, as above.
+    assert_fails(|| two_strict_publishers(Fences::Asymmetric));
+}
+
+/// A publisher that holds no lock, and somebody who pauses it and publishes under the token.
+fn pausing(pause: impl Fn(&Right) -> Held<'_>) {
+    let bus = Arc::new(Bus::strict(4, Fences::Symmetric));
+    assert!(bus.publish(0));
+    let publisher = {
+        let bus = bus.clone();
+        thread::spawn(move || assert!(bus.publish(1)))
+    };
+    {
+        let state = bus.state.lock().unwrap();
+        let held = pause(&bus.ring.right);
+        // SAFETY: there are four slots and three events.
+        assert_eq!(unsafe { bus.ring.write(&held, 0, 2) }, None);
+        held.grant(state.reach.max(4));
+    }
+    publisher.join().unwrap();
+    assert_eq!(bus.ring.right.tail(), 3);
+    // SAFETY: everything was published, and nobody publishes any more.
+    let read = |sequence| unsafe { bus.ring.slots.read(sequence, |event| *event) };
+    assert_eq!((read(0), read(1) + read(2)), (0, 3), "each event has a slot");
+}
+
+#[test]
+fn a_pause_waits_for_what_was_claimed_and_lets_nobody_claim() {
+    model(|| pausing(Right::pause));
+}
+
+#[test]
+fn a_pause_that_only_lowers_the_limit_meets_a_publisher_that_has_seen_it_before() {
+    assert_fails(|| pausing(Right::pause_without_a_word));
+}
+
 /// A reader that joins while a thread with a seat publishes more than a lap.
-fn joining(under_the_token: bool) {
-    let bus = Arc::new(Bus::new(2, Fences::Symmetric));
+fn joining(bus: Bus, under_the_token: bool) {
+    let bus = Arc::new(bus);
     assert!(bus.publish(0));
     let publisher = {
         let bus = bus.clone();
@@ -210,12 +316,14 @@ fn joining(under_the_token: bool) {
 
 #[test]
 fn who_joins_while_others_publish_reads_everything_from_there_on() {
-    model(|| joining(true));
+    model(|| joining(Bus::new(2, Fences::Symmetric), true));
+    model(|| joining(Bus::strict(2, Fences::Symmetric), true));
 }
 
 #[test]
 fn who_looks_at_the_tail_before_it_has_the_token_is_overwritten() {
-    assert_fails(|| joining(false));
+    assert_fails(|| joining(Bus::new(2, Fences::Symmetric), false));
+    assert_fails(|| joining(Bus::strict(2, Fences::Symmetric), false));
 }
 
 /// A cursor as it would be with one cell for what was lost.

@@ -27,6 +27,7 @@
 //! measured, and the request to give the right back: one comparison asks for all of them.
 //! The idea of lending a lock to one thread is that of biased locking (Kawachiya et al. 2002).
 
+use super::strict::{Passed, Strict, Turn};
 use crate::barrier::Fences;
 #[cfg(not(tickbus_loom))]
 use crate::sync::thread_local;
@@ -44,6 +45,9 @@ const THREAD_SEATS: usize = 4;
 /// The seat of a `Producer`, of which there is one at a time.
 const PRODUCER_SEAT: usize = THREAD_SEATS;
 const PRODUCER: u64 = u64::MAX << SEAT_BITS | PRODUCER_SEAT as u64;
+/// What stands for all publishers together where they hold no lock, for good.
+const EVERYBODY_SEAT: usize = PRODUCER_SEAT + 1;
+const EVERYBODY: u64 = u64::MAX << SEAT_BITS | EVERYBODY_SEAT as u64;
 
 /// Publications in a row after which a thread has the next seat.
 const ALONE_AFTER: [u64; THREAD_SEATS] = [0, 256, 4_096, 65_536];
@@ -85,6 +89,8 @@ pub struct Right {
     lock: CachePadded<Lock>,
     seats: [CachePadded<Seat>; THREAD_SEATS + 1],
     fences: Fences,
+    /// Where publishers hold no lock.
+    strict: Option<Box<Strict>>,
 }
 
 /// What publishers without a seat pass from one to the other, in one line.
@@ -199,7 +205,68 @@ impl Right {
             }),
             seats: Default::default(),
             fences,
+            strict: None,
         }
+    }
+
+    /// As [`Right::new`], for publishers that hold no lock; `capacity` is that of the ring.
+    pub(crate) fn strict(capacity: usize, fences: Fences) -> Self {
+        let mut right = Self::new(fences);
+        right.lock.holder = AtomicU64::new(EVERYBODY);
+        right.strict = Some(Box::new(Strict::new(capacity, fences)));
+        right
+    }
+
+    /// Returns whether publishers hold no lock: then they take turns.
+    #[inline]
+    pub(crate) fn is_strict(&self) -> bool {
+        self.strict.is_some()
+    }
+
+    /// Claims up to `count` sequences for a publisher that holds no lock.
+    #[inline]
+    pub(crate) fn take_turn(&self, count: u64) -> Result<Turn, Stop> {
+        let Some(strict) = &self.strict else { return Err(Stop::Other) };
+        strict.claim(&self.lock.limit, count).map_err(|at_limit| match at_limit {
+            true => Stop::Limit(None),
+            false => Stop::Other,
+        })
+    }
+
+    /// Makes the sequences of a turn readable as soon as all before them are, and notes the topics
+    /// of those of others that it makes readable.
+    #[inline]
+    pub(crate) fn publish_turn(
+        &self,
+        turn: &Turn,
+        topic: impl Fn(u64) -> u32,
+        passed: &mut Passed,
+    ) {
+        if let Some(strict) = &self.strict {
+            strict.publish(turn, &self.tail, topic, passed);
+        }
+    }
+
+    /// Lets publishers that hold no lock go on up to a later limit while they publish. The caller
+    /// holds the bus's token.
+    pub(crate) fn raise(&self, limit: u64) {
+        // ORDERING: as in `grant`.
+        self.lock.limit.publish(limit);
+    }
+
+    /// Returns the sequence before which publishers that hold no lock have claimed everything.
+    pub(crate) fn claimed(&self) -> u64 {
+        self.strict.as_ref().map_or_else(|| self.tail(), |strict| strict.claimed())
+    }
+
+    /// Returns whether one of them could claim a sequence below the limit just now.
+    pub(crate) fn has_room(&self) -> bool {
+        self.claimed() < self.lock.limit.value()
+    }
+
+    /// Returns whether there are publications that need no question.
+    pub(crate) fn is_granted(&self) -> bool {
+        self.lock.limit.value() > 0
     }
 
     /// Returns one more than the last sequence that can be read.
@@ -394,7 +461,22 @@ impl Right {
         held
     }
 
+    /// As [`Right::pause`] of publishers that hold no lock, who are told by the limit only: a twin
+    /// that must fail.
+    #[cfg(all(test, tickbus_loom))]
+    pub(crate) fn pause_without_a_word(&self) -> Held<'_> {
+        self.lock.limit.publish(0);
+        let strict = self.strict.as_ref().expect("they hold no lock");
+        Strict::wait_for_claimed(&self.tail, strict.claimed());
+        Held { right: self, seat: Some(EVERYBODY_SEAT), is_own: true, publishes: false }
+    }
+
     fn pause_for(&self, producer: bool) -> Held<'_> {
+        if let Some(strict) = &self.strict {
+            strict.pause(&self.tail);
+            let seat = Some(EVERYBODY_SEAT);
+            return Held { right: self, seat, is_own: true, publishes: true };
+        }
         let mut rounds = 0;
         loop {
             match self.lock.holder.compare_exchange(
@@ -448,7 +530,8 @@ impl<'a> Held<'a> {
     /// Lets publishers go on up to `limit` without asking; 0 makes them ask always. The caller
     /// holds the bus's token.
     pub fn grant(&self, limit: u64) {
-        self.right.lock.limit.set(limit);
+        // ORDERING: pairs with `Strict::claim`.
+        self.right.lock.limit.publish(limit);
     }
 
     /// Gives the right to a `Producer`, if no other has it. The caller holds the bus's token.
@@ -489,7 +572,7 @@ impl<'a> Held<'a> {
 impl Drop for Held<'_> {
     #[inline]
     fn drop(&mut self) {
-        let Right { lock, seats, tail, .. } = self.right;
+        let Right { lock, seats, tail, strict, .. } = self.right;
         let Lock { holder, limit, .. } = &**lock;
         let permit = |index: usize, sits_anew: bool| {
             if sits_anew {
@@ -498,7 +581,10 @@ impl Drop for Held<'_> {
             seats[index].permit.publish(limit.value().min(seats[index].sample_at.value()));
         };
         if let Some(index) = self.seat {
-            return permit(index, self.is_own);
+            return match strict {
+                Some(strict) => strict.resume(tail, !self.right.is_granted()),
+                None => permit(index, self.is_own),
+            };
         }
         let thread = this_thread();
         let earned = if self.publishes { self.earned_seat(thread) } else { None };

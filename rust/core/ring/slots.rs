@@ -36,6 +36,12 @@ impl<T> Slots<T> {
         self.slots.len() as u64
     }
 
+    /// Returns how far a sweep lets publishers go.
+    #[inline]
+    pub(crate) fn stride(&self) -> u64 {
+        (self.capacity() / 4).max(1)
+    }
+
     #[inline]
     fn slot(&self, sequence: u64) -> &Slot<T> {
         let index = (sequence & self.mask) as usize;

@@ -74,7 +74,8 @@ where
             let seen = member.cursor.look();
             member.at = seen.position;
             if member.is_wide {
-                member.peak = member.peak.max(self.next - seen.position);
+                // It may have read on where publishers hold no lock.
+                member.peak = member.peak.max(self.next.saturating_sub(seen.position));
             }
             if seen.is_pinned || seen.position >= target {
                 continue;

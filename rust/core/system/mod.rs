@@ -295,7 +295,14 @@ impl EventSystem {
             let keep_last = None;
             Bus::new(
                 backend,
-                BusConfig { capacity, backpressure, max_topics, keep_last, latency_sampling },
+                BusConfig {
+                    capacity,
+                    backpressure,
+                    max_topics,
+                    keep_last,
+                    latency_sampling,
+                    ..BusConfig::default()
+                },
             )
             .map_err(|error| ConfigError::new(format!("{}_{error}", lane.name())))
         };

@@ -110,10 +110,10 @@ impl EventBus {
     #[pyo3(
         signature = (
             capacity = None, backpressure = None, *, backend, max_topics = None, keep_last = None,
-            latency_sampling, clock = None
+            latency_sampling, producers = "shared", clock = None
         ),
         text_signature = "(capacity=10000, backpressure=None, *, backend, max_topics=65536, \
-            keep_last=None, latency_sampling, clock=None)"
+            keep_last=None, latency_sampling, producers='shared', clock=None)"
     )]
     #[expect(clippy::too_many_arguments, reason = "all but two are named by their callers")]
     fn new(
@@ -124,6 +124,7 @@ impl EventBus {
         max_topics: Option<&Bound<'_, PyAny>>,
         keep_last: Option<&str>,
         latency_sampling: Option<&Bound<'_, PyAny>>,
+        producers: &str,
         clock: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let backend: Backend = backend.parse().map_err(|error| error::config(&error))?;
@@ -142,6 +143,7 @@ impl EventBus {
             .map(|gap| error::count("latency_sampling", gap))
             .transpose()?
             .map(|gap| u32::try_from(gap).unwrap_or(u32::MAX));
+        config.producers = producers.parse().map_err(|error| error::config(&error))?;
         let bus = Self::open(py, backend, config, Ledger::new(clock))?;
         if bus.core.backpressure().warn_threshold.is_some() {
             bus.core.on_warning(warnings::push);
