@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use support::{Read, assert_sums_close, drain, events, read};
 use tickbus::{
     BackpressureConfig, BusConfig, ConfigError, Dropped, EventBus, EventSubscription, Lagged,
-    LockFreeEventBus, OnLag, Patience, Pattern, Policy, PublishError, RecvError, RingEventBus,
-    Start, SubscribeError, SubscribeOptions, Topic, TryRecvError,
+    LockFreeEventBus, OnLag, Patience, Pattern, Policy, Producers, PublishError, RecvError,
+    RingEventBus, Start, SubscribeError, SubscribeOptions, Topic, TryRecvError,
 };
 
 const TOPICS: [&str; 4] = ["trades.A", "trades.B", "quotes.A", "quotes.B"];

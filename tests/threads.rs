@@ -14,8 +14,8 @@ use support::{
     FOREVER, Read, assert_row_closes, assert_sums_close, bus, drain, patient_bus, read, subscribe,
 };
 use tickbus::{
-    Backend, EventBus, EventBusImpl, EventSubscription, Patience, Policy, PublishError, RecvError,
-    SubscribeOptions, WaitStrategy,
+    Backend, BackpressureConfig, BusConfig, EventBus, EventBusImpl, EventSubscription, Patience,
+    Policy, PublishError, RecvError, SubscribeOptions, WaitStrategy, WakeMode,
 };
 
 const PUBLISHERS: u64 = 100;
@@ -72,9 +72,16 @@ fn assert_order_per_publisher(events: &[u64]) {
 
 #[test]
 fn every_way_of_waiting_gets_every_event_and_the_end() {
-    for &backend in Backend::ALL {
-        for strategy in [WaitStrategy::Spin, WaitStrategy::Yield, WaitStrategy::Park] {
-            let bus = patient_bus::<u64>(backend, 1_024, FOREVER);
+    let strategies = [WaitStrategy::Spin, WaitStrategy::Yield, WaitStrategy::Park];
+    for wake_mode in [WakeMode::Auto, WakeMode::Fenced] {
+        for (&backend, strategy) in
+            Backend::ALL.iter().flat_map(|backend| strategies.map(|strategy| (backend, strategy)))
+        {
+            let backpressure =
+                BackpressureConfig { max_block_duration: FOREVER, ..Default::default() };
+            let config =
+                BusConfig { capacity: 1_024, backpressure, wake_mode, ..Default::default() };
+            let bus = EventBusImpl::<u64>::new(backend, config).unwrap();
             let subscription = bus.subscribe(1_024).unwrap();
             thread::scope(|scope| {
                 let reader = scope.spawn(|| {

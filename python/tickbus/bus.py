@@ -52,8 +52,8 @@ class EventBus(_Core[T], Generic[T]):
         latency_sampling: Publications for each one whose latency is measured, in the mean, at
             least 1; they are drawn at random. `None` measures none.
         producers: How publishers get past each other: `shared`, or, on backend `ring` only,
-            `strict`, with which publishers from Rust hold no lock while they write. Those from
-            Python take turns by the global interpreter lock either way.
+            `strict`. It matters where the Rust crate publishes from threads of its own; here they
+            take turns by the global interpreter lock either way.
         clock: What tells the time of publishing; `None` is the system's clock.
 
     Raises:
@@ -233,8 +233,9 @@ class RingEventBus(_NamedEventBus[T]):
             kept for `last()` and for `subscribe(snapshot=True)`. `None` keeps nothing.
         latency_sampling: Publications for each one whose latency is measured, in the mean, at
             least 1; they are drawn at random. `None` measures none.
-        producers: `shared`, or `strict`, with which publishers from Rust hold no lock while they
-            write. Those from Python take turns by the global interpreter lock either way.
+        producers: How publishers get past each other: `shared` or `strict`. It matters where the
+            Rust crate publishes from threads of its own; here they take turns by the global
+            interpreter lock either way.
         clock: What tells the time of publishing; `None` is the system's clock.
 
     Raises:

@@ -45,7 +45,8 @@ pub mod wait;
 pub use bus::BroadcastEventBus;
 pub use bus::{
     Backend, Bus, BusConfig, EventBus, EventBusImpl, LockFreeEventBus, Patience, Producer,
-    Producers, Publication, RingEventBus, Shared, Start, SubscribeError, SubscribeOptions, WeakBus,
+    Producers, Publication, RingEventBus, Shared, Start, SubscribeError, SubscribeOptions,
+    WakeMode, WeakBus,
 };
 pub use conflation::{Key, KeyFn};
 pub use error::{

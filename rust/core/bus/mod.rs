@@ -29,7 +29,9 @@ mod stopped_strictly;
 #[cfg(feature = "broadcast")]
 pub use faces::BroadcastEventBus;
 pub use faces::{EventBus, EventBusImpl, LockFreeEventBus, RingEventBus};
-pub use options::{Backend, BusConfig, Producers, Start, SubscribeError, SubscribeOptions};
+pub use options::{
+    Backend, BusConfig, Producers, Start, SubscribeError, SubscribeOptions, WakeMode,
+};
 pub use producer::Producer;
 pub use publication::{Patience, Publication};
 
@@ -561,7 +563,10 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         let untitled = topics.interest(NO_TOPIC).clone();
         let (ring, fences) = match backend {
             Backend::Ring => {
-                let fences = if R::SERIALIZES_SLEEP { Fences::Symmetric } else { Fences::best() };
+                let fences = match config.wake_mode {
+                    WakeMode::Auto if !R::SERIALIZES_SLEEP => Fences::best(),
+                    _ => Fences::Symmetric,
+                };
                 let ring = match config.producers {
                     Producers::Strict if !R::SERIALIZES_SLEEP => {
                         Ring::strict(capacity, Fences::Symmetric)

@@ -99,6 +99,8 @@ pub struct BusConfig {
     pub latency_sampling: Option<u32>,
     /// How publishers on a ring get past each other.
     pub producers: Producers,
+    /// Who pays for finding out that a reader of a ring sleeps.
+    pub wake_mode: WakeMode,
 }
 
 impl Default for BusConfig {
@@ -110,6 +112,7 @@ impl Default for BusConfig {
             keep_last: None,
             latency_sampling: Some(1_024),
             producers: Producers::default(),
+            wake_mode: WakeMode::default(),
         }
     }
 }
@@ -151,6 +154,21 @@ impl std::str::FromStr for Producers {
             ConfigError::new(format!("producers was {name:?}; it must be shared or strict"))
         })
     }
+}
+
+/// Who pays for finding out that a reader of a ring sleeps. Publishers on other backends hold a lock
+/// and fence anyway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum WakeMode {
+    /// A reader that goes to sleep, where the system can fence all threads for it (`membarrier`), some
+    /// microseconds each time; elsewhere as [`WakeMode::Fenced`]. Publishing costs nothing more.
+    #[default]
+    Auto,
+    /// Each publication and each reader that goes to sleep, some nanoseconds. Then no thread publishes
+    /// without a lock either, but a [`Producer`](crate::Producer) or strict ones. It pays where there
+    /// are fewer than about a thousand publications for each time that a reader goes to sleep.
+    Fenced,
 }
 
 /// What a subscription asks for.
@@ -217,4 +235,24 @@ pub enum SubscribeError {
     /// The bus is closed.
     #[error("the bus is closed; subscribe before close()")]
     Closed,
+}
+
+#[cfg(all(test, not(any(tickbus_loom, tickbus_shuttle))))]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::{Backend, BusConfig, WakeMode};
+    use crate::barrier::Fences;
+    use crate::bus::Bus;
+
+    #[test]
+    fn a_fenced_ring_asks_the_system_for_nothing() {
+        let fences = |wake_mode| {
+            let config = BusConfig { wake_mode, ..Default::default() };
+            let bus = Bus::<u64>::new(Backend::Ring, config).unwrap();
+            bus.share().fences
+        };
+        assert_eq!(fences(WakeMode::Fenced), Fences::Symmetric);
+        assert_eq!(fences(WakeMode::Auto), Fences::best());
+    }
 }
