@@ -11,8 +11,8 @@ use std::sync::Barrier;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 use tickbus::{
-    AsyncEventSubscription, BusConfig, EventBus, EventSubscription, Pattern, Policy, RingEventBus,
-    SubscribeOptions, Topic, TryRecvError,
+    AsyncEventSubscription, BusConfig, EventBus, EventSubscription, Pattern, Policy, Producers,
+    RingEventBus, SubscribeOptions, Topic, TryRecvError,
 };
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::TryRecvError as TokioError;
@@ -45,6 +45,12 @@ fn sampled() -> RingEventBus<Trade> {
     ring(BusConfig::default().latency_sampling)
 }
 
+fn strict() -> RingEventBus<Trade> {
+    let producers = Producers::Strict;
+    let config = BusConfig { capacity: CAPACITY, producers, ..Default::default() };
+    RingEventBus::with_config(config).expect("the capacity is good")
+}
+
 fn subscribe(bus: &RingEventBus<Trade>, count: usize) -> Vec<EventSubscription<Trade>> {
     (0..count).map(|_| bus.subscribe(CAPACITY).expect("the capacity is good")).collect()
 }
@@ -70,6 +76,7 @@ fn to_many(k: usize) -> Comparison {
         case("Producer, no samples", move || producer(&ring(None), k)),
         case("shared", move || shared(&sampled(), k)),
         case("shared, no samples", move || shared(&ring(None), k)),
+        case("strict", move || shared(&strict(), k)),
         case("tokio broadcast", move || tokio_broadcast(k)),
         case("rtrb", move || rtrb_each(k)),
         case("disruptor", move || disruptor_single(k)),
@@ -88,6 +95,7 @@ fn to_many(k: usize) -> Comparison {
             row("publish, Producer, no samples", "Producer, no samples", Target::None),
             row("publish, shared", "shared", Target::TimesLess(15.0)),
             row("publish, shared, no samples", "shared, no samples", Target::None),
+            row("publish, strict", "strict", Target::None),
         ],
     }
 }
@@ -266,17 +274,21 @@ fn assert_asleep<F: Future>(waits: &mut [Pin<Box<F>>]) {
 }
 
 fn contended(k: usize) -> Comparison {
-    let row = |name: &str, ours, times| {
+    let row = |name: &str, ours, target| {
         let name = format!("publish, 2 threads at once, {name}, {k} subscribers");
-        Row::new(name, ours, &["tokio broadcast"], Target::TimesLess(times))
+        Row::new(name, ours, &["tokio broadcast"], target)
     };
     let cases: Vec<Case> = vec![
-        case("one by one", move || two_at_once(k, 1)),
-        case("in batches", move || two_at_once(k, GROUP)),
+        case("one by one", move || two_at_once(&sampled(), k, 1)),
+        case("in batches", move || two_at_once(&sampled(), k, GROUP)),
+        case("strict", move || two_at_once(&strict(), k, 1)),
         case("tokio broadcast", move || two_at_once_by_tokio(k)),
     ];
-    let rows =
-        vec![row("one by one", "one by one", 3.5), row("in batches of 8", "in batches", 10.0)];
+    let rows = vec![
+        row("one by one", "one by one", Target::TimesLess(3.5)),
+        row("in batches of 8", "in batches", Target::TimesLess(10.0)),
+        row("strict, one by one", "strict", Target::None),
+    ];
     Comparison { cases, rows }
 }
 
@@ -334,9 +346,8 @@ fn take(subscription: &EventSubscription<Trade>) -> Option<Result<Trade, u64>> {
     }
 }
 
-fn two_at_once(k: usize, group: u64) -> f64 {
-    let bus = sampled();
-    let subscriptions = drop_oldest(&bus, k);
+fn two_at_once(bus: &RingEventBus<Trade>, k: usize, group: u64) -> f64 {
+    let subscriptions = drop_oldest(bus, k);
     let cost = at_once(|producer| {
         for first in (0..CONTENDED).step_by(group as usize) {
             if group == 1 {
