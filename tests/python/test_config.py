@@ -126,7 +126,9 @@ def test_only_a_ring_has_strict_producers(backend: str) -> None:
 
 
 def test_an_unknown_way_of_producers_is_refused_with_the_choices() -> None:
-    with pytest.raises(tickbus.ConfigError, match='producers was "many"; it must be shared or strict'):
+    with pytest.raises(
+        tickbus.ConfigError, match='producers was "many"; it must be shared or strict'
+    ):
         tickbus.RingEventBus(producers="many")
 
 
