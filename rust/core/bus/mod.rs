@@ -21,7 +21,7 @@ mod producer;
 mod publication;
 mod publishing;
 mod slot;
-#[cfg(all(test, not(any(tickbus_loom, tickbus_shuttle))))]
+#[cfg(all(test, feature = "broadcast", not(any(tickbus_loom, tickbus_shuttle))))]
 mod stopped;
 #[cfg(all(test, not(any(tickbus_loom, tickbus_shuttle))))]
 mod stopped_strictly;
