@@ -2,8 +2,9 @@
 //!
 //! A reader that wants only some topics (a narrow one) is moved over what it never wanted, so that
 //! it neither stops publishers nor loses anything; one that may lose events is moved over what it
-//! wanted too, and told. All narrow readers are served by one walk over the slots, so the price of
-//! a sweep does not grow with their number. It happens once in at least a quarter of the ring.
+//! wanted too, and told. All narrow readers are served by one walk over the slots, and who was far
+//! enough at the last look is not looked at, so the price of a sweep hardly grows with their
+//! number. It happens once in at least a quarter of the ring.
 
 use super::cursor::Cursor;
 use super::slots::Slots;
@@ -24,9 +25,9 @@ pub(crate) struct Member {
     pub(crate) is_passed_over: bool,
     /// What the last sweep made of the two above.
     loses: bool,
-    /// Where the last sweep found it or put it.
+    /// Where the last sweep that looked found it or put it.
     pub(crate) at: u64,
-    /// Of a wide reader, the most events that a sweep found pending.
+    /// Of a wide reader, the most events that a sweep that looked found pending.
     pub(crate) peak: u64,
 }
 
@@ -65,12 +66,15 @@ where
         (lowest + self.slots.capacity()).min(self.next + self.stride)
     }
 
-    /// Looks at every member of a group, moves the wide ones that may lose, and returns the narrow
-    /// ones below the target that can be moved.
+    /// Looks at the members of a group that may be below the target, moves the wide ones that may
+    /// lose, and returns the narrow ones that can be moved.
     fn run_wide(&mut self, group: usize, members: &mut [Option<Member>], target: u64) -> u64 {
         let mut narrow = 0;
         for (index, member) in members.iter_mut().enumerate() {
-            let Some(member) = member else { continue };
+            // Positions only rise: who was far enough at the last look is so now.
+            let Some(member) = member.as_mut().filter(|member| member.at < target) else {
+                continue;
+            };
             let seen = member.cursor.look();
             member.at = seen.position;
             if member.is_wide {
