@@ -247,10 +247,9 @@ impl Right {
         }
     }
 
-    /// Lets publishers that hold no lock go on up to a later limit while they publish. The caller
-    /// holds the bus's token.
+    /// As [`Held::grant`], for publishers that hold no lock and go on meanwhile: a later limit.
     pub(crate) fn raise(&self, limit: u64) {
-        // ORDERING: as in `grant`.
+        // ORDERING: pairs with `Strict::claim`.
         self.lock.limit.publish(limit);
     }
 
@@ -530,8 +529,7 @@ impl<'a> Held<'a> {
     /// Lets publishers go on up to `limit` without asking; 0 makes them ask always. The caller
     /// holds the bus's token.
     pub fn grant(&self, limit: u64) {
-        // ORDERING: pairs with `Strict::claim`.
-        self.right.lock.limit.publish(limit);
+        self.right.raise(limit);
     }
 
     /// Gives the right to a `Producer`, if no other has it. The caller holds the bus's token.

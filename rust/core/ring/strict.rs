@@ -103,7 +103,7 @@ impl Strict {
             if next & PAUSED != 0 {
                 return Err(false);
             }
-            // ORDERING: pairs with `Held::grant` and `Right::raise`.
+            // ORDERING: pairs with `Right::raise`.
             let limit = limit.observe();
             let end = limit.min(next + count);
             if end <= next {
