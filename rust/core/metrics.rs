@@ -236,9 +236,7 @@ impl Standing {
 
     /// Notes that so many events were pending at once, and returns the peak.
     pub(crate) fn raise_peak(&self, pending: u64) -> u64 {
-        let peak = self.peak_pending.value().max(pending);
-        self.peak_pending.publish(peak);
-        peak
+        self.peak_pending.raise(pending)
     }
 
     pub(crate) fn peak_pending(&self) -> u64 {

@@ -201,6 +201,16 @@ impl Counter {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
+    /// Raises the number to at least `value`, from any thread, and returns what it is then.
+    #[inline]
+    pub(crate) fn raise(&self, value: u64) -> u64 {
+        match self.observe() {
+            higher if higher >= value => higher,
+            // ORDERING: pairs with `observe`.
+            _ => self.0.fetch_max(value, Ordering::AcqRel).max(value),
+        }
+    }
+
     /// Changes the number; the caller is the only writer and what it wrote before does not matter.
     #[inline]
     pub(crate) fn set(&self, value: u64) {

@@ -26,8 +26,6 @@ pub struct EventReader<T: Clone, R: Exclusion = ThreadExclusion> {
     ring: Option<RingReader<T, R>>,
     /// By topic id, whether the pattern wants it, as far as known.
     wanted: Vec<Option<bool>>,
-    /// The most events that the subscription's numbers know to have waited.
-    peak: u64,
     is_close_behind: bool,
 }
 
@@ -40,7 +38,7 @@ impl<T: Clone, R: Exclusion> fmt::Debug for EventReader<T, R> {
 impl<T: Clone, R: Exclusion> From<EventSubscription<T, R>> for EventReader<T, R> {
     fn from(subscription: EventSubscription<T, R>) -> Self {
         let ring = subscription.inbox.reader.lock().lend();
-        Self { subscription, ring, wanted: Vec::new(), peak: 0, is_close_behind: false }
+        Self { subscription, ring, wanted: Vec::new(), is_close_behind: false }
     }
 }
 
@@ -151,10 +149,7 @@ impl<T: Clone, R: Exclusion> EventReader<T, R> {
             }
         };
         drop(read);
-        if ring.peak > self.peak {
-            self.peak = ring.peak;
-            inbox.standing.raise_peak(ring.peak);
-        }
+        inbox.standing.raise_peak(ring.peak);
         // Also without an event: it may have stood in the way while it looked at what it does not
         // want.
         inbox.pass_room_on(shared);
