@@ -62,7 +62,7 @@ pub use names::{MAX_NAME_BYTES, MAX_SOURCES, MAX_SYMBOLS, Names, SourceId, Symbo
 pub use policy::{BackpressureConfig, MAX_CAPACITY, OnLag, Policy};
 pub use queue::{CrossbeamQueue, EventQueue};
 pub use ring::overwrite::{OverwritePublisher, OverwriteReader, OverwriteRing, PlainEvent};
-pub use select::{AnySubscription, Selected, Selector, Shutdown, select};
+pub use select::{Selected, Selector, Shutdown, select};
 pub use subscription::{AsyncEventSubscription, EventReader, EventSubscription, Parking};
 pub use sync::{Exclusion, ThreadExclusion};
 pub use system::{
@@ -71,7 +71,7 @@ pub use system::{
     SystemSubscription, TakeError, WeakEventSystem,
 };
 pub use topic::{MAX_TOPIC_BYTES, Pattern, Topic};
-pub use wait::{WaitStrategy, wake_last};
+pub use wait::{AnySubscription, WaitStrategy, wake_last};
 
 /// The names that were asked for, compiled.
 #[cfg(doctest)]

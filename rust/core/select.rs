@@ -3,7 +3,7 @@
 use crate::subscription::EventSubscription;
 use crate::sync::{Exclusion, Flag};
 use crate::system::SystemSubscription;
-use crate::wait::park_on_any;
+use crate::wait::{AnySubscription, park_on_any};
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -49,34 +49,6 @@ impl Shutdown {
             notified.await;
         }
     }
-}
-
-/// A subscription of a bus or of an event system, whatever its events are: what it takes to wait for
-/// it. The methods are those of the same names.
-pub trait AnySubscription {
-    /// Returns its id, unique in its bus or system.
-    fn id(&self) -> u64;
-
-    /// Returns how many events wait to be read.
-    fn pending(&self) -> usize;
-
-    /// Returns whether it was closed, by itself or with its bus or system.
-    fn is_closed(&self) -> bool;
-
-    /// Returns whether receiving would give something else than `Empty`.
-    fn is_ready(&self) -> bool;
-
-    /// Asks for wake-ups. Look again before sleeping, and arm again to sleep on after one.
-    fn arm(&self);
-
-    /// Takes one [`AnySubscription::arm`] back.
-    fn disarm(&self);
-
-    /// Returns a place in the line of those that sleep.
-    fn notified_owned(&self) -> OwnedNotified;
-
-    /// Wakes another sleeper if something is left to receive.
-    fn pass_on(&self);
 }
 
 macro_rules! any_subscription {

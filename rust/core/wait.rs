@@ -30,6 +30,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 
 /// What a thread does while there is nothing to receive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -256,7 +257,7 @@ pub(crate) async fn breathe() {
 }
 
 /// As [`breathe`], polled.
-pub(crate) fn poll_breath(context: &mut Context<'_>) -> Poll<()> {
+fn poll_breath(context: &mut Context<'_>) -> Poll<()> {
     thread_local! {
         static RUN: Cell<u16> = const { Cell::new(0) };
     }
@@ -270,6 +271,79 @@ pub(crate) fn poll_breath(context: &mut Context<'_>) -> Poll<()> {
             Poll::Pending
         }
     })
+}
+
+/// A subscription of a bus or of an event system, whatever its events are: what it takes to wait for
+/// it. The methods are those of the same names.
+pub trait AnySubscription {
+    /// Returns its id, unique in its bus or system.
+    fn id(&self) -> u64;
+
+    /// Returns how many events wait to be read.
+    fn pending(&self) -> usize;
+
+    /// Returns whether it was closed, by itself or with its bus or system.
+    fn is_closed(&self) -> bool;
+
+    /// Returns whether receiving would give something else than `Empty`.
+    fn is_ready(&self) -> bool;
+
+    /// Asks for wake-ups. Look again before sleeping, and arm again to sleep on after one.
+    fn arm(&self);
+
+    /// Takes one [`AnySubscription::arm`] back.
+    fn disarm(&self);
+
+    /// Returns a place in the line of those that sleep.
+    fn notified_owned(&self) -> OwnedNotified;
+
+    /// Wakes another sleeper if something is left to receive.
+    fn pass_on(&self);
+}
+
+/// A stream's place in the line of those that sleep, between two polls.
+#[derive(Debug, Default)]
+pub(crate) struct Parked(Option<Pin<Box<OwnedNotified>>>);
+
+impl Parked {
+    /// Polls for what `look` finds in the subscription, and sleeps while that is nothing.
+    pub(crate) fn poll<S: AnySubscription, O>(
+        &mut self,
+        context: &mut Context<'_>,
+        subscription: &S,
+        look: impl Fn(&S) -> Option<O>,
+    ) -> Poll<O> {
+        if poll_breath(context).is_pending() {
+            return Poll::Pending;
+        }
+        loop {
+            if let Some(found) = look(subscription) {
+                self.leave(subscription);
+                return Poll::Ready(found);
+            }
+            match &mut self.0 {
+                Some(notified) => {
+                    if notified.as_mut().poll(context).is_pending() {
+                        return Poll::Pending;
+                    }
+                    self.leave(subscription);
+                }
+                None => {
+                    let mut notified = Box::pin(subscription.notified_owned());
+                    notified.as_mut().enable();
+                    subscription.arm();
+                    self.0 = Some(notified);
+                }
+            }
+        }
+    }
+
+    /// Leaves the line.
+    pub(crate) fn leave(&mut self, subscription: &impl AnySubscription) {
+        if self.0.take().is_some() {
+            subscription.disarm();
+        }
+    }
 }
 
 struct Unparker(thread::Thread);

@@ -16,7 +16,7 @@ use crate::metrics::{Ages, DropCounters, Standing, SubscriptionMetrics};
 use crate::policy::{OnLag, Policy};
 use crate::sync::{Counter, Exclusion, Flag, Mutex, ThreadExclusion};
 use crate::topic::{Pattern, interest_bit};
-use crate::wait::{Gate, Sleepers, WaitStrategy, breathe, park_on, poll_breath};
+use crate::wait::{Gate, Parked, Sleepers, WaitStrategy, breathe, park_on};
 use futures_core::Stream;
 use std::fmt;
 use std::pin::{Pin, pin};
@@ -780,7 +780,7 @@ impl<'a, 'b> Parking<'a, 'b> {
 pub struct AsyncEventSubscription<T: Clone, R: Exclusion = ThreadExclusion> {
     subscription: EventSubscription<T, R>,
     /// The stream's place in line between two polls.
-    parked: Option<Pin<Box<OwnedNotified>>>,
+    parked: Parked,
 }
 
 impl<T: Clone, R: Exclusion> fmt::Debug for AsyncEventSubscription<T, R> {
@@ -791,13 +791,13 @@ impl<T: Clone, R: Exclusion> fmt::Debug for AsyncEventSubscription<T, R> {
 
 impl<T: Clone, R: Exclusion> From<EventSubscription<T, R>> for AsyncEventSubscription<T, R> {
     fn from(subscription: EventSubscription<T, R>) -> Self {
-        Self { subscription, parked: None }
+        Self { subscription, parked: Parked::default() }
     }
 }
 
 impl<T: Clone, R: Exclusion> Drop for AsyncEventSubscription<T, R> {
     fn drop(&mut self) {
-        self.leave_line();
+        self.parked.leave(&self.subscription);
     }
 }
 
@@ -892,12 +892,6 @@ impl<T: Clone, R: Exclusion> AsyncEventSubscription<T, R> {
         }
         Ok(batch)
     }
-
-    fn leave_line(&mut self) {
-        if self.parked.take().is_some() {
-            self.subscription.disarm();
-        }
-    }
 }
 
 fn received<T>(result: Result<T, TryRecvError>) -> Option<Result<T, RecvError>> {
@@ -916,35 +910,12 @@ impl<T: Clone, R: Exclusion> Stream for AsyncEventSubscription<T, R> {
     type Item = Result<T, Lagged>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if poll_breath(context).is_pending() {
-            return Poll::Pending;
-        }
-        loop {
-            let result = match self.try_recv() {
-                Ok(event) => Some(Ok(event)),
-                Err(TryRecvError::Lagged(lagged)) => Some(Err(lagged)),
-                Err(TryRecvError::Closed) => None,
-                Err(TryRecvError::Empty) => {
-                    match &mut self.parked {
-                        Some(parked) => {
-                            if parked.as_mut().poll(context).is_pending() {
-                                return Poll::Pending;
-                            }
-                            self.leave_line();
-                        }
-                        None => {
-                            let mut parked =
-                                Box::pin(self.subscription.inbox.gate.bell.notified_owned());
-                            parked.as_mut().enable();
-                            self.subscription.arm();
-                            self.parked = Some(parked);
-                        }
-                    }
-                    continue;
-                }
-            };
-            self.leave_line();
-            return Poll::Ready(result);
-        }
+        let Self { subscription, parked } = &mut *self;
+        parked.poll(context, subscription, |subscription| match subscription.try_recv() {
+            Ok(event) => Some(Some(Ok(event))),
+            Err(TryRecvError::Lagged(lagged)) => Some(Some(Err(lagged))),
+            Err(TryRecvError::Closed) => Some(None),
+            Err(TryRecvError::Empty) => None,
+        })
     }
 }

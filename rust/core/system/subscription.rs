@@ -6,7 +6,7 @@ use crate::event::{Event, Lane};
 use crate::metrics::SubscriptionMetrics;
 use crate::subscription::{EventSubscription, Parking};
 use crate::topic::Pattern;
-use crate::wait::{Bell, breathe, park_on, poll_breath};
+use crate::wait::{Bell, Parked, breathe, park_on};
 use futures_core::Stream;
 use std::fmt;
 use std::ops::Deref;
@@ -352,7 +352,7 @@ impl Drop for Sleeping<'_> {
 pub struct SystemStream<S: Deref<Target = SystemSubscription>> {
     subscription: S,
     /// Its place in line between two polls.
-    parked: Option<Pin<Box<OwnedNotified>>>,
+    parked: Parked,
 }
 
 impl<S: Deref<Target = SystemSubscription>> fmt::Debug for SystemStream<S> {
@@ -364,19 +364,13 @@ impl<S: Deref<Target = SystemSubscription>> fmt::Debug for SystemStream<S> {
 impl<S: Deref<Target = SystemSubscription>> SystemStream<S> {
     /// Returns a stream of what the subscription receives from now on.
     pub fn new(subscription: S) -> Self {
-        Self { subscription, parked: None }
-    }
-
-    fn leave_line(&mut self) {
-        if self.parked.take().is_some() {
-            self.subscription.disarm();
-        }
+        Self { subscription, parked: Parked::default() }
     }
 }
 
 impl<S: Deref<Target = SystemSubscription>> Drop for SystemStream<S> {
     fn drop(&mut self) {
-        self.leave_line();
+        self.parked.leave(&*self.subscription);
     }
 }
 
@@ -387,34 +381,12 @@ impl<S: Deref<Target = SystemSubscription>> Stream for SystemStream<S> {
     type Item = Result<Event, LaneLagged>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if poll_breath(context).is_pending() {
-            return Poll::Pending;
-        }
-        loop {
-            let result = match self.subscription.try_recv() {
-                Ok(event) => Some(Ok(event)),
-                Err(TakeError::Lagged(lagged)) => Some(Err(lagged)),
-                Err(TakeError::Closed) => None,
-                Err(TakeError::Empty) => {
-                    match &mut self.parked {
-                        Some(parked) => {
-                            if parked.as_mut().poll(context).is_pending() {
-                                return Poll::Pending;
-                            }
-                            self.leave_line();
-                        }
-                        None => {
-                            let mut parked = Box::pin(self.subscription.notified_owned());
-                            parked.as_mut().enable();
-                            self.subscription.arm();
-                            self.parked = Some(parked);
-                        }
-                    }
-                    continue;
-                }
-            };
-            self.leave_line();
-            return Poll::Ready(result);
-        }
+        let Self { subscription, parked } = &mut *self;
+        parked.poll(context, &**subscription, |subscription| match subscription.try_recv() {
+            Ok(event) => Some(Some(Ok(event))),
+            Err(TakeError::Lagged(lagged)) => Some(Some(Err(lagged))),
+            Err(TakeError::Closed) => Some(None),
+            Err(TakeError::Empty) => None,
+        })
     }
 }
