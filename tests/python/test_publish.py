@@ -240,3 +240,23 @@ def test_a_bus_refuses_pickling(make_bus: MakeBus) -> None:
         copy.copy(bus)
     with pytest.raises(TypeError):
         pickle.dumps(bus.subscribe())
+
+
+def test_publish_many_publishes_what_the_list_had_at_the_call(make_bus: MakeBus) -> None:
+    bus = make_bus(64)
+    subscription = bus.subscribe(policy="drop_oldest")
+    events: list[object] = list(range(200))
+
+    class Growing:
+        """Makes the list longer when it ends, which is while others take its place."""
+
+        def __del__(self) -> None:
+            events.append("late")
+
+    bus.publish_many(Growing() for _ in range(64))
+    read_all(subscription)
+    bus.publish("so that a ring need not look for room at once")
+    read_all(subscription)
+    del events[200:]
+    assert bus.publish_many(events) == 200
+    assert "late" not in read_all(subscription)

@@ -38,9 +38,6 @@ use tokio::sync::futures::OwnedNotified;
 
 type Core = Bus<Handle, Gil>;
 
-/// Events of a list that are published at once.
-const STRETCH: usize = 32;
-
 /// A topic known to a bus: publishing on it is cheaper than on its name.
 #[pyclass(frozen, module = "tickbus._core")]
 #[derive(Debug)]
@@ -251,25 +248,8 @@ impl EventBus {
         events: &Bound<'_, PyAny>,
         topic: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<usize> {
-        let mut accepted = 0;
-        if let Ok(list) = events.cast_exact::<PyList>() {
-            if (0..list.len()).any(|place| is_none_at(list, place)) {
-                return Err(none_is_no_event());
-            }
-            loop {
-                let published = self.publish_stretch(py, list, accepted, topic);
-                accepted += published;
-                if accepted >= list.len() {
-                    return Ok(accepted);
-                }
-                if published == 0 {
-                    break;
-                }
-            }
-        }
-        // Waiting may run anything, also what changes the list.
         let list = calls::make(&py.get_type::<PyList>(), [events.clone()])?;
-        let published = self.publish_each(py, list.cast::<PyList>()?, topic, accepted);
+        let published = self.publish_each(py, list.cast::<PyList>()?, topic);
         calls::release(py, list.unbind());
         published
     }
@@ -618,12 +598,13 @@ impl EventBus {
         py: Python<'_>,
         list: &Bound<'_, PyList>,
         topic: Option<&Bound<'_, PyAny>>,
-        mut accepted: usize,
     ) -> PyResult<usize> {
-        if (accepted..list.len()).any(|place| is_none_at(list, place)) {
+        let is_none = |place| item_at(list, place).is_some_and(|event| event.is_none());
+        if (0..list.len()).any(is_none) {
             return Err(none_is_no_event());
         }
         let mut deadline = None;
+        let mut accepted = 0;
         while accepted < list.len() {
             let published = self.publish_stretch(py, list, accepted, topic);
             if published > 0 {
@@ -643,8 +624,7 @@ impl EventBus {
         Ok(accepted)
     }
 
-    /// Publishes events of a list from a place on, as many at once as can be, and returns how many:
-    /// none if it comes to `None`.
+    /// Publishes events of a list from a place on, as many at once as can be, and returns how many.
     #[inline]
     fn publish_stretch(
         &self,
@@ -655,16 +635,13 @@ impl EventBus {
     ) -> usize {
         let Some(topic) = self.ready_topic(topic) else { return 0 };
         let slab = self.slab.get();
-        let end = list.len().min(from + STRETCH);
-        if (from..end).any(|place| is_none_at(list, place)) {
-            return 0;
-        }
-        let mut places = from..end;
+        let mut places = from..list.len();
+        let count = places.len();
         let next = || match places.next().and_then(|place| item_at(list, place)) {
             Some(event) => slab.insert(event.to_owned().unbind()),
             None => unreachable!("there are as many as were counted"),
         };
-        let published = self.core.publish_ready_batch(topic, end - from, next);
+        let published = self.core.publish_ready_batch(topic, count, next);
         if published > 0 {
             if let Some(topic) = topic {
                 self.ledger().count_many(topic.id(), published as u64);
@@ -1137,10 +1114,6 @@ fn item_at<'a, 'py>(
         Borrowed::from_ptr(list.py(), item)
     };
     Some(item)
-}
-
-fn is_none_at(list: &Bound<'_, PyList>, place: usize) -> bool {
-    item_at(list, place).is_some_and(|event| event.is_none())
 }
 
 #[cold]
