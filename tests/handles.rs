@@ -7,18 +7,17 @@
 mod support;
 
 use futures_util::{FutureExt, StreamExt};
-use lock_api::RawMutex;
 use std::fmt;
 use std::num::ParseIntError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
+use support::serial::Serial;
 use support::{FOREVER, Read, assert_sums_close, bus, drain, events, patient_bus, read, subscribe};
 use tickbus::{
-    AsyncEventSubscription, Backend, Bus, BusConfig, CrossbeamQueue, EventBus, Exclusion, KeyError,
-    KeyFn, Patience, Pattern, Policy, PublishError, RecvError, Selector, SubscribeOptions,
-    TryRecvError, WeakBus, select,
+    AsyncEventSubscription, Backend, Bus, BusConfig, EventBus, KeyError, KeyFn, Patience, Pattern,
+    Policy, PublishError, RecvError, Selector, SubscribeOptions, TryRecvError, WeakBus, select,
 };
 
 fn shown(value: &impl fmt::Debug) -> String {
@@ -180,36 +179,6 @@ fn a_publication_that_waits_can_be_waited_for() {
     assert_eq!(slow.recv(), Ok(2));
 }
 
-/// The lock of a runtime that runs one thread at a time, as the tests below do.
-struct OneThread(parking_lot::RawMutex);
-
-// SAFETY: it locks as the lock inside does.
-unsafe impl RawMutex for OneThread {
-    #[allow(clippy::declare_interior_mutable_const, reason = "the trait wants it")]
-    const INIT: Self = Self(parking_lot::RawMutex::INIT);
-    type GuardMarker = <parking_lot::RawMutex as RawMutex>::GuardMarker;
-
-    fn lock(&self) {
-        self.0.lock();
-    }
-
-    fn try_lock(&self) -> bool {
-        self.0.try_lock()
-    }
-
-    unsafe fn unlock(&self) {
-        // SAFETY: whoever calls this holds the lock, which is the lock inside.
-        unsafe { self.0.unlock() }
-    }
-}
-
-// SAFETY: there is one thread, so nothing interleaves.
-unsafe impl Exclusion for OneThread {
-    type Queue<E> = CrossbeamQueue<E>;
-
-    const SERIALIZES_SLEEP: bool = true;
-}
-
 #[derive(Default)]
 struct Alarm(AtomicUsize);
 
@@ -222,8 +191,8 @@ impl Wake for Alarm {
 #[test]
 fn a_runtime_that_runs_one_thread_at_a_time_misses_no_wake_up_without_the_fence() {
     for &backend in Backend::ALL {
-        let bus: Bus<u64, OneThread> = Bus::new(backend, BusConfig::default()).unwrap();
-        let weak: WeakBus<u64, OneThread> = bus.downgrade();
+        let bus: Bus<u64, Serial> = Bus::new(backend, BusConfig::default()).unwrap();
+        let weak: WeakBus<u64, Serial> = bus.downgrade();
         let publish = |event| {
             assert_eq!(bus.publication(event, None, false).poll(Patience::Left), Ok(Some(1)));
         };

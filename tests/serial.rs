@@ -6,40 +6,11 @@
 
 mod support;
 
+use support::serial::Serial;
 use tickbus::{
-    Backend, Bus, BusConfig, CrossbeamQueue, EventSubscription, Exclusion, Lagged, Patience,
-    Pattern, Policy, Start, SubscribeOptions, ThreadExclusion, TryRecvError,
+    Backend, Bus, BusConfig, EventSubscription, Lagged, Patience, Pattern, Policy, Start,
+    SubscribeOptions, TryRecvError,
 };
-
-/// A lock that says so.
-struct Serial(ThreadExclusion);
-
-// SAFETY: the lock inside excludes.
-unsafe impl lock_api::RawMutex for Serial {
-    const INIT: Self = Self(<ThreadExclusion as lock_api::RawMutex>::INIT);
-
-    type GuardMarker = <ThreadExclusion as lock_api::RawMutex>::GuardMarker;
-
-    fn lock(&self) {
-        self.0.lock();
-    }
-
-    fn try_lock(&self) -> bool {
-        self.0.try_lock()
-    }
-
-    unsafe fn unlock(&self) {
-        // SAFETY: whoever calls this holds the lock inside.
-        unsafe { self.0.unlock() }
-    }
-}
-
-// SAFETY: every test here runs in one thread.
-unsafe impl Exclusion for Serial {
-    type Queue<E> = CrossbeamQueue<E>;
-
-    const SERIALIZES_SLEEP: bool = true;
-}
 
 type SerialBus = Bus<u64, Serial>;
 

@@ -29,10 +29,10 @@ use std::task::{Poll, Wake, Waker};
 use std::time::Duration;
 use support::{FOREVER, assert_row_closes, assert_sums_close};
 use tickbus::{
-    AsyncEventSubscription, Backend, BackpressureConfig, Bus, BusConfig, CrossbeamQueue, Event,
-    EventBus, EventBusImpl, EventReader, EventSubscription, EventSystem, EventSystemConfig,
-    EventType, Exclusion, Lagged, Lane, LockFreeEventQueue, OverwriteRing, Pattern, Policy,
-    Priority, Producers, PublishError, RecvError, RingEventBus, Selected, Shutdown, SourceId,
+    AsyncEventSubscription, Backend, BackpressureConfig, Bus, BusConfig, Event, EventBus,
+    EventBusImpl, EventReader, EventSubscription, EventSystem, EventSystemConfig, EventType,
+    Exclusion, Lagged, Lane, LockFreeEventQueue, OverwriteRing, Pattern, Policy, Priority,
+    Producers, PublishError, RecvError, RingEventBus, Selected, Shutdown, SourceId,
     SubscribeOptions, Symbol, SystemError, SystemSubscribeOptions, TakeError, ThreadExclusion,
     TryRecvError, WaitStrategy, select,
 };
@@ -1114,40 +1114,13 @@ fn a_lapped_reader_gets_whole_events(_: Backend) {
 
 /// Twins of the scenes in which one thing is missing: shuttle has to find that.
 mod twins {
+    use super::support::serial::Serial;
     use super::*;
 
     /// Plays over schedules that are the same each time.
     fn explore(twin: fn()) {
         let scheduler = RandomScheduler::new_from_seed(7, 10_000);
         Runner::new(scheduler, config(FailurePersistence::None)).run(twin);
-    }
-
-    /// An exclusion that claims to serialize who goes to sleep, which it does not.
-    struct Unserialized(ThreadExclusion);
-
-    // SAFETY: every call is passed on to a lock.
-    unsafe impl lock_api::RawMutex for Unserialized {
-        const INIT: Self = Self(<ThreadExclusion as lock_api::RawMutex>::INIT);
-        type GuardMarker = <ThreadExclusion as lock_api::RawMutex>::GuardMarker;
-
-        fn lock(&self) {
-            self.0.lock();
-        }
-
-        fn try_lock(&self) -> bool {
-            self.0.try_lock()
-        }
-
-        unsafe fn unlock(&self) {
-            // SAFETY: the caller holds the lock.
-            unsafe { self.0.unlock() };
-        }
-    }
-
-    // SAFETY: it is a lock; that it serializes sleeping is the lie that the twin is about.
-    unsafe impl Exclusion for Unserialized {
-        type Queue<E> = CrossbeamQueue<E>;
-        const SERIALIZES_SLEEP: bool = true;
     }
 
     /// Two readers that go to sleep at the same time, each with an event to come.
@@ -1170,7 +1143,7 @@ mod twins {
     #[test]
     #[should_panic(expected = "deadlock")]
     fn sleepers_that_are_not_serialized_are_forgotten() {
-        explore(two_sleepers::<Unserialized>);
+        explore(two_sleepers::<Serial>);
     }
 
     /// A reader made from the parts that the bus offers for foreign loops.

@@ -1,6 +1,8 @@
 //! What the tests share: buses of every backend, reading into a list, and the sum of the books.
 #![allow(dead_code, reason = "every test file uses a part")]
 
+pub mod serial;
+
 use std::time::Duration;
 use tickbus::{
     Backend, BackpressureConfig, BusConfig, EventBus, EventBusImpl, EventBusMetrics,
