@@ -198,7 +198,7 @@ fn a_runtime_that_runs_one_thread_at_a_time_misses_no_wake_up_without_the_fence(
         };
         let subscription = bus.subscribe_with(SubscribeOptions::default()).unwrap();
         let alarm = Arc::new(Alarm::default());
-        assert!(subscription.set_waker(Waker::from(alarm.clone())));
+        assert_eq!(subscription.set_waker(Waker::from(alarm.clone())), Ok(true));
         publish(0);
         assert_eq!(alarm.0.load(Relaxed), 0, "nobody sleeps");
         subscription.arm();
@@ -222,7 +222,7 @@ fn who_is_armed_once_is_woken_after_each_look_that_found_nothing() {
         let bus = bus(backend, 16);
         let subscription = subscribe(&bus, 16, Policy::DropOldest);
         let alarm = Arc::new(Alarm::default());
-        assert!(subscription.set_waker(Waker::from(alarm.clone())));
+        assert_eq!(subscription.set_waker(Waker::from(alarm.clone())), Ok(true));
         subscription.arm();
         for event in 0..8 {
             // Each kind of look does.

@@ -9,14 +9,19 @@ mod support;
 use support::serial::Serial;
 use tickbus::{
     Backend, Bus, BusConfig, EventSubscription, Lagged, Patience, Pattern, Policy, Start,
-    SubscribeOptions, TryRecvError,
+    SubscribeOptions, TryRecvError, WakeMode,
 };
 
 type SerialBus = Bus<u64, Serial>;
 
 fn bus(backend: Backend, capacity: usize) -> SerialBus {
+    bus_in(WakeMode::Auto, backend, capacity)
+}
+
+fn bus_in(wake_mode: WakeMode, backend: Backend, capacity: usize) -> SerialBus {
     let latency_sampling = Some(1);
-    Bus::new(backend, BusConfig { capacity, latency_sampling, ..Default::default() }).unwrap()
+    let config = BusConfig { capacity, latency_sampling, wake_mode, ..Default::default() };
+    Bus::new(backend, config).unwrap()
 }
 
 fn subscribe(bus: &SerialBus, pattern: Option<&str>) -> EventSubscription<u64, Serial> {
@@ -78,7 +83,7 @@ fn every_event_comes_in_order_or_is_told_as_missing() {
 }
 
 #[test]
-fn who_arms_is_woken_by_every_event_that_it_wants() {
+fn who_arms_is_woken_by_every_event_that_it_wants_in_every_wake_mode() {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::{Wake, Waker};
@@ -96,10 +101,13 @@ fn who_arms_is_woken_by_every_event_that_it_wants() {
         }
     }
 
-    for &backend in Backend::ALL {
-        let bus = bus(backend, 8);
+    let wake_modes = [WakeMode::Auto, WakeMode::Fenced, WakeMode::Polling];
+    for (&backend, wake_mode) in
+        Backend::ALL.iter().flat_map(|backend| wake_modes.map(|wake_mode| (backend, wake_mode)))
+    {
+        let bus = bus_in(wake_mode, backend, 8);
         let (subscription, wakes) = (subscribe(&bus, None), Arc::<Counted>::default());
-        assert!(subscription.set_waker(Waker::from(wakes.clone())));
+        assert_eq!(subscription.set_waker(Waker::from(wakes.clone())), Ok(true));
         assert_eq!(publish(&bus, 0), 1);
         assert_eq!(wakes.0.load(Ordering::Relaxed), 0, "nobody sleeps");
         subscription.arm();

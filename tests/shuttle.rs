@@ -34,7 +34,7 @@ use tickbus::{
     Exclusion, Lagged, Lane, LockFreeEventQueue, OverwriteRing, Pattern, Policy, Priority,
     Producers, PublishError, RecvError, RingEventBus, Selected, Shutdown, SourceId,
     SubscribeOptions, Symbol, SystemError, SystemSubscribeOptions, TakeError, ThreadExclusion,
-    TryRecvError, WaitStrategy, select,
+    TryRecvError, WaitStrategy, WakeMode, select,
 };
 
 /// What is played, and on which backends.
@@ -78,6 +78,7 @@ scenes! {
     events_published_in_batches_arrive_whole on ALL;
     a_producer_that_is_handed_over_loses_nothing on RING;
     who_selects_among_subscriptions_misses_no_wake_up on LOSSLESS;
+    who_only_looks_gets_every_event_and_the_end on ALL;
     a_foreign_loop_that_arms_once_is_woken_for_all_that_comes on ALL;
     a_foreign_loop_that_arms_once_is_woken_for_every_lane on RING;
     a_queue_gives_each_event_to_one_consumer on &[Backend::LockFree];
@@ -221,6 +222,10 @@ impl Tally {
 
 /// A bus whose publishers wait as long as they must; on a ring they hold no lock or do.
 fn bus<T: Clone>(backend: Backend, capacity: usize) -> EventBusImpl<T> {
+    bus_in(WakeMode::Auto, backend, capacity)
+}
+
+fn bus_in<T: Clone>(wake_mode: WakeMode, backend: Backend, capacity: usize) -> EventBusImpl<T> {
     let backpressure = BackpressureConfig { max_block_duration: FOREVER, ..Default::default() };
     // Nothing may depend on the time.
     let latency_sampling = None;
@@ -230,7 +235,14 @@ fn bus<T: Clone>(backend: Backend, capacity: usize) -> EventBusImpl<T> {
     };
     EventBusImpl::new(
         backend,
-        BusConfig { capacity, backpressure, latency_sampling, producers, ..Default::default() },
+        BusConfig {
+            capacity,
+            backpressure,
+            latency_sampling,
+            producers,
+            wake_mode,
+            ..Default::default()
+        },
     )
     .unwrap()
 }
@@ -857,6 +869,48 @@ fn who_selects_among_subscriptions_misses_no_wake_up(backend: Backend) {
     }
 }
 
+/// Threads read in every way that there is from a bus that wakes nobody; publishers wait for room,
+/// and are told of it.
+fn who_only_looks_gets_every_event_and_the_end(backend: Backend) {
+    let bus = bus_in(WakeMode::Polling, backend, room(backend));
+    let ways: [fn(EventSubscription<u64>) -> Seen; 3] = [
+        |reader| {
+            let mut seen = Seen::default();
+            while seen.note(reader.recv()) {}
+            seen
+        },
+        |reader| {
+            let (mut seen, mut reader) = (Seen::default(), EventReader::from(reader));
+            while seen.note(reader.recv(WaitStrategy::Park)) {}
+            seen
+        },
+        |reader| {
+            let mut seen = Seen::default();
+            while {
+                assert_eq!(select(&[&reader], None, None), Selected::Ready(0));
+                seen.note(reader.recv())
+            } {}
+            seen
+        },
+    ];
+    let readers = ways.map(|way| {
+        let reader = bus.subscribe_with(careful(backend)).unwrap();
+        thread::spawn(move || way(reader))
+    });
+    let publishers = [0, 1].map(|publisher| {
+        let bus = bus.clone();
+        thread::spawn(move || {
+            (0..3).for_each(|number| assert_eq!(bus.publish(event(publisher, number)), Ok(3)));
+        })
+    });
+    publishers.into_iter().for_each(|publisher| publisher.join().unwrap());
+    bus.close();
+    for reader in readers {
+        let seen = reader.join().unwrap();
+        assert_eq!((seen.next, seen.events, seen.missed), ([3, 3], 6, 0));
+    }
+}
+
 /// What a loop of another runtime sleeps on.
 struct Loop(thread::Thread);
 
@@ -885,7 +939,7 @@ fn a_foreign_loop_that_arms_once_is_woken_for_all_that_comes(backend: Backend) {
     let bus = bus(backend, room(backend));
     let subscription = bus.subscribe_with(careful(backend)).unwrap();
     let reading = thread::spawn(move || {
-        assert!(subscription.set_waker(Loop::waker()));
+        assert_eq!(subscription.set_waker(Loop::waker()), Ok(true));
         subscription.arm();
         let mut seen = Seen::default();
         Loop::run(|| {
@@ -917,7 +971,7 @@ fn a_foreign_loop_that_arms_once_is_woken_for_every_lane(_: Backend) {
     let subscription = system.subscribe(SystemSubscribeOptions::default()).unwrap();
     let types = [EventType::EmergencyStop, EventType::PriceUpdate, EventType::PriceUpdate];
     let reading = thread::spawn(move || {
-        assert!(subscription.set_waker(Loop::waker()));
+        assert_eq!(subscription.set_waker(Loop::waker()), Ok(true));
         subscription.arm();
         let take = || match subscription.try_recv() {
             Ok(_) => Some(1),
@@ -1155,7 +1209,7 @@ mod twins {
                 if let Ok(event) = reader.try_recv() {
                     return event;
                 }
-                let mut asleep = pin!(reader.notified_owned());
+                let mut asleep = pin!(reader.notified_owned().unwrap());
                 asleep.as_mut().enable();
                 reader.arm();
                 if !looks_again || !reader.is_ready() {

@@ -509,7 +509,7 @@ fn a_stream_that_is_dropped_asleep_passes_its_wake_up_on_and_sleeps_no_more() {
         assert!(next.poll_next_unpin(context).is_pending());
     }
     // It is woken only while somebody is said to sleep.
-    reader.set_waker(waker);
+    assert_eq!(reader.set_waker(waker), Ok(true));
     for make in [normal, high, stop] {
         system.publish(make(2)).unwrap();
     }
@@ -729,7 +729,8 @@ fn who_stands_for_several_sleepers_is_woken_once_after_all_of_them() {
     let readers: Vec<_> = (0..16).map(|_| subscribe(&system)).collect();
     let event_loop = Arc::new(EventLoop::default());
     for reader in &readers {
-        assert!(reader.set_waker(Waker::from(Arc::new(OfReader(event_loop.clone())))));
+        let waker = Waker::from(Arc::new(OfReader(event_loop.clone())));
+        assert_eq!(reader.set_waker(waker), Ok(true));
     }
     for make in [normal, high, stop] {
         readers.iter().for_each(SystemSubscription::arm);

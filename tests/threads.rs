@@ -73,7 +73,7 @@ fn assert_order_per_publisher(events: &[u64]) {
 #[test]
 fn every_way_of_waiting_gets_every_event_and_the_end() {
     let strategies = [WaitStrategy::Spin, WaitStrategy::Yield, WaitStrategy::Park];
-    for wake_mode in [WakeMode::Auto, WakeMode::Fenced] {
+    for wake_mode in [WakeMode::Auto, WakeMode::Fenced, WakeMode::Polling] {
         for (&backend, strategy) in
             Backend::ALL.iter().flat_map(|backend| strategies.map(|strategy| (backend, strategy)))
         {

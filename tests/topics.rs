@@ -84,8 +84,9 @@ fn an_unwanted_topic_touches_no_subscription_and_wakes_none() {
         let bus = bus(backend, 4);
         let trades = wanting(&bus, "trades.*");
         let wakes = Arc::new(Wakes::default());
-        assert!(trades.set_waker(Waker::from(wakes.clone())));
-        assert!(!trades.set_waker(Waker::noop().clone()), "there is one already");
+        assert_eq!(trades.set_waker(Waker::from(wakes.clone())), Ok(true));
+        let another = trades.set_waker(Waker::noop().clone());
+        assert_eq!(another, Ok(false), "there is one already");
         trades.arm();
         let (wanted, unwanted) = (bus.topic("trades.A").unwrap(), bus.topic("quotes.A").unwrap());
         for event in 0..100 {

@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 use tickbus::{
     AsyncEventSubscription, BusConfig, EventBus, EventSubscription, Pattern, Policy, Producers,
-    RingEventBus, SubscribeOptions, Topic, TryRecvError,
+    RingEventBus, SubscribeOptions, Topic, TryRecvError, WakeMode,
 };
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::TryRecvError as TokioError;
@@ -51,6 +51,13 @@ fn strict() -> RingEventBus<Trade> {
     RingEventBus::with_config(config).expect("the capacity is good")
 }
 
+/// Returns a bus that wakes nobody.
+fn polling() -> RingEventBus<Trade> {
+    let wake_mode = WakeMode::Polling;
+    let config = BusConfig { capacity: CAPACITY, wake_mode, ..Default::default() };
+    RingEventBus::with_config(config).expect("the capacity is good")
+}
+
 fn subscribe(bus: &RingEventBus<Trade>, count: usize) -> Vec<EventSubscription<Trade>> {
     (0..count).map(|_| bus.subscribe(CAPACITY).expect("the capacity is good")).collect()
 }
@@ -77,6 +84,8 @@ fn to_many(k: usize) -> Comparison {
         case("shared", move || shared(&sampled(), k)),
         case("shared, no samples", move || shared(&ring(None), k)),
         case("strict", move || shared(&strict(), k)),
+        case("Producer, polling", move || producer(&polling(), k)),
+        case("shared, polling", move || shared(&polling(), k)),
         case("tokio broadcast", move || tokio_broadcast(k)),
         case("rtrb", move || rtrb_each(k)),
         case("disruptor", move || disruptor_single(k)),
@@ -96,6 +105,8 @@ fn to_many(k: usize) -> Comparison {
             row("publish, shared", "shared", Target::TimesLess(15.0)),
             row("publish, shared, no samples", "shared, no samples", Target::None),
             row("publish, strict", "strict", Target::None),
+            row("publish, Producer, polling", "Producer, polling", Target::None),
+            row("publish, shared, polling", "shared, polling", Target::None),
         ],
     }
 }

@@ -3,7 +3,7 @@
 use crate::subscription::EventSubscription;
 use crate::sync::{Exclusion, Flag};
 use crate::system::SystemSubscription;
-use crate::wait::{AnySubscription, park_on_any};
+use crate::wait::{AnySubscription, park_on_any, pass_time_until};
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -78,7 +78,7 @@ macro_rules! any_subscription {
                 self.disarm();
             }
 
-            fn notified_owned(&self) -> OwnedNotified {
+            fn notified_owned(&self) -> Option<OwnedNotified> {
                 self.notified_owned()
             }
 
@@ -107,8 +107,12 @@ pub enum Selected {
 pub struct Selector<'a, S: AnySubscription + ?Sized> {
     subscriptions: &'a [&'a S],
     shutdown: Option<&'a Shutdown>,
-    notified: Vec<Pin<Box<OwnedNotified>>>,
+    /// The places in line of all subscriptions and the signal; `None` if nobody wakes the readers of
+    /// one of them, so that all are looked at again and again.
+    notified: Option<Vec<Pin<Box<OwnedNotified>>>>,
     first: usize,
+    /// How often it has looked again since something was ready.
+    looks: u32,
     /// The place of the subscription that has ended the last wait.
     woken: Option<usize>,
 }
@@ -125,20 +129,15 @@ impl<'a, S: AnySubscription + ?Sized> Selector<'a, S> {
     /// Returns a selector that looks at the subscriptions from place `first` on, round and round,
     /// so that a busy one cannot hide the others from a caller that advances `first`.
     pub fn new(subscriptions: &'a [&'a S], shutdown: Option<&'a Shutdown>, first: usize) -> Self {
-        let mut notified: Vec<_> = subscriptions
-            .iter()
-            .map(|subscription| {
-                subscription.arm();
-                Box::pin(subscription.notified_owned())
-            })
-            .collect();
-        notified.extend(
-            shutdown.map(|shutdown| Box::pin(shutdown.inner.notify.clone().notified_owned())),
-        );
-        for notified in &mut notified {
-            notified.as_mut().enable();
+        let places = subscriptions.iter().map(|subscription| subscription.notified_owned());
+        let signal = shutdown.map(|shutdown| Some(shutdown.inner.notify.clone().notified_owned()));
+        let places = places.chain(signal).map(|place| place.map(Box::pin));
+        let mut notified: Option<Vec<_>> = places.collect();
+        if let Some(notified) = &mut notified {
+            subscriptions.iter().for_each(|subscription| subscription.arm());
+            notified.iter_mut().for_each(|place| _ = place.as_mut().enable());
         }
-        Self { subscriptions, shutdown, notified, first, woken: None }
+        Self { subscriptions, shutdown, notified, first, looks: 0, woken: None }
     }
 
     /// Returns what is ready now: the shutdown signal first.
@@ -152,21 +151,28 @@ impl<'a, S: AnySubscription + ?Sized> Selector<'a, S> {
             return Some(Selected::Shutdown);
         }
         let count = self.subscriptions.len();
-        (0..count)
+        let place = (0..count)
             .map(|step| (self.first + step) % count)
-            .find(|&place| self.subscriptions[place].is_ready())
-            .map(Selected::Ready)
+            .find(|&place| self.subscriptions[place].is_ready())?;
+        self.looks = 0;
+        Some(Selected::Ready(place))
     }
 
     /// Parks the thread until it is worth asking what is ready; false if the deadline passed. It is
-    /// the one method that may be called without the exclusion of the subscriptions.
+    /// the one method that may be called without the exclusion of the subscriptions. With a
+    /// subscription among them of [`WakeMode::Polling`](crate::WakeMode::Polling), it spins a little
+    /// or lets others run, once.
     pub fn park(&mut self, deadline: Option<Instant>) -> bool {
-        let Some(woken) = park_on_any(&mut self.notified, deadline) else { return false };
+        let Some(notified) = &mut self.notified else {
+            return pass_time_until(&mut self.looks, deadline);
+        };
+        let Some(woken) = park_on_any(notified, deadline) else { return false };
         let Some(subscription) = self.subscriptions.get(woken) else { return true };
         // A used-up place in line is taken anew before looking again.
-        let mut fresh = Box::pin(subscription.notified_owned());
+        let Some(fresh) = subscription.notified_owned() else { return true };
+        let mut fresh = Box::pin(fresh);
         fresh.as_mut().enable();
-        self.notified[woken] = fresh;
+        notified[woken] = fresh;
         self.woken = Some(woken);
         true
     }
@@ -175,7 +181,9 @@ impl<'a, S: AnySubscription + ?Sized> Selector<'a, S> {
 impl<S: AnySubscription + ?Sized> Drop for Selector<'_, S> {
     fn drop(&mut self) {
         // Its place in line goes first, and a wake-up that came to it goes to the next in line.
-        self.notified.clear();
+        if self.notified.take().is_none() {
+            return;
+        }
         for subscription in self.subscriptions {
             subscription.disarm();
             subscription.pass_on();

@@ -20,7 +20,9 @@
 //! `tests/loom.rs` checks it, and that it fails without either fence.
 
 use crate::barrier::Fences;
-use crate::sync::{AtomicU64, AtomicUsize, Exclusion, Ordering, thread, thread_local};
+use crate::sync::{
+    AtomicU64, AtomicUsize, Exclusion, Ordering, thread, thread_local, wait_a_moment,
+};
 use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -40,7 +42,8 @@ pub enum WaitStrategy {
     Spin,
     /// It lets other threads run before it looks again.
     Yield,
-    /// It sleeps until it is woken.
+    /// It sleeps until it is woken, where somebody does
+    /// ([`WakeMode::Polling`](crate::WakeMode::Polling)).
     #[default]
     Park,
 }
@@ -294,8 +297,9 @@ pub trait AnySubscription {
     /// Takes one [`AnySubscription::arm`] back.
     fn disarm(&self);
 
-    /// Returns a place in the line of those that sleep.
-    fn notified_owned(&self) -> OwnedNotified;
+    /// Returns a place in the line of those that sleep; `None` if nobody wakes them, so that whoever
+    /// waits looks again by itself.
+    fn notified_owned(&self) -> Option<OwnedNotified>;
 
     /// Wakes another sleeper if something is left to receive.
     fn pass_on(&self);
@@ -329,7 +333,11 @@ impl Parked {
                     self.leave(subscription);
                 }
                 None => {
-                    let mut notified = Box::pin(subscription.notified_owned());
+                    let Some(notified) = subscription.notified_owned() else {
+                        context.waker().wake_by_ref();
+                        return Poll::Pending;
+                    };
+                    let mut notified = Box::pin(notified);
                     notified.as_mut().enable();
                     subscription.arm();
                     self.0 = Some(notified);
@@ -344,6 +352,26 @@ impl Parked {
             subscription.disarm();
         }
     }
+}
+
+/// Suspends the task until its executor comes round again, for who is not woken.
+pub(crate) async fn come_round() {
+    let mut has_come = false;
+    poll_fn(|context| match std::mem::replace(&mut has_come, true) {
+        true => Poll::Ready(()),
+        false => {
+            context.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await;
+}
+
+/// Passes the time in this thread before the next look of who is not woken, after so many looks in
+/// vain; false if the deadline has passed.
+pub(crate) fn pass_time_until(looks: &mut u32, deadline: Option<Instant>) -> bool {
+    wait_a_moment(looks);
+    deadline.is_none_or(|deadline| Instant::now() < deadline)
 }
 
 struct Unparker(thread::Thread);

@@ -137,6 +137,8 @@ pub struct Shared<T: Clone, R: Exclusion> {
     pub(crate) asleep: Asleep,
     /// Those between whoever publishes or reads and whoever is about to sleep.
     pub(crate) fences: Fences,
+    /// Nobody sleeps for events: readers look again by themselves, and are not woken.
+    pub(crate) is_polled: bool,
     /// The subscriptions, for readers of metrics, who never take the token.
     roster: ArcSwap<Roster<T, R>>,
     latencies: Latencies<R>,
@@ -217,13 +219,41 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
     /// Step S1 for a reader: notes that it is about to sleep. It must look again.
     pub(crate) fn arm(&self, inbox: &Inbox<T, R>) {
         self.announce(inbox);
-        if !R::SERIALIZES_SLEEP {
+        self.fence_asleep();
+    }
+
+    /// The fence of step S1 for a reader.
+    pub(crate) fn fence_asleep(&self) {
+        if !R::SERIALIZES_SLEEP && !self.is_polled {
             self.fences.rarely();
         }
     }
 
+    /// The fence of step W2 for readers; false if there is nobody to look for. Where the fence costs
+    /// nothing, looking for who is never there costs less than asking whether readers are polled.
+    #[inline(always)]
+    fn fence_awake(&self, fences: Fences) -> bool {
+        if R::SERIALIZES_SLEEP {
+            return true;
+        }
+        if fences == Fences::Symmetric && self.is_polled {
+            return false;
+        }
+        fences.often();
+        true
+    }
+
+    /// Step W2 without a ring: returns whether any reader may be asleep.
+    #[inline]
+    fn is_any_reader_asleep(&self) -> bool {
+        self.fence_awake(self.fences) && self.sleepers.any()
+    }
+
     /// Step S1 without its fence.
     pub(crate) fn announce(&self, inbox: &Inbox<T, R>) {
+        if self.is_polled {
+            return;
+        }
         self.sleepers.count_in::<R>();
         inbox.gate.sleepers.count_in::<R>();
         if self.ring.is_some() {
@@ -233,6 +263,9 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
 
     /// Takes one `arm` back.
     pub(crate) fn disarm(&self, inbox: &Inbox<T, R>) {
+        if self.is_polled {
+            return;
+        }
         inbox.gate.sleepers.disarm::<R>();
         self.sleepers.disarm::<R>();
     }
@@ -564,8 +597,9 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         let (ring, fences) = match backend {
             Backend::Ring => {
                 let fences = match config.wake_mode {
-                    WakeMode::Auto if !R::SERIALIZES_SLEEP => Fences::best(),
-                    _ => Fences::Symmetric,
+                    WakeMode::Fenced => Fences::Symmetric,
+                    _ if R::SERIALIZES_SLEEP => Fences::Symmetric,
+                    WakeMode::Auto | WakeMode::Polling => Fences::best(),
                 };
                 let ring = match config.producers {
                     Producers::Strict if !R::SERIALIZES_SLEEP => {
@@ -598,6 +632,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
             untitled,
             asleep: Asleep::default(),
             fences,
+            is_polled: config.wake_mode == WakeMode::Polling && !R::SERIALIZES_SLEEP,
             ring,
             roster: ArcSwap::default(),
             latencies,
@@ -740,7 +775,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         let mut state = shared.token.lock();
         let taken = state.publish_ready(topic, event, shared)?;
         shared.published.add_exclusive(1);
-        if shared.sleepers.any_after_store::<R>(shared.fences) {
+        if shared.is_any_reader_asleep() {
             let wake = state.sleepers_on(topic);
             drop(state);
             wake_each(wake);

@@ -499,8 +499,7 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
     #[cold]
     #[inline(never)]
     fn wake_passed(&self, passed: &Passed) {
-        self.fences.often();
-        if self.asleep.any_of(u64::MAX) {
+        if self.fence_awake(self.fences) && self.asleep.any_of(u64::MAX) {
             passed.iter().for_each(|&topic| self.wake_on_ring(topic));
         }
     }
@@ -642,8 +641,8 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
     /// Step W2 on a ring for events of several topics.
     #[inline]
     fn wake_for_each(&self, addresses: &[Address<'_>]) {
-        if !R::SERIALIZES_SLEEP {
-            self.fences.often();
+        if !self.fence_awake(self.fences) {
+            return;
         }
         let wanted = addresses.iter().fold(0, |wanted, (_, interest)| wanted | interest.mask());
         if self.asleep.any_of(wanted) {
@@ -659,10 +658,7 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
     /// Step W2 on a ring: returns whether somebody who wants the topic may be asleep.
     #[inline]
     pub(super) fn is_anybody_asleep(&self, interest: &Interest, fences: Fences) -> bool {
-        if !R::SERIALIZES_SLEEP {
-            fences.often();
-        }
-        self.asleep.any_of(interest.mask())
+        self.fence_awake(fences) && self.asleep.any_of(interest.mask())
     }
 
     #[cold]

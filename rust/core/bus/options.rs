@@ -99,7 +99,7 @@ pub struct BusConfig {
     pub latency_sampling: Option<u32>,
     /// How publishers on a ring get past each other.
     pub producers: Producers,
-    /// Who pays for finding out that a reader of a ring sleeps.
+    /// Who pays for finding out that a reader sleeps.
     pub wake_mode: WakeMode,
 }
 
@@ -156,8 +156,8 @@ impl std::str::FromStr for Producers {
     }
 }
 
-/// Who pays for finding out that a reader of a ring sleeps. Publishers on other backends hold a lock
-/// and fence anyway.
+/// Who pays for finding out that a reader sleeps. On other backends than `ring` publishers hold a lock
+/// and fence, unless the mode is [`WakeMode::Polling`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum WakeMode {
@@ -169,6 +169,16 @@ pub enum WakeMode {
     /// without a lock either, but a [`Producer`](crate::Producer) or strict ones. It pays where there
     /// are fewer than about a thousand publications for each time that a reader goes to sleep.
     Fenced,
+    /// Each reader, a CPU as long as it waits: nobody sleeps for events, so that publishers fence for
+    /// no sleeper and wake nobody. A thread that waits looks a few times and then lets others run
+    /// between its looks, also by [`WaitStrategy::Park`](crate::WaitStrategy::Park); a task has its
+    /// executor come round again. Of those who wait for one subscription, whoever looks first has the
+    /// event. What asks to be told is refused
+    /// ([`EventSubscription::set_waker`](crate::EventSubscription::set_waker)).
+    ///
+    /// Publishers that wait for room sleep as ever and are told by readers, in their turn. Where an
+    /// exclusion serializes publishers anyway (Python) it changes nothing.
+    Polling,
 }
 
 /// What a subscription asks for.
@@ -254,5 +264,24 @@ mod tests {
         };
         assert_eq!(fences(WakeMode::Fenced), Fences::Symmetric);
         assert_eq!(fences(WakeMode::Auto), Fences::best());
+        assert_eq!(fences(WakeMode::Polling), Fences::best());
+    }
+
+    #[test]
+    fn nobody_is_counted_asleep_where_nobody_is_woken() {
+        for &backend in Backend::ALL {
+            for (wake_mode, counted) in [(WakeMode::Auto, 1), (WakeMode::Polling, 0)] {
+                let config = BusConfig { wake_mode, ..Default::default() };
+                let bus = Bus::<u64>::new(backend, config).unwrap();
+                let subscription = bus.subscribe_with(Default::default()).unwrap();
+                subscription.arm();
+                let shared = bus.share();
+                assert_eq!(shared.sleepers.count(), counted);
+                let noted = backend == Backend::Ring && counted > 0;
+                assert_eq!(shared.asleep.any_of(u64::MAX), noted);
+                subscription.disarm();
+                assert_eq!(shared.sleepers.count(), 0);
+            }
+        }
     }
 }

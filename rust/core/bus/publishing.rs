@@ -364,7 +364,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         aftermath: &mut Aftermath<T, R>,
     ) {
         // Step W2 for every subscription at once.
-        if shared.sleepers.any_after_store::<R>(shared.fences) {
+        if shared.is_any_reader_asleep() {
             aftermath.wake = self.sleepers_on(topic);
         }
     }

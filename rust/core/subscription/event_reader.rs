@@ -6,7 +6,7 @@ use crate::error::{Lagged, RecvError, TryRecvError};
 use crate::metrics::SubscriptionMetrics;
 use crate::policy::OnLag;
 use crate::ring::reader::{BATCH, Missed, RingReader};
-use crate::sync::{Counter, Exclusion, ThreadExclusion};
+use crate::sync::{Counter, Exclusion, ThreadExclusion, wait_a_moment};
 use crate::wait::{WaitStrategy, park_on};
 use std::fmt;
 use std::pin::pin;
@@ -185,7 +185,10 @@ impl<T: Clone, R: Exclusion> EventReader<T, R> {
                 return result;
             }
             if !strategy.pass_time(looks) {
-                self.sleep();
+                match self.subscription.shared.is_polled {
+                    true => wait_a_moment(&mut { looks }),
+                    false => self.sleep(),
+                }
             }
             looks = looks.saturating_add(1);
         }

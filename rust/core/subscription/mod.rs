@@ -11,12 +11,14 @@ pub use event_reader::EventReader;
 use crate::backend::{Found, Reader, Walked};
 use crate::barrier::Fences;
 use crate::bus::Shared;
-use crate::error::{Lagged, RecvError, RecvTimeoutError, TryRecvError};
+use crate::error::{ConfigError, Lagged, RecvError, RecvTimeoutError, TryRecvError};
 use crate::metrics::{Ages, DropCounters, Standing, SubscriptionMetrics};
 use crate::policy::{OnLag, Policy};
 use crate::sync::{Counter, Exclusion, Flag, Mutex, ThreadExclusion};
 use crate::topic::{Pattern, interest_bit};
-use crate::wait::{Gate, Parked, Sleepers, WaitStrategy, breathe, park_on};
+use crate::wait::{
+    Gate, Parked, Sleepers, WaitStrategy, breathe, come_round, park_on, pass_time_until,
+};
 use futures_core::Stream;
 use std::fmt;
 use std::pin::{Pin, pin};
@@ -232,9 +234,7 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
         if is_forgotten {
             // Step S1 again.
             shared.asleep.note(interest_bit(self.slot));
-            if !R::SERIALIZES_SLEEP {
-                shared.fences.rarely();
-            }
+            shared.fence_asleep();
         }
         is_forgotten
     }
@@ -624,6 +624,9 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
     }
 
     fn recv_until(&self, deadline: Option<Instant>) -> Result<T, RecvTimeoutError> {
+        if self.shared.is_polled {
+            return self.poll_until(deadline);
+        }
         loop {
             match self.try_recv() {
                 Err(TryRecvError::Empty) => {}
@@ -641,6 +644,20 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
                     Err(TryRecvError::Empty) => Err(RecvTimeoutError::Timeout),
                     result => result.map_err(with_timeout),
                 };
+            }
+        }
+    }
+
+    /// As `recv_until`, where nobody wakes a reader.
+    fn poll_until(&self, deadline: Option<Instant>) -> Result<T, RecvTimeoutError> {
+        let mut looks = 0;
+        loop {
+            match self.try_recv() {
+                Err(TryRecvError::Empty) => {}
+                result => return result.map_err(with_timeout),
+            }
+            if !pass_time_until(&mut looks, deadline) {
+                return self.try_recv().map_err(with_timeout);
             }
         }
     }
@@ -668,7 +685,8 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
         let mut notified = pin!(self.inbox.gate.bell.notified());
         let _sleeping = self.arm_notified(notified.as_mut());
         if !self.is_ready() {
-            sleep(&mut Parking::new(notified.as_mut()));
+            let is_woken = !self.shared.is_polled;
+            sleep(&mut Parking::new(is_woken.then_some(notified.as_mut())));
         }
     }
 
@@ -681,21 +699,33 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
     }
 
     /// Returns a place in the line of those that sleep: it is done once it is worth looking again.
-    /// [`EventSubscription::arm`] it, look, and sleep. It is of no use where there is a waker.
-    pub fn notified_owned(&self) -> OwnedNotified {
-        self.inbox.gate.bell.notified_owned()
+    /// [`EventSubscription::arm`] it, look, and sleep. It is of no use where there is a waker. `None`
+    /// under [`WakeMode::Polling`](crate::WakeMode::Polling): whoever waits looks again by itself.
+    pub fn notified_owned(&self) -> Option<OwnedNotified> {
+        (!self.shared.is_polled).then(|| self.inbox.gate.bell.notified_owned())
     }
 
     /// Sends every wake-up to `waker` instead of to sleeping threads and tasks, for readers that
     /// live in a foreign event loop. It is called after publication, without any lock, for events
     /// that come while the subscription is armed: at least for the first one after each
     /// [`EventSubscription::arm`] and after each look that found nothing. Returns false if it had one.
-    pub fn set_waker(&self, waker: Waker) -> bool {
-        self.inbox.gate.bell.set_waker(waker)
+    ///
+    /// # Errors
+    ///
+    /// `ConfigError` under [`WakeMode::Polling`](crate::WakeMode::Polling).
+    pub fn set_waker(&self, waker: Waker) -> Result<bool, ConfigError> {
+        if self.shared.is_polled {
+            return Err(ConfigError::new(
+                "a waker was set on a bus whose wake mode is polling; publishers wake nobody there: \
+                 look for events without it, or make the bus with WakeMode::Auto or Fenced",
+            ));
+        }
+        Ok(self.inbox.gate.bell.set_waker(waker))
     }
 
     /// Asks for wake-ups: from now on publishing calls the waker. Look again before sleeping, and
-    /// arm again to sleep on after a wake-up.
+    /// arm again to sleep on after a wake-up. Where there are none it does nothing
+    /// ([`EventSubscription::set_waker`] is refused).
     pub fn arm(&self) {
         self.shared.arm(&self.inbox);
     }
@@ -752,7 +782,8 @@ impl<T: Clone, R: Exclusion> Drop for Sleeping<'_, T, R> {
 
 /// A thread about to sleep for an event.
 pub struct Parking<'a, 'b> {
-    notified: Pin<&'a mut Notified<'b>>,
+    /// `None` if nobody wakes it.
+    notified: Option<Pin<&'a mut Notified<'b>>>,
 }
 
 impl fmt::Debug for Parking<'_, '_> {
@@ -762,14 +793,18 @@ impl fmt::Debug for Parking<'_, '_> {
 }
 
 impl<'a, 'b> Parking<'a, 'b> {
-    pub(crate) fn new(notified: Pin<&'a mut Notified<'b>>) -> Self {
+    pub(crate) fn new(notified: Option<Pin<&'a mut Notified<'b>>>) -> Self {
         Self { notified }
     }
 
     /// Parks the thread until it is worth receiving again, at most until the deadline; false if
-    /// the deadline passed.
+    /// the deadline passed. Under [`WakeMode::Polling`](crate::WakeMode::Polling) it lets others run
+    /// once instead.
     pub fn park(&mut self, deadline: Instant) -> bool {
-        park_on(self.notified.as_mut(), Some(deadline)).is_some()
+        match &mut self.notified {
+            Some(notified) => park_on(notified.as_mut(), Some(deadline)).is_some(),
+            None => pass_time_until(&mut { u32::MAX }, Some(deadline)),
+        }
     }
 }
 
@@ -863,6 +898,10 @@ impl<T: Clone, R: Exclusion> AsyncEventSubscription<T, R> {
         loop {
             if let Some(result) = received(self.try_recv()) {
                 return result;
+            }
+            if shared.is_polled {
+                come_round().await;
+                continue;
             }
             let mut notified = pin!(inbox.gate.bell.notified());
             notified.as_mut().enable();

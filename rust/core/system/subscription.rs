@@ -1,7 +1,7 @@
 //! One reader's claim on the events of all lanes.
 
 use super::Ending;
-use crate::error::{Lagged, TryRecvError};
+use crate::error::{ConfigError, Lagged, TryRecvError};
 use crate::event::{Event, Lane};
 use crate::metrics::SubscriptionMetrics;
 use crate::subscription::{EventSubscription, Parking};
@@ -284,7 +284,7 @@ impl SystemSubscription {
         notified.as_mut().enable();
         let _sleeping = Sleeping::new(self);
         if !self.is_ready() {
-            sleep(&mut Parking::new(notified.as_mut()));
+            sleep(&mut Parking::new(Some(notified.as_mut())));
         }
     }
 
@@ -294,13 +294,17 @@ impl SystemSubscription {
     }
 
     /// As [`EventSubscription::set_waker`].
-    pub fn set_waker(&self, waker: Waker) -> bool {
-        self.bell.set_waker(waker)
+    ///
+    /// # Errors
+    ///
+    /// As [`EventSubscription::set_waker`].
+    pub fn set_waker(&self, waker: Waker) -> Result<bool, ConfigError> {
+        self.lanes[0].set_waker(waker)
     }
 
     /// As [`EventSubscription::notified_owned`].
-    pub fn notified_owned(&self) -> OwnedNotified {
-        self.bell.notified_owned()
+    pub fn notified_owned(&self) -> Option<OwnedNotified> {
+        self.lanes[0].notified_owned()
     }
 
     /// Asks for wake-ups from all lanes. Look again before sleeping, and arm again to sleep on after

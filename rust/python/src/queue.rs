@@ -275,7 +275,8 @@ impl LockFreeEventQueue {
         let wakeup = bridge.get().wakeup(py)?;
         let waking = Arc::new(Waking::new(wakeup.clone_ref(py), bridge));
         let core = &self.reading.core;
-        let mut notified = Box::pin(core.notified_owned());
+        let Some(notified) = core.notified_owned() else { return Ok(None) };
+        let mut notified = Box::pin(notified);
         let waker = Waker::from(waking.clone());
         if notified.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
             return Ok(None);

@@ -469,7 +469,8 @@ impl ReadByTasks for AsyncEventSubscription {
 impl AsyncEventSubscription {
     pub(crate) fn create(py: Python<'_>, inner: Inner) -> PyResult<Py<Self>> {
         let sleepers = Arc::<Sleepers>::default();
-        inner.core.set_waker(Waker::from(sleepers.clone()));
+        let is_set = inner.core.set_waker(Waker::from(sleepers.clone()));
+        is_set.map_err(|refused| error::config(&refused))?;
         let this = Self { inner, sleepers: sleepers.clone(), ready_in_a_row: Streak::default() };
         let subscription = Py::new(py, this)?;
         sleepers.belong_to(subscription.bind(py).as_any())?;

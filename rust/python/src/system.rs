@@ -1085,7 +1085,8 @@ impl AsyncSystemSubscription {
     fn create(py: Python<'_>, inner: Inner) -> PyResult<Py<Self>> {
         let sleepers = Arc::<Sleepers>::default();
         let waker = FromAnyThread::new(sleepers.clone());
-        inner.core.set_waker(Waker::from(waker.clone()));
+        let is_set = inner.core.set_waker(Waker::from(waker.clone()));
+        is_set.map_err(|refused| error::config(&refused))?;
         let this =
             Self { inner, sleepers: sleepers.clone(), waker, ready_in_a_row: Streak::default() };
         let subscription = Py::new(py, this)?;
