@@ -106,12 +106,21 @@ fn every_wait_of_a_thread_gets_what_another_publishes_and_sees_the_end() {
         for wait in waits {
             let bus = polled(backend, 256);
             let reader = bus.subscribe(256).unwrap();
+            // The next one comes when the reader has gone to wait for it, or is about to.
+            let (got, next) = std::sync::mpsc::channel();
             thread::scope(|scope| {
-                scope.spawn(|| {
-                    (0..200).for_each(|event| assert_eq!(bus.publish(event), Ok(1)));
+                let bus = &bus;
+                scope.spawn(move || {
+                    for event in 0..200 {
+                        assert_eq!(bus.publish(event), Ok(1));
+                        assert_eq!(next.recv(), Ok(event));
+                    }
                     bus.close();
                 });
-                (0..200).for_each(|event| assert_eq!(wait(&reader), Ok(event)));
+                for event in 0..200 {
+                    assert_eq!(wait(&reader), Ok(event));
+                    got.send(event).unwrap();
+                }
                 assert_eq!(wait(&reader), Err(RecvError::Closed));
             });
             assert_sums_close(&bus.metrics());
@@ -169,7 +178,11 @@ fn a_wait_ends_at_its_deadline() {
             let deadline = Some(Instant::now() + timeout);
             assert_eq!(select(&[&reader], None, deadline), Selected::TimedOut);
         }
-        reader.sleep_unless_ready(|parking| assert!(!parking.park(Instant::now())));
+        reader.sleep_unless_ready(|parking| {
+            assert!(!parking.park(Instant::now()));
+            let far = Instant::now() + Duration::from_secs(3_600);
+            assert!(parking.park(far), "it does not sleep");
+        });
         assert_eq!(bus.publish(1), Ok(1));
         assert_eq!(reader.recv_timeout(Duration::ZERO), Ok(1));
     }
