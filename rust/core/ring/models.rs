@@ -7,7 +7,7 @@ use super::Ring;
 use super::cursor::Cursor;
 use super::reader::{Missed, RingReader};
 use super::right::{Held, Right, Stop};
-use super::strict::Passed;
+use super::strict::{Passed, Turn};
 use super::sweep::{Member, Sweep};
 use crate::barrier::Fences;
 use crate::sync::ThreadExclusion;
@@ -16,6 +16,7 @@ use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use loom::sync::{Arc, Mutex, Notify};
 use loom::thread;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::AtomicBool;
 
 type TestRing = Ring<u64, ThreadExclusion>;
 
@@ -286,6 +287,47 @@ fn a_pause_waits_for_what_was_claimed_and_lets_nobody_claim() {
 #[test]
 fn a_pause_that_only_lowers_the_limit_meets_a_publisher_that_has_seen_it_before() {
     assert_fails(|| pausing(Right::pause_without_a_word));
+}
+
+/// A publisher that holds no lock and writes over what was read, below a limit that the thread has
+/// raised which read it.
+fn writing_below_anothers_limit(take_turn: impl Fn(&Right) -> Result<Turn, Stop>) -> bool {
+    let bus = Arc::new(Bus::strict(1, Fences::Symmetric));
+    let mut reader = bus.join(false, true);
+    assert!(bus.publish(0), "and the ring is full");
+    let reading = {
+        let bus = bus.clone();
+        thread::spawn(move || {
+            let mut next = 0;
+            read_some(&mut reader, &mut next);
+            let mut state = bus.state.lock().unwrap();
+            bus.sweep(&mut state, next);
+            bus.ring.right.raise(state.reach);
+        })
+    };
+    let turn = take_turn(&bus.ring.right);
+    if let Ok(turn) = &turn {
+        assert_eq!(bus.ring.publish_turn(turn, 0, 1, &mut Passed::new()), None);
+    }
+    reading.join().unwrap();
+    turn.is_ok()
+}
+
+#[test]
+fn who_writes_below_a_limit_that_another_raised_meets_no_reader() {
+    let written = std::sync::Arc::new(AtomicBool::new(false));
+    let by_the_model = written.clone();
+    model(move || {
+        if writing_below_anothers_limit(|right| right.take_turn(1)) {
+            by_the_model.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+    });
+    assert!(written.load(std::sync::atomic::Ordering::Relaxed), "it was always too early");
+}
+
+#[test]
+fn without_acquiring_the_limit_a_strict_publisher_writes_over_what_is_being_read() {
+    assert_fails(|| _ = writing_below_anothers_limit(Right::take_turn_without_a_word));
 }
 
 /// A reader that joins while a thread with a seat publishes more than a lap.

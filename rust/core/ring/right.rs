@@ -226,11 +226,25 @@ impl Right {
     /// Claims up to `count` sequences for a publisher that holds no lock.
     #[inline]
     pub(crate) fn take_turn(&self, count: u64) -> Result<Turn, Stop> {
+        // ORDERING: pairs with `raise`: who sweeps has seen readers done with what the slots had, which
+        // the publisher that raises the limit hands on to all others by it.
+        self.take_turn_below(|| self.lock.limit.observe(), count)
+    }
+
+    #[inline]
+    fn take_turn_below(&self, limit: impl Fn() -> u64, count: u64) -> Result<Turn, Stop> {
         let Some(strict) = &self.strict else { return Err(Stop::Other) };
-        strict.claim(&self.lock.limit, count).map_err(|at_limit| match at_limit {
+        strict.claim(limit, count).map_err(|at_limit| match at_limit {
             true => Stop::Limit(None),
             false => Stop::Other,
         })
+    }
+
+    /// As [`Right::take_turn`] of one, with a look at the limit that acquires nothing: a twin that must
+    /// fail.
+    #[cfg(all(test, tickbus_loom))]
+    pub(crate) fn take_turn_without_a_word(&self) -> Result<Turn, Stop> {
+        self.take_turn_below(|| self.lock.limit.value(), 1)
     }
 
     /// Makes the sequences of a turn readable as soon as all before them are, and notes the topics
@@ -249,7 +263,7 @@ impl Right {
 
     /// As [`Held::grant`], for publishers that hold no lock and go on meanwhile: a later limit.
     pub(crate) fn raise(&self, limit: u64) {
-        // ORDERING: pairs with `Strict::claim`.
+        // ORDERING: pairs with `take_turn`.
         self.lock.limit.publish(limit);
     }
 

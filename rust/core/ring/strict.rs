@@ -94,17 +94,16 @@ impl Strict {
         &self.stamps[sequence as usize & (self.stamps.len() - 1)]
     }
 
-    /// Step C for up to `count` sequences below the limit. `Err` says whether only the limit is in
-    /// the way.
+    /// Step C for up to `count` sequences below what `limit` returns. `Err` says whether only the
+    /// limit is in the way.
     #[inline]
-    pub(crate) fn claim(&self, limit: &Counter, count: u64) -> Result<Turn, bool> {
+    pub(crate) fn claim(&self, limit: impl Fn() -> u64, count: u64) -> Result<Turn, bool> {
         let mut next = self.claimed.load(Ordering::Relaxed);
         loop {
             if next & PAUSED != 0 {
                 return Err(false);
             }
-            // ORDERING: pairs with `Right::raise`.
-            let limit = limit.observe();
+            let limit = limit();
             let end = limit.min(next + count);
             if end <= next {
                 return Err(true);
