@@ -33,6 +33,7 @@ ORDER = (
     ("metrics",),
     ("bus", "subscription"),
     ("select", "event_queue", "system"),
+    ("store",),
 )
 
 _STEP = {module: step for step, modules in enumerate(ORDER) for module in modules}

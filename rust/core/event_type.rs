@@ -5,9 +5,10 @@
 
 use crate::error::{ConfigError, EventTypeError};
 use crate::names::check_name;
+use crate::sync::Counter;
 use parking_lot::Mutex;
 use std::fmt;
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 
 /// What an event tells. The range of its code says for whom, and from 128 on how urgently.
 #[repr(transparent)]
@@ -83,6 +84,7 @@ event_types! {
 /// Names of codes that were registered.
 static REGISTERED: [OnceLock<Box<str>>; 256] = [const { OnceLock::new() }; 256];
 static REGISTERING: Mutex<()> = Mutex::new(());
+static REGISTRATIONS: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 impl EventType {
     /// Gives a code a name, for the life of the process. Doing it again changes nothing.
@@ -105,6 +107,7 @@ impl EventType {
             (None, None) => {
                 let is_new = REGISTERED[usize::from(code)].set(name.into()).is_ok();
                 debug_assert!(is_new, "codes are registered under the lock");
+                REGISTRATIONS.add(1);
                 Ok(Self(code))
             }
         }
@@ -118,6 +121,17 @@ impl EventType {
     /// Returns the types that have names, in the order of their codes.
     pub fn known() -> impl Iterator<Item = Self> {
         (0..=u8::MAX).map(Self).filter(|event_type| event_type.name().is_some())
+    }
+
+    /// Returns the types that were registered.
+    pub(crate) fn registered() -> impl Iterator<Item = Self> {
+        Self::known().filter(|known| built_in_name(known.0).is_none())
+    }
+
+    /// Returns how often a type was registered.
+    #[inline]
+    pub(crate) fn registrations() -> u64 {
+        REGISTRATIONS.observe()
     }
 
     /// Returns the name, the first level of the topics of such events, without a lock; `None` if

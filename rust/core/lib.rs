@@ -27,6 +27,8 @@ mod ring;
 #[cfg(tickbus_loom)]
 pub mod ring;
 mod select;
+#[cfg(all(feature = "store", unix))]
+mod store;
 mod subscription;
 mod system;
 mod table;
@@ -63,6 +65,11 @@ pub use policy::{BackpressureConfig, MAX_CAPACITY, OnLag, Policy};
 pub use queue::{CrossbeamQueue, EventQueue};
 pub use ring::overwrite::{OverwritePublisher, OverwriteReader, OverwriteRing, PlainEvent};
 pub use select::{Selected, Selector, Shutdown, select};
+#[cfg(all(feature = "store", unix))]
+pub use store::{
+    Batch, Durability, EventStore, Gap, Object, Objects, Records, Recovery, StoreConfig,
+    StoreError, StoreReader, StoreStats, Ticket, Verification,
+};
 pub use subscription::{AsyncEventSubscription, EventReader, EventSubscription, Parking};
 pub use sync::{Exclusion, ThreadExclusion};
 pub use system::{

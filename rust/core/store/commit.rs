@@ -1,0 +1,165 @@
+//! Committing together: whoever needs something durable while nobody syncs does it for all, and
+//! who comes meanwhile waits for the next one. So groups are as large as the disk is slow.
+
+use super::error::StoreError;
+use super::log::Log;
+use super::storage::Storage;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::time::Instant;
+use tokio::sync::Notify;
+
+/// A log that many threads append to, and wait for.
+pub(crate) struct Committed<S: Storage> {
+    log: Mutex<Log<S>>,
+    state: Mutex<State>,
+    /// Something in `state` has changed.
+    changed: Condvar,
+    /// The same for tasks.
+    pub(crate) notify: Notify,
+    /// A marker is waited for before anything is acknowledged.
+    is_double: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Records below were acknowledged.
+    durable: u64,
+    is_syncing: bool,
+    /// How often that failed, and how the last time.
+    failures: u64,
+    failure: Option<StoreError>,
+    /// Somebody asks the committer to sync now.
+    is_wanted: bool,
+    is_closed: bool,
+}
+
+impl<S: Storage> Committed<S> {
+    pub(crate) fn new(log: Log<S>, is_double: bool) -> Self {
+        let state = State { durable: log.durable(), ..State::default() };
+        Self {
+            log: Mutex::new(log),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            notify: Notify::new(),
+            is_double,
+        }
+    }
+
+    /// Returns the log, to append to.
+    pub(crate) fn log(&self) -> MutexGuard<'_, Log<S>> {
+        self.log.lock()
+    }
+
+    /// Returns below which sequence all records were acknowledged.
+    pub(crate) fn durable(&self) -> u64 {
+        self.state.lock().durable
+    }
+
+    /// Waits until all records below a sequence are durable, and sees to it if nobody else does.
+    pub(crate) fn commit(&self, upto: u64) -> Result<(), StoreError> {
+        while self.durable() < upto {
+            self.turn(upto, || {
+                self.sync_once()?;
+                // A marker goes with the next commit; whoever wants to be sure waits for it.
+                if self.log.lock().mark()? && self.is_double {
+                    self.sync_once()?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Syncs a marker that nothing has followed.
+    pub(crate) fn settle(&self) -> Result<(), StoreError> {
+        self.turn(u64::MAX, || self.sync_once())
+    }
+
+    /// Makes all records durable and ends the current segment.
+    pub(crate) fn seal(&self) -> Result<(), StoreError> {
+        self.turn(u64::MAX, || self.log.lock().seal())
+    }
+
+    /// As `seal`, for good.
+    pub(crate) fn close(&self) -> Result<(), StoreError> {
+        self.turn(u64::MAX, || self.log.lock().close())
+    }
+
+    /// Runs `sync` while nobody else does, and acknowledges what is durable then. Returns without it
+    /// once what is below `upto` is.
+    fn turn(
+        &self,
+        upto: u64,
+        sync: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        while state.is_syncing {
+            self.changed.wait(&mut state);
+        }
+        if state.durable >= upto {
+            return Ok(());
+        }
+        state.is_syncing = true;
+        drop(state);
+        let result = sync();
+        let durable = self.log.lock().durable();
+        let mut state = self.state.lock();
+        state.is_syncing = false;
+        match &result {
+            Ok(()) => state.durable = durable,
+            Err(error) => {
+                state.failures += 1;
+                state.failure = Some(error.clone());
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+        self.notify.notify_waiters();
+        result
+    }
+
+    fn sync_once(&self) -> Result<(), StoreError> {
+        let Some(job) = self.log.lock().begin_sync()? else { return Ok(()) };
+        let result = job.run();
+        self.log.lock().end_sync(job, result)
+    }
+
+    /// Returns how often a sync failed, and how the last time.
+    pub(crate) fn failures(&self) -> (u64, Option<StoreError>) {
+        let state = self.state.lock();
+        (state.failures, state.failure.clone())
+    }
+
+    /// Asks the committer to sync.
+    pub(crate) fn want(&self) {
+        self.state.lock().is_wanted = true;
+        self.changed.notify_all();
+    }
+
+    /// Ends the committer.
+    pub(crate) fn end(&self) {
+        self.state.lock().is_closed = true;
+        self.changed.notify_all();
+        self.notify.notify_waiters();
+    }
+
+    /// Waits until somebody asks for a sync, the deadline passes (false) or the store is closed (`None`).
+    pub(crate) fn wait_for_wish(&self, deadline: Option<Instant>) -> Option<bool> {
+        let mut state = self.state.lock();
+        loop {
+            if state.is_closed {
+                return None;
+            }
+            if std::mem::take(&mut state.is_wanted) {
+                return Some(true);
+            }
+            match deadline {
+                None => self.changed.wait(&mut state),
+                Some(deadline) if self.changed.wait_until(&mut state, deadline).timed_out() => {
+                    return Some(false);
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,434 @@
+//! Power cuts, one by one: whatever a disk has kept of what was not synced, what was acknowledged is
+//! there, nothing else is, and nothing is called damaged that is not.
+
+use super::error::StoreError;
+use super::format::{Kind, OBJECT_HEAD, SEGMENT_HEADER, u32_at, u64_at};
+use super::log::{Limits, Log, Object};
+use super::recovery::{Findings, Recovery, open, read_header};
+use super::scan::Scan;
+use super::sim::{Fault, Moment, Random, SimDisk};
+use super::storage::Storage;
+use crate::event::{EVENT_BYTES, Event};
+use crate::event_type::EventType;
+use crate::names::{SourceId, Symbol};
+use std::sync::Arc;
+
+/// A record, as it was written and is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Record {
+    Event(Event),
+    Object(Vec<u8>),
+    Gap(u64),
+}
+
+/// Opens the log for writing.
+pub(super) fn open_log(
+    disk: &SimDisk,
+    limits: Limits,
+) -> Result<(Log<SimDisk>, Recovery), StoreError> {
+    let (continuation, recovery) = Findings::of(disk)?.mend(disk)?;
+    Ok((Log::new(Arc::new(disk.clone()), limits, continuation), recovery))
+}
+
+/// Reads all records of a log that was recovered.
+pub(super) fn read(disk: &SimDisk) -> Result<(u64, Vec<Record>), StoreError> {
+    let mut names: Vec<_> = disk.names().unwrap_or_default();
+    names.retain(|name| name.ends_with(".elog"));
+    let mut records = Vec::new();
+    let mut first = None;
+    for name in names {
+        let (_, header) = read_header(&open(disk, &name)?, &name)?;
+        let Some(header) = header else { panic!("{name} has no header after a recovery") };
+        first.get_or_insert(header.base);
+        let mut scan =
+            Scan::new(open(disk, &name)?, header.salt, SEGMENT_HEADER as u64, header.base);
+        while let Some(frame) = scan.next().map_err(StoreError::io("reading", &name))? {
+            match frame.header.kind {
+                Kind::Events => records.extend(
+                    frame
+                        .payload
+                        .as_chunks::<EVENT_BYTES>()
+                        .0
+                        .iter()
+                        .map(|bytes| Record::Event(Event::from_bytes(*bytes))),
+                ),
+                Kind::Objects => {
+                    let (heads, mut bodies) =
+                        frame.payload.split_at(frame.header.count as usize * OBJECT_HEAD);
+                    for head in heads.chunks_exact(OBJECT_HEAD) {
+                        let (body, rest) = bodies.split_at(u32_at(head, 16) as usize);
+                        records.push(Record::Object(body.to_vec()));
+                        bodies = rest;
+                    }
+                }
+                Kind::Gap => records.push(Record::Gap(u64_at(frame.payload, 0))),
+                _ => {}
+            }
+        }
+        assert!(scan.has_seal(), "{name} is not sealed after a recovery");
+    }
+    Ok((first.unwrap_or(0), records))
+}
+
+/// A random use of a log on a disk that notes each moment.
+pub(super) struct Workload {
+    pub(super) random: Random,
+    pub(super) log: Log<SimDisk>,
+    disk: SimDisk,
+    pub(super) records: Vec<Record>,
+    symbol: Symbol,
+}
+
+impl Workload {
+    pub(super) fn new(disk: SimDisk, log: Log<SimDisk>, records: Vec<Record>, seed: u64) -> Self {
+        let symbol = Symbol::new("BTCUSDT").unwrap_or(Symbol::NONE);
+        Self { random: Random(seed), log, disk, records, symbol }
+    }
+
+    fn event(&mut self) -> Event {
+        Event {
+            timestamp: self.records.len() as u64,
+            event_type: EventType::PriceUpdate,
+            symbol: self.symbol,
+            value: 1.0,
+            metadata: self.random.next(),
+            source_id: SourceId::NONE,
+            ..bytemuck::Zeroable::zeroed()
+        }
+    }
+
+    /// Does one thing, and acknowledges what is durable then.
+    fn step(&mut self) -> Result<(), StoreError> {
+        match self.random.below(20) {
+            0..6 => {
+                let count = 1 + self.random.below(5);
+                self.append(count)?;
+            }
+            // Written without a stay in memory.
+            6 => self.append(256)?,
+            7..10 => self.object()?,
+            10..12 => self.log.flush()?,
+            12..16 => self.log.sync()?,
+            // Others append while the disk is waited for.
+            16 => {
+                if let Some(job) = self.log.begin_sync()? {
+                    self.append(2)?;
+                    self.log.flush()?;
+                    let result = job.run();
+                    self.log.end_sync(job, result)?;
+                }
+            }
+            17 => _ = self.log.mark()?,
+            18 => {
+                let missed = 1 + self.random.below(100);
+                self.log.append_gap(missed, true)?;
+                self.records.push(Record::Gap(missed));
+            }
+            _ => {
+                if self.random.once_in(3) {
+                    self.log.seal()?;
+                }
+            }
+        }
+        self.disk.acknowledge(self.log.durable());
+        Ok(())
+    }
+
+    pub(super) fn object(&mut self) -> Result<(), StoreError> {
+        let mut bytes = vec![0; self.random.below(120) as usize];
+        bytes.fill_with(|| self.random.next() as u8);
+        let object = Object {
+            timestamp: 1,
+            topic: Some("fills"),
+            schema: "Fill",
+            version: 1,
+            bytes: &bytes,
+            is_replayed: false,
+        };
+        self.log.append_object(&object)?;
+        self.records.push(Record::Object(bytes));
+        Ok(())
+    }
+
+    pub(super) fn append(&mut self, count: u64) -> Result<(), StoreError> {
+        let events: Vec<_> = (0..count).map(|_| self.event()).collect();
+        let first = self.log.append_events(&events)?;
+        assert_eq!(first, self.records.len() as u64, "sequences have no gaps");
+        self.records.extend(events.into_iter().map(Record::Event));
+        Ok(())
+    }
+}
+
+fn limits(random: &mut Random) -> Limits {
+    Limits { segment_bytes: SEGMENT_HEADER as u64 + 300 + random.below(1500), max_bytes: None }
+}
+
+/// What was tried.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Tried {
+    points: u64,
+    states: u64,
+    double: u64,
+}
+
+/// Why a recovery is wrong.
+pub(super) type Wrong = String;
+
+/// Recovers a crashed disk and compares it with what was written. Returns how many records there
+/// are.
+fn check(
+    disk: &SimDisk,
+    limits: Limits,
+    acknowledged: u64,
+    written: &[Record],
+) -> Result<usize, Wrong> {
+    let (log, _) = open_log(disk, limits).map_err(|error| format!("false alarm: {error}"))?;
+    let (first, records) = read(disk).map_err(|error| format!("unreadable: {error}"))?;
+    if first != 0 {
+        return Err(format!("begins with {first}"));
+    }
+    if (records.len() as u64) < acknowledged {
+        return Err(format!(
+            "lost {} of {acknowledged} acknowledged",
+            acknowledged - records.len() as u64
+        ));
+    }
+    if written.get(..records.len()) != Some(&records) {
+        return Err(format!("{} records are not what was written", records.len()));
+    }
+    if log.next() != records.len() as u64 {
+        return Err(format!("goes on with {} after {}", log.next(), records.len()));
+    }
+    Ok(records.len())
+}
+
+/// Cuts the power at a moment in many ways.
+fn cut(
+    moment: &Moment,
+    random: &mut Random,
+    limits: Limits,
+    written: &[Record],
+    tried: &mut Tried,
+) -> Result<(), Wrong> {
+    const ALL_UP_TO: usize = 9;
+    const SAMPLES: u64 = 40;
+    let changes = moment.changes();
+    tried.points += 1;
+    let states = if changes <= ALL_UP_TO { 1 << changes } else { SAMPLES };
+    for state in 0..states {
+        tried.states += 1;
+        let mut bits = if changes <= ALL_UP_TO { state } else { random.next() };
+        // All lost, all kept, or each by chance.
+        if changes > ALL_UP_TO {
+            bits = [0, u64::MAX, bits][state.min(2) as usize];
+        }
+        let mut tear = random.clone();
+        let is_tearing = random.once_in(4);
+        let is_double = random.once_in(8);
+        let crashed = moment.crashed(
+            random.next(),
+            is_double,
+            || {
+                let survives = bits & 1 == 1;
+                bits = bits.rotate_right(1);
+                survives
+            },
+            || is_tearing && tear.once_in(3),
+        );
+        let kept = check(&crashed, limits, moment.acknowledged, written)?;
+        if is_double {
+            cut_again(
+                &crashed,
+                random,
+                limits,
+                moment.acknowledged,
+                &written[..kept],
+                written,
+                tried,
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Cuts the power during a recovery, and after it while the log goes on.
+fn cut_again(
+    disk: &SimDisk,
+    random: &mut Random,
+    limits: Limits,
+    acknowledged: u64,
+    kept: &[Record],
+    written: &[Record],
+    tried: &mut Tried,
+) -> Result<(), Wrong> {
+    let crash = |moment: &Moment, random: &mut Random| {
+        let mut chance = Random(random.next());
+        let rest = chance.below(4);
+        moment.crashed(random.next(), false, || rest == 3 || chance.once_in(rest + 1), || false)
+    };
+    for moment in disk.take_moments() {
+        tried.double += 1;
+        check(&crash(&moment, random), limits, acknowledged, written)
+            .map_err(|w| format!("while recovering: {w}"))?;
+    }
+    let (log, _) = open_log(disk, limits).map_err(|error| format!("false alarm: {error}"))?;
+    disk.acknowledge(log.durable());
+    let mut workload = Workload::new(disk.clone(), log, kept.to_vec(), random.next());
+    for _ in 0..3 {
+        workload.step().map_err(|error| format!("after a recovery: {error}"))?;
+    }
+    for moment in disk.take_moments() {
+        tried.double += 1;
+        check(&crash(&moment, random), limits, moment.acknowledged, &workload.records)
+            .map_err(|w| format!("going on: {w}"))?;
+    }
+    Ok(())
+}
+
+/// Runs workloads and cuts the power at each moment of theirs until enough was tried.
+pub(super) fn power_cuts(seed: u64, states: u64) -> Result<Tried, Wrong> {
+    let mut random = Random(seed);
+    let mut tried = Tried::default();
+    while tried.states < states {
+        let workload_seed = random.next();
+        let limits = limits(&mut random);
+        let disk = SimDisk::recording(workload_seed);
+        let (log, _) = open_log(&disk, limits).map_err(|error| error.to_string())?;
+        let mut workload = Workload::new(disk.clone(), log, Vec::new(), workload_seed);
+        for _ in 0..12 {
+            workload.step().map_err(|error| format!("{workload_seed}: {error}"))?;
+            for moment in disk.take_moments() {
+                cut(&moment, &mut random, limits, &workload.records, &mut tried)
+                    .map_err(|wrong| format!("{workload_seed}, after {tried:?}: {wrong}"))?;
+            }
+        }
+    }
+    Ok(tried)
+}
+
+pub(super) fn from_environment(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
+/// Operations after a call that was interrupted or done in part.
+const AFTERWARDS: usize = 20;
+
+/// Fails one call of a workload, and looks at what is left. Returns false if there is no such call.
+fn fail(seed: u64, operations: usize, call: u64, fault: Fault) -> Result<bool, Wrong> {
+    let limits = limits(&mut Random(seed));
+    let disk = SimDisk::new(seed);
+    disk.fail(call, fault);
+    let mut workload = match open_log(&disk, limits) {
+        Ok((log, _)) => Workload::new(disk.clone(), log, Vec::new(), seed),
+        // Nothing was written yet.
+        Err(_) => return check(&disk.rebooted(seed), limits, 0, &[]).map(|_| true),
+    };
+    let mut left = operations;
+    let mut failed = None;
+    while left > 0 && failed.is_none() {
+        failed = workload.step().err();
+        left = if disk.has_failed() { left.min(AFTERWARDS) } else { left } - 1;
+    }
+    let acknowledged = workload.log.durable();
+    if let Some(error) = &failed {
+        if matches!(fault, Fault::Interrupted | Fault::Short) {
+            return Err(format!("was not completed: {error}"));
+        }
+        let is_poisoned = workload.log.check().is_err();
+        // Before a file has its name a failure is none of the log's.
+        let is_harmless = matches!(error, StoreError::Full { .. })
+            || matches!(error, StoreError::Io { what: "creating", .. });
+        if is_poisoned == is_harmless {
+            return Err(format!("is poisoned: {is_poisoned}, after {error}"));
+        }
+        let is_acknowledged = workload.log.sync().is_ok() || workload.log.durable() > acknowledged;
+        if is_poisoned && is_acknowledged {
+            return Err(format!("acknowledged after {error}"));
+        }
+    } else if disk.has_failed() && matches!(fault, Fault::Io | Fault::NoSpace) {
+        return Err("nobody was told".to_owned());
+    }
+    // Nobody knows whether what has failed is there; whoever was not told does not count on it.
+    let durable = workload.log.durable();
+    check(&disk.rebooted(seed), limits, durable, &workload.records)?;
+    Ok(disk.has_failed())
+}
+
+/// Fails every n-th call of a workload, one after another, and returns how many there were.
+pub(super) fn failures(fault: Fault, operations: usize, step: u64) -> Result<u64, Wrong> {
+    let mut call = 1;
+    while fail(7, operations, call, fault)
+        .map_err(|wrong| format!("{fault:?} of {call}: {wrong}"))?
+    {
+        call += step;
+    }
+    Ok(call - 1)
+}
+
+/// Fills a log to its limit: what it took is there, what it did not take it has not, and it goes on
+/// once there is room.
+pub(super) fn room() -> Result<(), Wrong> {
+    let segment_bytes = SEGMENT_HEADER as u64 + 900;
+    let full = Limits { segment_bytes, max_bytes: Some(3 * segment_bytes) };
+    let disk = SimDisk::new(1);
+    let (log, _) = open_log(&disk, full).map_err(|error| error.to_string())?;
+    let mut workload = Workload::new(disk.clone(), log, Vec::new(), 1);
+    let mut refused = 0;
+    let error = loop {
+        if refused > 1000 {
+            return Err("never full".to_owned());
+        }
+        match workload.append(3).and_then(|()| workload.log.sync()) {
+            Ok(()) => refused = workload.records.len() as u64,
+            Err(error) => break error,
+        }
+    };
+    let StoreError::Full { .. } = error else { return Err(format!("refused by {error}")) };
+    if workload.log.durable() > refused {
+        return Err("what was refused was acknowledged".to_owned());
+    }
+    let bytes: usize = disk
+        .names()
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|name| Some(disk.contents(name)?.len()))
+        .sum();
+    if bytes as u64 > 3 * segment_bytes {
+        return Err(format!("the log has {bytes} bytes"));
+    }
+    check(&disk.rebooted(1), full, refused, &workload.records)?;
+    // What waits in memory is stored as soon as there is room.
+    workload.log.raise_max_bytes(10 * segment_bytes);
+    workload.log.sync().map_err(|error| format!("with room: {error}"))?;
+    check(&disk.rebooted(1), full, workload.log.next(), &workload.records).map(|_| ())
+}
+
+#[test]
+fn whichever_call_fails_nothing_acknowledged_is_lost_and_nothing_is_acknowledged_after_it() {
+    // 1 is every call.
+    let step = from_environment("FAULT_STEP", 197);
+    for fault in [Fault::Io, Fault::NoSpace, Fault::Interrupted, Fault::Short] {
+        match failures(fault, 1000, step) {
+            Ok(calls) => assert!(calls > 1000, "{fault:?}: only {calls} calls were made"),
+            Err(wrong) => panic!("{wrong}"),
+        }
+    }
+}
+
+#[test]
+fn whatever_a_power_cut_leaves_what_was_acknowledged_is_there_and_nothing_else() {
+    let (seed, states) = (from_environment("SEED", 1), from_environment("CRASH_STATES", 3_000));
+    match power_cuts(seed, states) {
+        Ok(Tried { points, states, double }) => {
+            println!("{states} crash states at {points} moments, {double} double crashes");
+        }
+        Err(wrong) => panic!("SEED={seed}: {wrong}"),
+    }
+}
+
+#[test]
+fn a_full_log_refuses_what_it_cannot_keep_and_goes_on_once_there_is_room() {
+    if let Err(wrong) = room() {
+        panic!("{wrong}");
+    }
+}

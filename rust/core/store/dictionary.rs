@@ -1,0 +1,241 @@
+//! Numbers and their names: what a writer defines in each segment, and what a reader makes of it.
+//!
+//! Numbers of symbols, sources and event types are those of the process that wrote the segment;
+//! numbers of topics and schemas are those of the log in that process. A reader translates
+//! all of them into its own.
+
+use super::error::StoreError;
+use super::format::{MAX_PAYLOAD, u16_at, u32_at};
+use crate::event::Event;
+use crate::event_type::EventType;
+use crate::names::{SourceId, Symbol};
+use std::collections::HashMap;
+
+/// What a number is a number of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Table {
+    Symbol = 1,
+    Source = 2,
+    EventType = 3,
+    Topic = 4,
+    Schema = 5,
+}
+
+/// Bytes of a definition before its name.
+const DEFINITION_HEAD: usize = 8;
+
+/// Names that only this log numbers, from 1 on.
+#[derive(Debug, Default)]
+pub(crate) struct Numbers {
+    known: HashMap<Box<[u8]>, u32>,
+    in_order: Vec<Box<[u8]>>,
+}
+
+impl Numbers {
+    /// Returns the number of a name.
+    pub(crate) fn number(&mut self, name: &[u8]) -> u32 {
+        if let Some(&number) = self.known.get(name) {
+            return number;
+        }
+        self.in_order.push(name.into());
+        let number = self.in_order.len() as u32;
+        self.known.insert(name.into(), number);
+        number
+    }
+}
+
+/// The names of all that a log numbers by itself.
+#[derive(Debug, Default)]
+pub(crate) struct LogNames {
+    pub(crate) topics: Numbers,
+    /// Each with its version before it.
+    pub(crate) schemas: Numbers,
+}
+
+impl LogNames {
+    /// Returns the number of a schema.
+    pub(crate) fn schema(&mut self, name: &str, version: u32) -> u32 {
+        self.schemas.number(&[&version.to_le_bytes(), name.as_bytes()].concat())
+    }
+}
+
+/// How far the names are defined in a segment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Defined {
+    symbols: u32,
+    sources: u32,
+    registrations: u64,
+    topics: u32,
+    schemas: u32,
+}
+
+impl Defined {
+    /// Returns how far they have to be for whatever can be stored now.
+    #[inline]
+    pub(crate) fn now(names: &LogNames) -> Self {
+        Self {
+            symbols: Symbol::table().len() as u32,
+            sources: SourceId::table().len() as u32,
+            registrations: EventType::registrations(),
+            topics: names.topics.in_order.len() as u32,
+            schemas: names.schemas.in_order.len() as u32,
+        }
+    }
+
+    /// Returns the payloads of frames that define what lies between `self` and `now`.
+    pub(crate) fn payloads_until(&self, now: &Self, names: &LogNames) -> Vec<Vec<u8>> {
+        let mut payloads = vec![Vec::new()];
+        let mut define = |table: Table, number: u32, name: &[u8]| {
+            let mut payload = payloads.pop().unwrap_or_default();
+            if payload.len() + DEFINITION_HEAD + name.len() > MAX_PAYLOAD {
+                payloads.push(std::mem::take(&mut payload));
+            }
+            payload.extend([table as u8, 0]);
+            payload.extend((name.len() as u16).to_le_bytes());
+            payload.extend(number.to_le_bytes());
+            payload.extend(name);
+            payloads.push(payload);
+        };
+        for number in self.symbols + 1..=now.symbols {
+            if let Some(name) = Symbol(number).name() {
+                define(Table::Symbol, number, name.as_bytes());
+            }
+        }
+        for number in self.sources + 1..=now.sources {
+            if let Some(name) = SourceId(number as u16).name() {
+                define(Table::Source, number, name.as_bytes());
+            }
+        }
+        if self.registrations < now.registrations {
+            // Which are new is not known; a definition may be there twice if it says the same.
+            for event_type in EventType::registered() {
+                let name = event_type.name().unwrap_or_default();
+                define(Table::EventType, event_type.0.into(), name.as_bytes());
+            }
+        }
+        for (table, numbers, from) in [
+            (Table::Topic, &names.topics, self.topics),
+            (Table::Schema, &names.schemas, self.schemas),
+        ] {
+            for (place, name) in numbers.in_order.iter().enumerate().skip(from as usize) {
+                define(table, place as u32 + 1, name);
+            }
+        }
+        payloads.retain(|payload| !payload.is_empty());
+        payloads
+    }
+}
+
+/// What the numbers of a segment mean in this process.
+#[derive(Debug, Default)]
+pub(crate) struct Translation {
+    symbols: Vec<u32>,
+    sources: Vec<u32>,
+    /// Numbers mean what they mean here.
+    is_identity: bool,
+    topics: Vec<Option<Box<str>>>,
+    schemas: Vec<Option<(Box<str>, u32)>>,
+}
+
+impl Translation {
+    pub(crate) fn new() -> Self {
+        Self { is_identity: true, ..Self::default() }
+    }
+
+    /// Takes definitions over. `None` in the place of the error: they are no definitions.
+    pub(crate) fn define(&mut self, mut payload: &[u8]) -> Result<(), Option<StoreError>> {
+        while !payload.is_empty() {
+            if payload.len() < DEFINITION_HEAD {
+                return Err(None);
+            }
+            let (table, number) = (payload[0], u32_at(payload, 4));
+            let end = DEFINITION_HEAD + usize::from(u16_at(payload, 2));
+            let name = payload.get(DEFINITION_HEAD..end).ok_or(None)?;
+            payload = &payload[end..];
+            let (version, name) = match table == Table::Schema as u8 {
+                true if name.len() < 4 => return Err(None),
+                true => (u32_at(name, 0), &name[4..]),
+                false => (0, name),
+            };
+            let name = std::str::from_utf8(name).map_err(|_| None)?;
+            self.define_one(table, number, name, version)?;
+        }
+        Ok(())
+    }
+
+    fn define_one(
+        &mut self,
+        table: u8,
+        number: u32,
+        name: &str,
+        version: u32,
+    ) -> Result<(), Option<StoreError>> {
+        let refused = |error| Some(StoreError::Name(error));
+        match table {
+            1 => {
+                let symbol = Symbol::new(name).map_err(refused)?.0;
+                self.is_identity &= symbol == number;
+                put(&mut self.symbols, number, symbol)?;
+            }
+            2 => {
+                let source = SourceId::new(name).map_err(refused)?.0.into();
+                self.is_identity &= source == number;
+                put(&mut self.sources, number, source)?;
+            }
+            3 => {
+                let code = u8::try_from(number).map_err(|_| None)?;
+                EventType::register(name, code).map_err(|error| Some(error.into()))?;
+            }
+            4 => put(&mut self.topics, number, Some(name.into()))?,
+            5 => put(&mut self.schemas, number, Some((name.into(), version)))?,
+            _ => return Err(None),
+        }
+        Ok(())
+    }
+
+    /// Gives events the numbers of this process.
+    pub(crate) fn translate(&self, events: &mut [Event]) {
+        // Numbers that nobody defined mean nothing, whatever they are here.
+        let symbols = events.iter().fold(0, |most, event| event.symbol.0.max(most)) as usize;
+        let sources = events.iter().fold(0, |most, event| event.source_id.0.max(most));
+        let is_defined =
+            symbols < self.symbols.len().max(1) && usize::from(sources) < self.sources.len().max(1);
+        if self.is_identity && is_defined {
+            return;
+        }
+        for event in events {
+            let symbol = self.symbols.get(event.symbol.0 as usize).copied().unwrap_or_default();
+            event.symbol = Symbol(symbol);
+            let source = self.sources.get(usize::from(event.source_id.0)).copied();
+            event.source_id = SourceId(source.unwrap_or_default() as u16);
+        }
+    }
+
+    pub(crate) fn topic(&self, number: u32) -> Option<&str> {
+        self.topics.get(number as usize)?.as_deref()
+    }
+
+    pub(crate) fn schema(&self, number: u32) -> Option<(&str, u32)> {
+        self.schemas.get(number as usize)?.as_ref().map(|(name, version)| (&**name, *version))
+    }
+}
+
+/// Puts what a number means into its place. Numbers have few gaps, so that a number far behind all
+/// others is none.
+fn put<V: Default + Clone>(
+    values: &mut Vec<V>,
+    number: u32,
+    value: V,
+) -> Result<(), Option<StoreError>> {
+    const GAP: usize = 1 << 20;
+    let place = number as usize;
+    if place > values.len() + GAP {
+        return Err(None);
+    }
+    if place >= values.len() {
+        values.resize(place + 1, V::default());
+    }
+    values[place] = value;
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! A folder of the file system as the storage of a log.
+
+use super::error::StoreError;
+use super::storage::{Storage, StorageFile};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IoSlice, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// The file that the one writer of a log holds locked.
+const LOCK: &str = "LOCK";
+
+/// A folder.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    path: PathBuf,
+    /// To sync the names in it.
+    folder: File,
+}
+
+/// The right to write into a folder. Dropping it gives it up, unless a child of fork has it too and
+/// lives on.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _file: File,
+}
+
+impl Directory {
+    /// Opens a folder to read only.
+    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
+        let folder = File::open(path).map_err(io_error("opening", path))?;
+        Ok(Self { path: path.to_owned(), folder })
+    }
+
+    /// Opens or creates a folder for one writer.
+    pub(crate) fn lock(path: &Path) -> Result<(Self, Lock), StoreError> {
+        fs::create_dir_all(path).map_err(refusal("creating", path))?;
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path.join(LOCK))
+            .map_err(refusal("opening", &path.join(LOCK)))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut owner = String::new();
+                // Who it is helps, and is not worth an error of its own.
+                _ = lock.read_to_string(&mut owner);
+                let owner = owner.trim().to_owned();
+                return Err(StoreError::AlreadyOpen { path: path.to_owned(), owner });
+            }
+            Err(error) => return Err(io_error("locking", path)(error.into())),
+        }
+        let owner = format!("{}\n", std::process::id());
+        let noted = lock.set_len(0).and_then(|()| lock.write_all(owner.as_bytes()));
+        noted.map_err(refusal("writing to", &path.join(LOCK)))?;
+        Ok((Self::open(path)?, Lock { _file: lock }))
+    }
+}
+
+/// Returns what makes an error of the system one of the log.
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    move |error| StoreError::io(what, &path.display().to_string())(error)
+}
+
+/// As `io_error`, where the system may say that nothing can be written there.
+fn refusal(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    move |error| match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+            StoreError::ReadOnly { path: path.to_owned(), why: error.to_string() }
+        }
+        _ => io_error(what, path)(error),
+    }
+}
+
+impl Storage for Directory {
+    type File = File;
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            // What is not UTF-8 is none of the log's.
+            names.extend(entry?.file_name().into_string());
+        }
+        Ok(names)
+    }
+
+    fn create(&self, name: &str) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true).open(self.path.join(name))
+    }
+
+    fn open(&self, name: &str, writable: bool) -> io::Result<File> {
+        OpenOptions::new().read(true).write(writable).open(self.path.join(name))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.path.join(from), self.path.join(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.path.join(name))
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        self.folder.sync_all()
+    }
+
+    fn random(&self) -> u64 {
+        // Salts and identities have to differ, not to be secret.
+        getrandom::u64()
+            .unwrap_or_else(|_| self.now() ^ u64::from(std::process::id()).rotate_left(40))
+    }
+
+    fn now(&self) -> u64 {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        since.map_or(0, |since| since.as_nanos() as u64)
+    }
+}
+
+impl StorageFile for File {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        FileExt::read_at(self, buffer, offset)
+    }
+
+    fn write_at(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        Ok(rustix::io::pwritev(self, buffers, offset)?)
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        match fallocate(self, FallocateFlags::empty(), 0, bytes) {
+            // Some file systems cannot reserve: they say later that they are full.
+            Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            result => Ok(result?),
+        }
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+    fn allocate(&self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        File::set_len(self, bytes)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        File::sync_data(self)
+    }
+}

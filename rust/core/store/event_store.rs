@@ -1,0 +1,516 @@
+//! The store: a log in a folder, its durability, and the thread that syncs it.
+
+use super::commit::Committed;
+use super::directory::{Directory, Lock};
+use super::error::StoreError;
+use super::log::{Limits, Log, Object};
+use super::reader::{Batch, LogReader};
+use super::recovery::{Findings, Recovery, settled};
+use super::verify::{Verification, verify};
+use crate::error::ConfigError;
+use crate::event::Event;
+use parking_lot::Mutex;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What may be lost, and when an append that was not waited for is synced.
+///
+/// Whatever it is, an append that was waited for ([`Ticket::wait`], [`EventStore::sync`]) is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Durability {
+    /// Nothing is synced before it is asked for: a crash of the process may lose what was appended
+    /// in the last second, a power cut everything since the last [`EventStore::sync`].
+    None,
+    /// A power cut loses what was appended in so long a time.
+    Interval(Duration),
+    /// What was acknowledged is never lost; all that wait are served by one sync. What nobody waits
+    /// for is synced a millisecond after it was appended.
+    #[default]
+    Group,
+    /// Each append is durable when it returns.
+    Always,
+    /// As `Always`, and so sure that a bit that flips in the very last commit is known for damage: two
+    /// syncs each.
+    Double,
+}
+
+/// How a log is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StoreConfig {
+    /// What may be lost.
+    pub durability: Durability,
+    /// Bytes of a segment, from 64 KiB to 4 GiB; what does not fit into one makes it longer.
+    pub segment_bytes: u64,
+    /// The most bytes of all segments; at least two. `None` is no limit.
+    pub max_bytes: Option<u64>,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self { durability: Durability::default(), segment_bytes: 64 << 20, max_bytes: None }
+    }
+}
+
+impl StoreConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        let Self { durability, segment_bytes, max_bytes } = *self;
+        if !(64 << 10..=4 << 30).contains(&segment_bytes) {
+            return Err(ConfigError::new(format!(
+                "segment_bytes was {segment_bytes}; it must be from 65536 to 4294967296"
+            )));
+        }
+        if let Some(max_bytes) = max_bytes.filter(|max_bytes| *max_bytes < 2 * segment_bytes) {
+            return Err(ConfigError::new(format!(
+                "max_bytes was {max_bytes}; it must be at least two segments of {segment_bytes} bytes"
+            )));
+        }
+        if durability == Durability::Interval(Duration::ZERO) {
+            return Err(ConfigError::new(
+                "the interval was 0; it must be longer, or the durability group",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// A crash-safe log of events and objects in a folder.
+///
+/// One process writes it; any number of readers, in this process or in others, read it meanwhile.
+///
+/// # Examples
+///
+/// ```
+/// use tickbus::{Event, EventStore, Records, StoreConfig, StoreError};
+///
+/// # let folder = std::env::temp_dir().join(format!("tickbus-doc-{}", std::process::id()));
+/// let (store, recovery) = EventStore::open(&folder, StoreConfig::default())?;
+/// let event = Event::from_bytes([0; 32]);
+/// let ticket = store.append_durable(&[event, event])?;
+/// assert_eq!(ticket.wait()?, recovery.next_sequence + 1);
+///
+/// let mut reader = store.read(recovery.next_sequence);
+/// while let Some(batch) = reader.next_batch()? {
+///     let Records::Events(events) = batch.records else { continue };
+///     println!("{} events from {}", events.len(), batch.sequence);
+/// }
+/// store.close()?;
+/// # std::fs::remove_dir_all(&folder).ok();
+/// # Ok::<(), StoreError>(())
+/// ```
+pub struct EventStore {
+    path: PathBuf,
+    durability: Durability,
+    committed: Arc<Committed<Directory>>,
+    /// Until it is closed.
+    held: Mutex<Option<(JoinHandle<()>, Lock)>>,
+    is_closed: crate::sync::Flag,
+}
+
+impl fmt::Debug for EventStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventStore").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// Numbers of a store at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreStats {
+    /// The oldest sequence that the log has.
+    pub oldest_sequence: u64,
+    /// The sequence that the next record gets.
+    pub next_sequence: u64,
+    /// Records from this sequence on may be lost by a power cut.
+    pub durable_end: u64,
+    /// Segments, the one that is written included.
+    pub segments: usize,
+    /// Bytes in them.
+    pub bytes: u64,
+}
+
+impl EventStore {
+    /// Opens or creates the log in a folder for writing, after it has recovered what was there.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` if something that was acknowledged is damaged, `AlreadyOpen` if another one writes
+    /// it, `ReadOnly` if it may not be written, `Version`, `Config`, `Io`.
+    pub fn open(
+        path: impl AsRef<Path>,
+        config: StoreConfig,
+    ) -> Result<(Self, Recovery), StoreError> {
+        config.check()?;
+        let path = path.as_ref();
+        let (storage, lock) = Directory::lock(path)?;
+        let storage = Arc::new(storage);
+        let (continuation, recovery) = Findings::of(&*storage)?.mend(&*storage)?;
+        let StoreConfig { durability, segment_bytes, max_bytes } = config;
+        let log = Log::new(storage, Limits { segment_bytes, max_bytes }, continuation);
+        let committed = Arc::new(Committed::new(log, durability == Durability::Double));
+        let committer = {
+            let committed = committed.clone();
+            std::thread::Builder::new()
+                .name("tickbus-store".to_owned())
+                .spawn(move || run(&committed, durability))
+                .map_err(StoreError::io("starting a thread for", &path.display().to_string()))?
+        };
+        let store = Self {
+            path: path.to_owned(),
+            durability,
+            committed,
+            held: Mutex::new(Some((committer, lock))),
+            is_closed: crate::sync::Flag::default(),
+        };
+        Ok((store, recovery))
+    }
+
+    /// Reads all of a log and compares it with its checksums. It may be written meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` with the first place that is damaged, `Version`, `Io`.
+    pub fn verify(path: impl AsRef<Path>) -> Result<Verification, StoreError> {
+        let folder = Directory::open(path.as_ref())?;
+        settled(|| verify(&folder))
+    }
+
+    /// Returns the folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Appends events in order and returns the sequence of the first. When they are durable depends on
+    /// the durability.
+    ///
+    /// # Errors
+    ///
+    /// `Full`, `Poisoned`, `Io`, `Closed`: none of them is stored, or the log is poisoned and nobody was
+    /// told that they are.
+    pub fn append(&self, events: &[Event]) -> Result<u64, StoreError> {
+        self.appending(|log| log.append_events(events))
+    }
+
+    /// Appends an object and returns its sequence, as [`EventStore::append`].
+    ///
+    /// # Errors
+    ///
+    /// As [`EventStore::append`]; `TooLarge`.
+    pub fn append_object(&self, object: &Object<'_>) -> Result<u64, StoreError> {
+        self.appending(|log| log.append_object(object))
+    }
+
+    /// Notes that events were lost here: a record by itself, whose sequence is returned.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventStore::append`].
+    pub fn append_gap(&self, missed: u64, is_exact: bool) -> Result<u64, StoreError> {
+        self.appending(|log| log.append_gap(missed, is_exact))
+    }
+
+    /// Appends events in order, to wait until they are durable.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventStore::append`].
+    pub fn append_durable(&self, events: &[Event]) -> Result<Ticket<'_>, StoreError> {
+        let first = {
+            self.check()?;
+            self.committed.log().append_events(events)?
+        };
+        Ok(self.ticket(first + events.len() as u64))
+    }
+
+    /// Appends an object, to wait until it is durable.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventStore::append_object`].
+    pub fn append_object_durable(&self, object: &Object<'_>) -> Result<Ticket<'_>, StoreError> {
+        let first = {
+            self.check()?;
+            self.committed.log().append_object(object)?
+        };
+        Ok(self.ticket(first + 1))
+    }
+
+    fn ticket(&self, end: u64) -> Ticket<'_> {
+        if self.durability == Durability::Group {
+            self.committed.want();
+        }
+        Ticket { store: self, end }
+    }
+
+    #[inline]
+    fn appending(
+        &self,
+        append: impl FnOnce(&mut Log<Directory>) -> Result<u64, StoreError>,
+    ) -> Result<u64, StoreError> {
+        self.check()?;
+        let (first, was_idle, end) = {
+            let mut log = self.committed.log();
+            let was_idle = log.next() == log.durable();
+            let first = append(&mut log)?;
+            (first, was_idle, log.next())
+        };
+        match self.durability {
+            Durability::Always | Durability::Double => self.committed.commit(end)?,
+            Durability::Group if was_idle => self.committed.want(),
+            _ => {}
+        }
+        Ok(first)
+    }
+
+    /// Waits until everything that was appended is durable.
+    ///
+    /// # Errors
+    ///
+    /// `Full`, `Poisoned`, `Io`, `Closed`: nobody was told that it is.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        self.check()?;
+        let next = self.committed.log().next();
+        self.committed.commit(next)
+    }
+
+    /// Returns the last sequence up to which all records are durable; `None` if there is none.
+    pub fn durable_sequence(&self) -> Option<u64> {
+        self.committed.durable().checked_sub(1)
+    }
+
+    /// Makes everything durable and finishes the current segment, so that it can be copied or
+    /// compressed.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventStore::sync`].
+    pub fn seal(&self) -> Result<(), StoreError> {
+        self.check()?;
+        self.committed.seal()
+    }
+
+    /// Returns a reader of the records from a sequence on, up to what is appended when it is asked.
+    pub fn read(&self, from: u64) -> StoreReader {
+        let storage = self.committed.log().storage().clone();
+        let end = End::Appended(self.committed.clone());
+        StoreReader { end, reader: LogReader::new(storage, from) }
+    }
+
+    /// Returns a reader of the log in a folder, which another process may be writing, from a sequence
+    /// on: up to what was durable when it last looked, as far as the log says so.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt`, `Version`, `Io`.
+    pub fn read_only(path: impl AsRef<Path>, from: u64) -> Result<StoreReader, StoreError> {
+        let storage = Arc::new(Directory::open(path.as_ref())?);
+        let durable = Findings::of_live(&*storage)?.durable;
+        let end = End::Durable { storage: storage.clone(), durable };
+        Ok(StoreReader { end, reader: LogReader::new(storage, from) })
+    }
+
+    /// Returns the numbers of this moment.
+    pub fn stats(&self) -> StoreStats {
+        let durable_end = self.committed.durable();
+        let log = self.committed.log();
+        let next_sequence = log.next();
+        StoreStats {
+            oldest_sequence: log.segments().first().map_or(next_sequence, |first| first.base),
+            next_sequence,
+            durable_end,
+            segments: log.segments().len(),
+            bytes: log.bytes(),
+        }
+    }
+
+    /// Makes everything durable and ends the log. Closing again does nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventStore::sync`]; the log is closed all the same.
+    pub fn close(&self) -> Result<(), StoreError> {
+        if !self.is_closed.set() {
+            return Ok(());
+        }
+        self.committed.end();
+        let held = self.held.lock().take();
+        let lock = held.map(|(committer, lock)| {
+            // It panics only if the log does, which the next line tells.
+            _ = committer.join();
+            lock
+        });
+        let closed = self.committed.close();
+        drop(lock);
+        closed
+    }
+
+    #[inline]
+    fn check(&self) -> Result<(), StoreError> {
+        match self.is_closed.is_set() {
+            true => Err(StoreError::Closed),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Drop for EventStore {
+    /// As [`EventStore::close`], without anybody to tell an error.
+    fn drop(&mut self) {
+        _ = self.close();
+    }
+}
+
+/// Appended records that can be waited for.
+#[derive(Debug)]
+#[must_use = "nothing says that the records are durable before it was waited for"]
+pub struct Ticket<'a> {
+    store: &'a EventStore,
+    /// The sequence after the last record.
+    end: u64,
+}
+
+impl Ticket<'_> {
+    /// Returns the sequence of the last record.
+    pub fn sequence(&self) -> u64 {
+        self.end - 1
+    }
+
+    /// Blocks the thread until the records are durable, and returns the sequence of the last one.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventStore::sync`].
+    pub fn wait(self) -> Result<u64, StoreError> {
+        self.store.committed.commit(self.end)?;
+        Ok(self.sequence())
+    }
+
+    /// Waits until the records are durable, and returns the sequence of the last one. Cancelling it
+    /// takes nothing back.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventStore::sync`].
+    pub async fn wait_async(self) -> Result<u64, StoreError> {
+        let committed = &self.store.committed;
+        let (failures, _) = committed.failures();
+        loop {
+            let notified = committed.notify.notified();
+            if committed.durable() >= self.end {
+                return Ok(self.sequence());
+            }
+            if let (now, Some(failure)) = committed.failures()
+                && now > failures
+            {
+                return Err(failure);
+            }
+            committed.log().check()?;
+            self.store.check()?;
+            committed.want();
+            notified.await;
+        }
+    }
+}
+
+/// Reads a log in order.
+pub struct StoreReader {
+    end: End,
+    reader: LogReader<Directory>,
+}
+
+/// Up to where a log is read.
+enum End {
+    /// What was appended to a store of this process.
+    Appended(Arc<Committed<Directory>>),
+    /// What was durable when it was looked at.
+    Durable { storage: Arc<Directory>, durable: u64 },
+}
+
+impl fmt::Debug for StoreReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreReader").field("sequence", &self.sequence()).finish_non_exhaustive()
+    }
+}
+
+impl StoreReader {
+    /// Returns the sequence of the next record.
+    pub fn sequence(&self) -> u64 {
+        self.reader.sequence()
+    }
+
+    /// Returns the next records; `None` if there are none now.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` if what is there is not what was written; nothing is ever stepped over. `Io`; `Name`
+    /// and `EventType` if a name of the log finds no place in this process.
+    pub fn next_batch(&mut self) -> Result<Option<Batch<'_>>, StoreError> {
+        let next = self.reader.sequence();
+        let limit = match &mut self.end {
+            End::Appended(committed) => {
+                let mut log = committed.log();
+                // What waits in memory is read from the file too; where it cannot be written, it
+                // is not there to be read.
+                if log.written() <= next {
+                    _ = log.flush();
+                }
+                log.written()
+            }
+            End::Durable { storage, durable } => {
+                if *durable <= next {
+                    *durable = Findings::of_live(&**storage)?.durable;
+                }
+                *durable
+            }
+        };
+        self.reader.next_below(limit)
+    }
+}
+
+/// How long records that nobody waits for may stay unsynced where what is acknowledged is.
+const WINDOW: Duration = Duration::from_millis(1);
+/// How often what waits in memory is written where nothing is synced.
+const TICK: Duration = Duration::from_secs(1);
+/// After so long without records the last commit is confirmed on the disk.
+const IDLE: Duration = Duration::from_millis(50);
+
+/// Syncs when it is time to, until the store is closed or poisoned. An error is told to those that
+/// append or wait.
+fn run(committed: &Committed<Directory>, durability: Durability) {
+    let pace = match durability {
+        Durability::None => Some(TICK),
+        Durability::Interval(interval) => Some(interval),
+        _ => None,
+    };
+    let mut is_settled = true;
+    while committed.log().check().is_ok() {
+        let patience = pace.or((!is_settled).then_some(IDLE));
+        let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
+        let Some(is_wanted) = committed.wait_for_wish(deadline) else { return };
+        if durability == Durability::None && !is_wanted {
+            _ = committed.log().flush();
+            continue;
+        }
+        let is_behind = || committed.durable() < committed.log().next();
+        if !is_behind() {
+            if !std::mem::replace(&mut is_settled, true) {
+                _ = committed.settle();
+            }
+            continue;
+        }
+        is_settled = false;
+        while is_behind() {
+            if durability == Durability::Group {
+                // Those that come meanwhile are served too.
+                std::thread::sleep(WINDOW);
+            }
+            let next = committed.log().next();
+            if committed.commit(next).is_err() {
+                break;
+            }
+        }
+    }
+}

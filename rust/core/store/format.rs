@@ -1,0 +1,269 @@
+//! The bytes of a log, as docs/format.md has them.
+
+use super::mutants::{Mutant, is_broken};
+use crate::event::EVENT_BYTES;
+use crc32c::{crc32c, crc32c_append};
+
+/// Bytes of the header of a segment.
+pub(crate) const SEGMENT_HEADER: usize = 4096;
+/// Bytes of the header of a frame.
+pub(crate) const FRAME_HEADER: usize = 40;
+/// The most bytes of a frame's payload.
+pub(crate) const MAX_PAYLOAD: usize = 1 << 20;
+/// Bytes of the head of an object.
+pub(crate) const OBJECT_HEAD: usize = 24;
+
+const MAGIC: [u8; 8] = *b"EVLOG\0\r\n";
+const MAJOR: u16 = 1;
+const MINOR: u16 = 0;
+/// The incompatible features that this version knows.
+const FEATURES: u64 = 0;
+
+/// What a frame holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub(crate) enum Kind {
+    Events = 1,
+    Objects = 2,
+    Names = 3,
+    Gap = 4,
+    Marker = 5,
+    Seal = 6,
+    Retained = 7,
+}
+
+impl Kind {
+    const ALL: [Self; 7] = [
+        Self::Events,
+        Self::Objects,
+        Self::Names,
+        Self::Gap,
+        Self::Marker,
+        Self::Seal,
+        Self::Retained,
+    ];
+
+    fn from_code(code: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u16 == code)
+    }
+}
+
+/// The header of a segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SegmentHeader {
+    pub(crate) log: u128,
+    pub(crate) number: u64,
+    pub(crate) base: u64,
+    pub(crate) durable: u64,
+    pub(crate) oldest: u64,
+    pub(crate) created: u64,
+    pub(crate) salt: u32,
+    pub(crate) chain: u32,
+}
+
+/// Why bytes are not the header of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BadHeader {
+    /// They are not what was written, or nothing was.
+    Damaged,
+    /// They are of another major version, or have features that this one does not know.
+    Version { major: u16, features: u64 },
+}
+
+impl SegmentHeader {
+    pub(crate) fn encode(&self) -> Box<[u8; SEGMENT_HEADER]> {
+        let mut bytes = Box::new([0; SEGMENT_HEADER]);
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..10].copy_from_slice(&MAJOR.to_le_bytes());
+        bytes[10..12].copy_from_slice(&MINOR.to_le_bytes());
+        bytes[12..16].copy_from_slice(&(SEGMENT_HEADER as u32).to_le_bytes());
+        bytes[32..48].copy_from_slice(&self.log.to_le_bytes());
+        let numbers = [self.number, self.base, self.durable, self.oldest, self.created];
+        for (place, number) in bytes[48..88].chunks_exact_mut(8).zip(numbers) {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        bytes[88..92].copy_from_slice(&self.salt.to_le_bytes());
+        bytes[92..96].copy_from_slice(&self.chain.to_le_bytes());
+        let crc = crc32c(&bytes[..SEGMENT_HEADER - 4]);
+        bytes[SEGMENT_HEADER - 4..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, BadHeader> {
+        if bytes.len() < SEGMENT_HEADER || bytes[..8] != MAGIC {
+            return Err(BadHeader::Damaged);
+        }
+        let crc = crc32c(&bytes[..SEGMENT_HEADER - 4]);
+        let is_right = crc == u32_at(bytes, SEGMENT_HEADER - 4);
+        if !is_right && !is_broken(Mutant::NoSegmentHeaderCrc) {
+            return Err(BadHeader::Damaged);
+        }
+        let (major, features) = (u16_at(bytes, 8), u64_at(bytes, 16));
+        if major != MAJOR || features & !FEATURES != 0 {
+            return Err(BadHeader::Version { major, features });
+        }
+        Ok(Self {
+            log: u128::from(u64_at(bytes, 32)) | u128::from(u64_at(bytes, 40)) << 64,
+            number: u64_at(bytes, 48),
+            base: u64_at(bytes, 56),
+            durable: u64_at(bytes, 64),
+            oldest: u64_at(bytes, 72),
+            created: u64_at(bytes, 80),
+            salt: u32_at(bytes, 88),
+            chain: u32_at(bytes, 92),
+        })
+    }
+}
+
+/// The header of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FrameHeader {
+    /// CRC of the other fields.
+    pub(crate) crc: u32,
+    /// Without padding.
+    pub(crate) payload_bytes: u32,
+    pub(crate) sequence: u64,
+    pub(crate) durable: u64,
+    pub(crate) count: u32,
+    pub(crate) salt: u32,
+    pub(crate) kind: Kind,
+    pub(crate) is_compressed: bool,
+    pub(crate) payload_crc: u32,
+}
+
+impl FrameHeader {
+    /// Returns the bytes, with the right CRC.
+    pub(crate) fn encode(&self) -> [u8; FRAME_HEADER] {
+        let mut bytes = [0; FRAME_HEADER];
+        bytes[4..8].copy_from_slice(&self.payload_bytes.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.sequence.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.durable.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.count.to_le_bytes());
+        bytes[28..32].copy_from_slice(&self.salt.to_le_bytes());
+        bytes[32..34].copy_from_slice(&(self.kind as u16).to_le_bytes());
+        bytes[34..36].copy_from_slice(&u16::from(self.is_compressed).to_le_bytes());
+        bytes[36..40].copy_from_slice(&self.payload_crc.to_le_bytes());
+        let crc = crc32c(&bytes[4..]);
+        bytes[..4].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// Returns the header with these bytes if they are one.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let crc = u32_at(bytes, 0);
+        if crc != crc32c(&bytes[4..FRAME_HEADER]) && !is_broken(Mutant::NoFrameHeaderCrc) {
+            return None;
+        }
+        let (payload_bytes, flags) = (u32_at(bytes, 4), u16_at(bytes, 34));
+        if payload_bytes as usize > MAX_PAYLOAD || flags > 1 {
+            return None;
+        }
+        Some(Self {
+            crc,
+            payload_bytes,
+            sequence: u64_at(bytes, 8),
+            durable: u64_at(bytes, 16),
+            count: u32_at(bytes, 24),
+            salt: u32_at(bytes, 28),
+            kind: Kind::from_code(u16_at(bytes, 32))?,
+            is_compressed: flags == 1,
+            payload_crc: u32_at(bytes, 36),
+        })
+    }
+
+    /// Returns the salt of what may be a header, to tell quickly that it is none.
+    pub(crate) fn salt_of(bytes: &[u8]) -> u32 {
+        u32_at(bytes, 28)
+    }
+
+    /// Returns the bytes of the payload and its padding.
+    pub(crate) fn padded_bytes(&self) -> usize {
+        padded(self.payload_bytes as usize)
+    }
+
+    /// Returns whether a payload that is not compressed is what kind and count say.
+    pub(crate) fn describes(&self, payload: &[u8]) -> bool {
+        let count = self.count as usize;
+        match self.kind {
+            Kind::Events => count > 0 && payload.len() == count * EVENT_BYTES,
+            Kind::Objects => {
+                let heads = count.saturating_mul(OBJECT_HEAD);
+                let heads = payload.get(..heads).filter(|_| count > 0);
+                heads.is_some_and(|heads| {
+                    let lengths = heads.chunks_exact(OBJECT_HEAD).map(|head| u32_at(head, 16));
+                    heads.len() as u64 + lengths.map(u64::from).sum::<u64>() == payload.len() as u64
+                })
+            }
+            Kind::Names => count == 0,
+            Kind::Gap => count == 1 && payload.len() == 16,
+            Kind::Seal => count == 0 && payload.len() == 16,
+            Kind::Marker => count == 0 && payload.is_empty(),
+            Kind::Retained => count == 0 && payload.len() == 8,
+        }
+    }
+}
+
+/// Returns the CRC of the parts of a payload and of its padding.
+pub(crate) fn payload_crc(parts: &[&[u8]]) -> u32 {
+    let crc = parts.iter().fold(0, |crc, part| crc32c_append(crc, part));
+    let bytes: usize = parts.iter().map(|part| part.len()).sum();
+    crc32c_append(crc, padding(bytes))
+}
+
+/// Returns the chain of a segment after a frame.
+pub(crate) fn chained(chain: u32, header_crc: u32) -> u32 {
+    crc32c_append(chain, &header_crc.to_le_bytes())
+}
+
+/// Bytes of a seal, which ends a segment.
+pub(crate) const SEAL: usize = FRAME_HEADER + 16;
+
+/// Returns the payload of a seal; `is_whole` if all before it was synced when it was written.
+pub(crate) fn seal_payload(chain: u32, is_whole: bool, now: u64) -> [u8; 16] {
+    let mut payload = [0; 16];
+    payload[..4].copy_from_slice(&chain.to_le_bytes());
+    payload[4..8].copy_from_slice(&u32::from(is_whole).to_le_bytes());
+    payload[8..].copy_from_slice(&now.to_le_bytes());
+    payload
+}
+
+/// Returns the zeros that follow so many bytes.
+pub(crate) fn padding(bytes: usize) -> &'static [u8] {
+    &[0; 8][..padded(bytes) - bytes]
+}
+
+/// Returns so many bytes and those of their padding.
+pub(crate) const fn padded(bytes: usize) -> usize {
+    bytes.next_multiple_of(8)
+}
+
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(array_at(bytes, at))
+}
+
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(array_at(bytes, at))
+}
+
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(array_at(bytes, at))
+}
+
+fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    match bytes[at..at + N].try_into() {
+        Ok(array) => array,
+        Err(_) => unreachable!("a slice of N bytes is an array of N bytes"),
+    }
+}
+
+/// Returns the name of the segment that begins with a sequence.
+pub(crate) fn segment_name(base: u64) -> String {
+    format!("{base:020}.elog")
+}
+
+/// Returns the sequence with which the segment of a name begins, if it is the name of one.
+pub(crate) fn segment_base(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(".elog")?;
+    (digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit()))
+        .then(|| digits.parse().ok())?
+}

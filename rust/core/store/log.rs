@@ -1,0 +1,612 @@
+//! The writer of a log: it decides what goes into which file when, and what is durable. One thread
+//! at a time uses it, and the same calls with the same storage write the same bytes.
+//!
+//! ```text
+//!  append ─► pending ─► frames of the current segment ─► begin_sync ─► SyncJob::run ─► end_sync
+//!            (memory)   (the system's cache)             (what is to be synced)        (durable)
+//! ```
+//!
+//! `run` needs no exclusion, so that others append while the disk is waited for.
+
+use super::dictionary::{Defined, LogNames};
+use super::error::StoreError;
+use super::format::{
+    FRAME_HEADER, FrameHeader, Kind, MAX_PAYLOAD, OBJECT_HEAD, SEAL, SEGMENT_HEADER, SegmentHeader,
+    chained, padded, padding, payload_crc, seal_payload, segment_name, u32_at,
+};
+use super::mutants::{Mutant, is_broken};
+use super::storage::{Storage, StorageFile, uninterrupted, write_all};
+use crate::event::{EVENT_BYTES, Event};
+use smallvec::SmallVec;
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+/// Events of a frame: what one checksum covers, and what a reader skips by its index.
+pub(crate) const FRAME_EVENTS: usize = 2048;
+/// Fewer events than these wait in memory for others to share a frame with.
+const DIRECT_EVENTS: usize = 256;
+/// Frames that are written by one call of the system.
+const FRAMES_AT_ONCE: usize = 16;
+/// Bytes of objects that share a frame.
+const FRAME_BYTES: usize = FRAME_EVENTS * EVENT_BYTES;
+/// The most bytes of an object.
+pub(crate) const MAX_OBJECT: usize = MAX_PAYLOAD - OBJECT_HEAD;
+
+/// An object to be stored: bytes that a schema describes.
+#[derive(Debug, Clone, Copy)]
+pub struct Object<'a> {
+    /// When it happened: nanoseconds since the Unix epoch, UTC. 0 is unknown.
+    pub timestamp: u64,
+    /// The topic it was published to.
+    pub topic: Option<&'a str>,
+    /// What the bytes are.
+    pub schema: &'a str,
+    /// Which version of that.
+    pub version: u32,
+    /// At most 1,048,552 of them.
+    pub bytes: &'a [u8],
+    /// It comes from a replay.
+    pub is_replayed: bool,
+}
+
+/// How large files and the log may become.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) segment_bytes: u64,
+    pub(crate) max_bytes: Option<u64>,
+}
+
+/// A segment of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub(crate) base: u64,
+    pub(crate) bytes: u64,
+}
+
+/// What follows what is there when a log is opened.
+#[derive(Debug, Clone)]
+pub(crate) struct Continuation {
+    pub(crate) identity: u128,
+    pub(crate) segments: Vec<Segment>,
+    pub(crate) number: u64,
+    pub(crate) chain: u32,
+    pub(crate) sequence: u64,
+}
+
+/// The segment that is written.
+struct Current<F> {
+    file: Arc<F>,
+    base: u64,
+    salt: u32,
+    /// Bytes so far.
+    position: u64,
+    chain: u32,
+    defined: Defined,
+    /// Bytes of which a job has taken care, and those that are on the disk.
+    taken: u64,
+    synced: u64,
+}
+
+/// Records that wait in memory: of one kind.
+#[derive(Default)]
+struct Pending {
+    events: Vec<Event>,
+    heads: Vec<u8>,
+    bodies: Vec<u8>,
+}
+
+impl Pending {
+    fn count(&self) -> usize {
+        self.events.len() + self.heads.len() / OBJECT_HEAD
+    }
+}
+
+pub(crate) struct Log<S: Storage> {
+    storage: Arc<S>,
+    limits: Limits,
+    identity: u128,
+    segments: Vec<Segment>,
+    /// Number and chain of the next segment.
+    number: u64,
+    chain: u32,
+    current: Option<Current<S::File>>,
+    names: LogNames,
+    pending: Pending,
+    /// Records below are in files.
+    written: u64,
+    /// Records below stay whatever happens.
+    durable: u64,
+    /// The watermark that was written last.
+    marked: u64,
+    /// Segments before the current one that were not synced since they were written.
+    unsynced: Vec<Arc<S::File>>,
+    /// A file was created since the folder was synced.
+    has_new_names: bool,
+    poison: Option<String>,
+    is_closed: bool,
+}
+
+/// What has to be synced so that all records below `upto` are durable.
+pub(crate) struct SyncJob<S: Storage> {
+    storage: Arc<S>,
+    files: SmallVec<[Arc<S::File>; 2]>,
+    has_new_names: bool,
+    older: usize,
+    /// Base and bytes of the current segment.
+    taken: (u64, u64),
+    upto: u64,
+}
+
+impl<S: Storage> SyncJob<S> {
+    /// Waits for the disk.
+    pub(crate) fn run(&self) -> io::Result<()> {
+        let skipped = match is_broken(Mutant::SyncOnlyNewest) {
+            true => self.files.len().saturating_sub(1),
+            false => 0,
+        };
+        for file in self.files.iter().skip(skipped) {
+            let tries = if is_broken(Mutant::RetriesSync) { 2 } else { 1 };
+            let sync = || uninterrupted(|| file.sync_data());
+            (1..tries).fold(sync(), |result, _| result.or_else(|_| sync()))?;
+        }
+        if self.has_new_names && !is_broken(Mutant::NoFolderSync) {
+            uninterrupted(|| self.storage.sync_names())?;
+        }
+        Ok(())
+    }
+}
+
+impl<S: Storage> Log<S> {
+    pub(crate) fn new(storage: Arc<S>, limits: Limits, after: Continuation) -> Self {
+        let Continuation { identity, segments, number, chain, sequence } = after;
+        let (written, durable, marked) = (sequence, sequence, sequence);
+        let (current, names, pending) = (None, LogNames::default(), Pending::default());
+        let (unsynced, has_new_names, poison, is_closed) = (Vec::new(), false, None, false);
+        Self {
+            storage,
+            limits,
+            identity,
+            segments,
+            number,
+            chain,
+            current,
+            names,
+            pending,
+            written,
+            durable,
+            marked,
+            unsynced,
+            has_new_names,
+            poison,
+            is_closed,
+        }
+    }
+
+    pub(crate) fn storage(&self) -> &Arc<S> {
+        &self.storage
+    }
+
+    /// Returns the segments, the current one last.
+    pub(crate) fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// Returns the sequence of the next record.
+    pub(crate) fn next(&self) -> u64 {
+        self.written + self.pending.count() as u64
+    }
+
+    /// Returns below which sequence all records are in files.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Returns below which sequence all records are durable.
+    pub(crate) fn durable(&self) -> u64 {
+        self.durable
+    }
+
+    /// Allows the log more bytes.
+    #[cfg(test)]
+    pub(crate) fn raise_max_bytes(&mut self, bytes: u64) {
+        self.limits.max_bytes = Some(bytes);
+    }
+
+    /// Returns the bytes of all segments.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.bytes).sum()
+    }
+
+    /// Appends events and returns the sequence of the first.
+    pub(crate) fn append_events(&mut self, events: &[Event]) -> Result<u64, StoreError> {
+        self.check()?;
+        let first = self.next();
+        let fits = events.len() < DIRECT_EVENTS
+            && self.pending.heads.is_empty()
+            && self.pending.events.len() + events.len() <= FRAME_EVENTS;
+        if !fits {
+            self.flush()?;
+        }
+        match events.len() < DIRECT_EVENTS {
+            true => self.pending.events.extend_from_slice(events),
+            false => self.write_events(events)?,
+        }
+        Ok(first)
+    }
+
+    /// Appends an object and returns its sequence.
+    pub(crate) fn append_object(&mut self, object: &Object<'_>) -> Result<u64, StoreError> {
+        self.check()?;
+        let bytes = object.bytes.len();
+        if bytes > MAX_OBJECT {
+            return Err(StoreError::TooLarge { bytes, limit: MAX_OBJECT });
+        }
+        let so_far = self.pending.heads.len() + self.pending.bodies.len();
+        if !self.pending.events.is_empty() || so_far + OBJECT_HEAD + bytes > FRAME_BYTES {
+            self.flush()?;
+        }
+        let sequence = self.next();
+        let topic = object.topic.map_or(0, |topic| self.names.topics.number(topic.as_bytes()));
+        let schema = self.names.schema(object.schema, object.version);
+        let Pending { heads, bodies, .. } = &mut self.pending;
+        heads.extend(object.timestamp.to_le_bytes());
+        for number in [topic, schema, bytes as u32, u32::from(object.is_replayed)] {
+            heads.extend(number.to_le_bytes());
+        }
+        bodies.extend(object.bytes);
+        Ok(sequence)
+    }
+
+    /// Notes that events were lost before this place, which is a record by itself, and returns its
+    /// sequence.
+    pub(crate) fn append_gap(&mut self, missed: u64, is_exact: bool) -> Result<u64, StoreError> {
+        self.flush()?;
+        let sequence = self.written;
+        let payload = [missed.to_le_bytes(), u64::from(is_exact).to_le_bytes()].concat();
+        self.write_frame(Kind::Gap, 1, &[&payload])?;
+        Ok(sequence)
+    }
+
+    /// Writes into a file what waits in memory.
+    pub(crate) fn flush(&mut self) -> Result<(), StoreError> {
+        self.check()?;
+        let Pending { mut events, mut heads, mut bodies } = std::mem::take(&mut self.pending);
+        let result = match (events.is_empty(), heads.is_empty()) {
+            (true, true) => Ok(()),
+            (false, _) => self.write_events(&events),
+            (true, false) => {
+                let count = (heads.len() / OBJECT_HEAD) as u32;
+                self.write_frame(Kind::Objects, count, &[&heads, &bodies])
+            }
+        };
+        if is_broken(Mutant::FullTakes) && matches!(result, Err(StoreError::Full { .. })) {
+            self.written += (events.len() + heads.len() / OBJECT_HEAD) as u64;
+            return Ok(());
+        }
+        // Where there is no room it waits until there is.
+        let is_kept = matches!(result, Err(StoreError::Full { .. }));
+        if !is_kept {
+            events.clear();
+            heads.clear();
+            bodies.clear();
+        }
+        self.pending = Pending { events, heads, bodies };
+        result
+    }
+
+    fn write_events(&mut self, events: &[Event]) -> Result<(), StoreError> {
+        for events in events.chunks(FRAME_EVENTS * FRAMES_AT_ONCE) {
+            let frames = events.len().div_ceil(FRAME_EVENTS);
+            self.make_room(frames * FRAME_HEADER + size_of_val(events))?;
+            let mut headers = SmallVec::<[[u8; FRAME_HEADER]; FRAMES_AT_ONCE]>::new();
+            for (place, events) in events.chunks(FRAME_EVENTS).enumerate() {
+                let sequence = self.written + (place * FRAME_EVENTS) as u64;
+                let bytes = little_endian(events);
+                headers.push(self.header(Kind::Events, sequence, events.len() as u32, &[&bytes]));
+            }
+            let payloads: SmallVec<[_; FRAMES_AT_ONCE]> =
+                events.chunks(FRAME_EVENTS).map(little_endian).collect();
+            let mut buffers: SmallVec<[IoSlice<'_>; 2 * FRAMES_AT_ONCE]> = headers
+                .iter()
+                .zip(&payloads)
+                .flat_map(|(header, payload)| [IoSlice::new(header), IoSlice::new(payload)])
+                .collect();
+            self.write(&mut buffers)?;
+            self.written += events.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes a frame of records that are not counted yet, or of none.
+    fn write_frame(&mut self, kind: Kind, count: u32, parts: &[&[u8]]) -> Result<(), StoreError> {
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        if kind != Kind::Seal {
+            self.make_room(FRAME_HEADER + padded(bytes))?;
+        }
+        self.write_frame_here(kind, count, parts)
+    }
+
+    /// As `write_frame`, into the current segment.
+    fn write_frame_here(
+        &mut self,
+        kind: Kind,
+        count: u32,
+        parts: &[&[u8]],
+    ) -> Result<(), StoreError> {
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        let header = self.header(kind, self.written, count, parts);
+        let mut buffers = SmallVec::<[IoSlice<'_>; 4]>::new();
+        buffers.push(IoSlice::new(&header));
+        buffers.extend(parts.iter().map(|part| IoSlice::new(part)));
+        buffers.push(IoSlice::new(padding(bytes)));
+        self.write(&mut buffers)?;
+        self.written += u64::from(count);
+        Ok(())
+    }
+
+    /// Returns the header of a frame, and adds it to the chain of the current segment.
+    fn header(
+        &mut self,
+        kind: Kind,
+        sequence: u64,
+        count: u32,
+        parts: &[&[u8]],
+    ) -> [u8; FRAME_HEADER] {
+        let durable = match () {
+            () if is_broken(Mutant::WatermarkTooHigh) => self.durable + 1,
+            () if is_broken(Mutant::WatermarkIsWritten) => self.written,
+            () => self.durable,
+        };
+        let Some(current) = &mut self.current else { unreachable!("room was made") };
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        let header = FrameHeader {
+            crc: 0,
+            payload_bytes: bytes as u32,
+            sequence,
+            durable,
+            count,
+            salt: current.salt,
+            kind,
+            is_compressed: false,
+            payload_crc: payload_crc(parts),
+        };
+        let header = header.encode();
+        if kind != Kind::Seal {
+            current.chain = chained(current.chain, u32_at(&header, 0));
+        }
+        self.marked = durable;
+        header
+    }
+
+    /// Writes at the end of the current segment. A failure poisons the log.
+    fn write(&mut self, buffers: &mut [IoSlice<'_>]) -> Result<(), StoreError> {
+        let Some(current) = &mut self.current else { unreachable!("room was made") };
+        let bytes: usize = buffers.iter().map(|buffer| buffer.len()).sum();
+        let result = write_all(&*current.file, buffers, current.position);
+        if !is_broken(Mutant::ForgetsFailedWrite) {
+            self.poisoning("writing to", result)?;
+        }
+        let Some(current) = &mut self.current else { unreachable!("room was made") };
+        current.position += bytes as u64;
+        if let Some(segment) = self.segments.last_mut() {
+            segment.bytes = current.position;
+        }
+        Ok(())
+    }
+
+    /// Sees to a current segment with room for so many bytes, in which all names are defined.
+    #[inline]
+    fn make_room(&mut self, bytes: usize) -> Result<(), StoreError> {
+        let fits = self.current.as_ref().is_some_and(|current| {
+            let end = current.position + (bytes + SEAL) as u64;
+            // What is too large for any segment makes one longer.
+            end <= self.limits.segment_bytes || current.base == self.written
+        });
+        if !fits {
+            self.rotate()?;
+        }
+        let now = Defined::now(&self.names);
+        match &self.current {
+            Some(current) if current.defined == now => Ok(()),
+            _ => self.define(now),
+        }
+    }
+
+    #[cold]
+    fn define(&mut self, now: Defined) -> Result<(), StoreError> {
+        let Some(current) = &mut self.current else { unreachable!("room was made") };
+        let defined = std::mem::replace(&mut current.defined, now);
+        for payload in defined.payloads_until(&now, &self.names) {
+            self.write_frame_here(Kind::Names, 0, &[&payload])?;
+        }
+        Ok(())
+    }
+
+    /// Begins a segment, after it has sealed the one before.
+    #[cold]
+    fn rotate(&mut self) -> Result<(), StoreError> {
+        const NEW: &str = "segment.tmp";
+        let wanted = self.limits.segment_bytes;
+        if let Some(max) = self.limits.max_bytes
+            && self.bytes() + wanted > max
+        {
+            let why = format!("it has {} of at most {max} bytes", self.bytes());
+            return Err(StoreError::Full { wanted, why });
+        }
+        let salt = self.storage.random() as u32 | 1;
+        // Nothing has happened to the log until the file gets its name.
+        let file = self.create(NEW, wanted)?;
+        self.seal_current()?;
+        let header = SegmentHeader {
+            log: self.identity,
+            number: self.number,
+            base: self.written,
+            durable: self.durable,
+            oldest: self.segments.first().map_or(self.written, |segment| segment.base),
+            created: self.storage.now(),
+            salt,
+            chain: self.chain,
+        };
+        let result = write_all(&file, &mut [IoSlice::new(&*header.encode())], 0);
+        self.poisoning("writing to", result)?;
+        let name = segment_name(self.written);
+        let result = uninterrupted(|| self.storage.rename(NEW, &name));
+        self.poisoning("renaming to", result)?;
+        self.has_new_names = true;
+        self.marked = self.durable;
+        self.number += 1;
+        let position = SEGMENT_HEADER as u64;
+        self.segments.push(Segment { base: self.written, bytes: position });
+        self.current = Some(Current {
+            file: Arc::new(file),
+            base: self.written,
+            salt,
+            position,
+            chain: 0,
+            defined: Defined::default(),
+            taken: 0,
+            synced: 0,
+        });
+        Ok(())
+    }
+
+    /// Creates a file with room for so many bytes.
+    fn create(&mut self, name: &str, bytes: u64) -> Result<S::File, StoreError> {
+        let created = uninterrupted(|| self.storage.create(name)).and_then(|file| {
+            uninterrupted(|| file.allocate(bytes))?;
+            Ok(file)
+        });
+        created.map_err(|error| {
+            // It is removed at the latest when the log is opened the next time.
+            _ = self.storage.remove(name);
+            match error.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    StoreError::Full { wanted: bytes, why: error.to_string() }
+                }
+                _ => StoreError::io("creating", name)(error),
+            }
+        })
+    }
+
+    /// Ends the current segment; nothing more is written to it.
+    fn seal_current(&mut self) -> Result<(), StoreError> {
+        // One without records is no part of the log yet.
+        let Some(current) = self.current.as_ref().filter(|current| current.base < self.written)
+        else {
+            return Ok(());
+        };
+        let chain = current.chain;
+        let is_whole = current.synced == current.position || is_broken(Mutant::SealTrustsUnsynced);
+        let payload = seal_payload(chain, is_whole, self.storage.now());
+        self.write_frame_here(Kind::Seal, 0, &[&payload])?;
+        let Some(current) = self.current.take() else { unreachable!("it was there") };
+        let result = uninterrupted(|| current.file.set_len(current.position));
+        self.chain = chain;
+        self.unsynced.push(current.file);
+        self.poisoning("cutting", result)
+    }
+
+    /// Writes what waits in memory and returns what has to be synced; `None` if nothing has. Only
+    /// one job may be on its way at a time.
+    pub(crate) fn begin_sync(&mut self) -> Result<Option<SyncJob<S>>, StoreError> {
+        self.flush()?;
+        let mut files: SmallVec<[_; 2]> = self.unsynced.iter().cloned().collect();
+        let mut taken = (0, 0);
+        if let Some(current) = &mut self.current
+            && current.taken < current.position
+        {
+            current.taken = current.position;
+            taken = (current.base, current.position);
+            files.push(current.file.clone());
+        }
+        let has_new_names = std::mem::take(&mut self.has_new_names);
+        if files.is_empty() && !has_new_names {
+            return Ok(None);
+        }
+        let (storage, older, upto) = (self.storage.clone(), self.unsynced.len(), self.written);
+        if is_broken(Mutant::AckBeforeSync) {
+            self.durable = upto;
+        }
+        Ok(Some(SyncJob { storage, files, has_new_names, older, taken, upto }))
+    }
+
+    /// Notes how a job ended.
+    pub(crate) fn end_sync(
+        &mut self,
+        job: SyncJob<S>,
+        result: io::Result<()>,
+    ) -> Result<(), StoreError> {
+        self.poisoning("syncing", result)?;
+        self.unsynced.drain(..job.older);
+        self.durable = self.durable.max(job.upto);
+        if let Some(current) = self.current.as_mut().filter(|c| c.base == job.taken.0) {
+            current.synced = current.synced.max(job.taken.1);
+        }
+        Ok(())
+    }
+
+    /// Makes all records so far durable.
+    pub(crate) fn sync(&mut self) -> Result<(), StoreError> {
+        match self.begin_sync()? {
+            Some(job) => {
+                let result = job.run();
+                self.end_sync(job, result)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Writes down what is durable, if it is not written yet, so that damage to it is known for what
+    /// it is once that is synced too. Returns whether there was something to write.
+    pub(crate) fn mark(&mut self) -> Result<bool, StoreError> {
+        self.check()?;
+        let is_needed =
+            self.marked < self.durable && self.pending.count() == 0 && !is_broken(Mutant::NoMarker);
+        match &self.current {
+            Some(_) if is_needed => self.write_frame_here(Kind::Marker, 0, &[]).map(|()| true),
+            _ => Ok(false),
+        }
+    }
+
+    /// Makes all records durable and finishes the current segment.
+    pub(crate) fn seal(&mut self) -> Result<(), StoreError> {
+        self.sync()?;
+        self.seal_current()?;
+        self.sync()
+    }
+
+    /// As `seal`, for good: nothing is written afterwards, even if this fails.
+    pub(crate) fn close(&mut self) -> Result<(), StoreError> {
+        let sealed = self.seal();
+        self.is_closed = true;
+        sealed
+    }
+
+    /// Returns an error if an earlier call failed, or if the log is closed.
+    #[inline]
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
+        match &self.poison {
+            None if self.is_closed => Err(StoreError::Closed),
+            None => Ok(()),
+            Some(cause) => Err(StoreError::Poisoned { cause: cause.clone() }),
+        }
+    }
+
+    /// Poisons the log if a call failed.
+    fn poisoning(&mut self, what: &'static str, result: io::Result<()>) -> Result<(), StoreError> {
+        result.map_err(|error| {
+            let name = self.segments.last().map_or_else(String::new, |s| segment_name(s.base));
+            let error = StoreError::io(what, &name)(error);
+            self.poison = Some(error.to_string());
+            error
+        })
+    }
+}
+
+/// Returns the bytes of events as they are in a file.
+fn little_endian(events: &[Event]) -> std::borrow::Cow<'_, [u8]> {
+    match cfg!(target_endian = "little") {
+        true => bytemuck::cast_slice(events).into(),
+        false => events.iter().flat_map(Event::to_bytes).collect::<Vec<_>>().into(),
+    }
+}

@@ -1,0 +1,39 @@
+//! The event log: what was published, kept on a disk, whatever happens to process and machine.
+//!
+//! ```text
+//!  EventStore ─► Log ─► Storage                  writing: one at a time
+//!                 ▲        │
+//!             recovery ◄───┤                     opening: what is there, what is cut, what is damaged
+//!                          └─► Scan              reading: frame by frame, each one checked
+//! ```
+//!
+//! docs/format.md has the bytes. All of it runs over [`storage::Storage`], so that `crash.rs` drives
+//! the very same code over a disk that loses power between any two calls, and `mutants.rs` breaks it on
+//! purpose, to see that this is found.
+
+mod commit;
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
+mod damage;
+mod dictionary;
+mod directory;
+mod error;
+mod event_store;
+mod format;
+mod log;
+mod mutants;
+mod reader;
+mod recovery;
+mod scan;
+#[cfg(test)]
+mod sim;
+mod storage;
+mod verify;
+
+pub use error::StoreError;
+pub use event_store::{Durability, EventStore, StoreConfig, StoreReader, StoreStats, Ticket};
+pub use log::Object;
+pub use reader::{Batch, Gap, Objects, Records};
+pub use recovery::Recovery;
+pub use verify::Verification;

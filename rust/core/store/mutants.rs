@@ -1,0 +1,160 @@
+//! Faults that tests put into the log on purpose, to see that its proofs find them.
+//!
+//! [`is_broken`] is false at compile time in whatever is not a test of this crate.
+
+/// A fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mutant {
+    /// Records are durable before they are synced.
+    AckBeforeSync,
+    /// Only the newest file is synced.
+    SyncOnlyNewest,
+    /// The folder is never synced.
+    NoFolderSync,
+    /// The watermark in frames is one too high.
+    WatermarkTooHigh,
+    /// The watermark in frames counts what was written.
+    WatermarkIsWritten,
+    /// A seal says that all is durable without a sync.
+    SealTrustsUnsynced,
+    /// The CRC of a frame's header is not compared.
+    NoFrameHeaderCrc,
+    /// The CRC of a payload is not compared.
+    NoPayloadCrc,
+    /// The CRC of a segment's header is not compared.
+    NoSegmentHeaderCrc,
+    /// A frame's sequence is not compared.
+    NoSequenceCheck,
+    /// A frame's salt is not compared.
+    NoSaltCheck,
+    /// A segment's base is not compared with the end of the one before.
+    NoBaseCheck,
+    /// A segment's chain is not compared with that of the one before.
+    NoChainCheck,
+    /// What was acknowledged and is damaged is cut off.
+    CutsDamage,
+    /// Whether what is damaged was acknowledged is asked in its own segment only.
+    LooksForWatermarkInOneSegment,
+    /// A damaged frame is stepped over.
+    SkipsHoles,
+    /// Segments behind a cut stay.
+    KeepsSegmentsBehind,
+    /// A cut is sealed without being synced.
+    NoSyncAfterCut,
+    /// Sequences go on one too low after a recovery.
+    ReusesSequence,
+    /// A write that fails is forgotten.
+    ForgetsFailedWrite,
+    /// A sync that fails is tried again.
+    RetriesSync,
+    /// A short write counts as a whole one.
+    ShortWriteIsWhole,
+    /// No marker follows a commit.
+    NoMarker,
+    /// A log without room says that it took the event.
+    FullTakes,
+}
+
+#[cfg(test)]
+impl Mutant {
+    pub(crate) const ALL: [Self; 24] = [
+        Self::AckBeforeSync,
+        Self::SyncOnlyNewest,
+        Self::NoFolderSync,
+        Self::WatermarkTooHigh,
+        Self::WatermarkIsWritten,
+        Self::SealTrustsUnsynced,
+        Self::NoFrameHeaderCrc,
+        Self::NoPayloadCrc,
+        Self::NoSegmentHeaderCrc,
+        Self::NoSequenceCheck,
+        Self::NoSaltCheck,
+        Self::NoBaseCheck,
+        Self::NoChainCheck,
+        Self::CutsDamage,
+        Self::LooksForWatermarkInOneSegment,
+        Self::SkipsHoles,
+        Self::KeepsSegmentsBehind,
+        Self::NoSyncAfterCut,
+        Self::ReusesSequence,
+        Self::ForgetsFailedWrite,
+        Self::RetriesSync,
+        Self::ShortWriteIsWhole,
+        Self::FullTakes,
+        Self::NoMarker,
+    ];
+}
+
+#[cfg(test)]
+mod switch {
+    use super::Mutant;
+    use std::cell::Cell;
+
+    thread_local! {
+        static BROKEN: Cell<Option<Mutant>> = const { Cell::new(None) };
+    }
+
+    /// Returns whether this thread runs with the fault.
+    pub(crate) fn is_broken(mutant: Mutant) -> bool {
+        BROKEN.get() == Some(mutant)
+    }
+
+    /// Runs `f` with a fault, or without any.
+    pub(crate) fn with<O>(mutant: Option<Mutant>, f: impl FnOnce() -> O) -> O {
+        struct Mended(Option<Mutant>);
+        impl Drop for Mended {
+            fn drop(&mut self) {
+                BROKEN.set(self.0);
+            }
+        }
+        let _mended = Mended(BROKEN.replace(mutant));
+        f()
+    }
+}
+
+#[cfg(test)]
+pub(crate) use switch::{is_broken, with};
+
+/// Returns whether this thread runs with the fault.
+#[cfg(not(test))]
+#[inline(always)]
+pub(crate) const fn is_broken(_: Mutant) -> bool {
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sim::Fault;
+    use super::super::{crash, damage};
+    use super::{Mutant, with};
+
+    /// Returns the first proof that fails with the fault.
+    fn found_by(mutant: Option<Mutant>) -> Option<&'static str> {
+        type Proof = (&'static str, Box<dyn Fn() -> Result<(), String>>);
+        let failures = |fault| move || crash::failures(fault, 60, 1).map(|_| ());
+        let proofs: [Proof; 9] = [
+            ("behind", Box::new(|| damage::behind(1))),
+            ("histories", Box::new(|| damage::histories(1))),
+            ("parts", Box::new(|| damage::parts(1).map(|_| ()))),
+            ("room", Box::new(crash::room)),
+            ("power cuts", Box::new(|| crash::power_cuts(1, 3_000).map(|_| ()))),
+            ("flips", Box::new(|| damage::flips(1, 2_000).map(|_| ()))),
+            ("EIO", Box::new(failures(Fault::Io))),
+            ("ENOSPC", Box::new(failures(Fault::NoSpace))),
+            ("short writes", Box::new(failures(Fault::Short))),
+        ];
+        proofs.into_iter().find_map(|(name, proof)| {
+            let run = std::panic::AssertUnwindSafe(|| with(mutant, &proof));
+            (!matches!(std::panic::catch_unwind(run), Ok(Ok(())))).then_some(name)
+        })
+    }
+
+    #[test]
+    fn each_fault_that_is_put_into_the_log_is_found_by_a_proof_that_holds_without_it() {
+        assert_eq!(found_by(None), None, "a proof fails although nothing is broken");
+        for mutant in Mutant::ALL {
+            let Some(proof) = found_by(Some(mutant)) else { panic!("{mutant:?} is not found") };
+            println!("{mutant:?} is found by {proof}");
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Reading a log in order, from any sequence on, while it may be written.
+
+use super::dictionary::Translation;
+use super::error::StoreError;
+use super::format::{
+    Kind, OBJECT_HEAD, SEGMENT_HEADER, segment_base, segment_name, u32_at, u64_at,
+};
+use super::log::Object;
+use super::recovery::read_header;
+use super::scan::{Frame, Scan};
+use super::storage::{Storage, uninterrupted};
+use crate::event::{EVENT_BYTES, Event};
+use std::io;
+use std::sync::Arc;
+
+/// Records of one kind that follow one another.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    /// The sequence of the first one.
+    pub sequence: u64,
+    /// The records.
+    pub records: Records<'a>,
+}
+
+/// What a [`Batch`] holds.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Records<'a> {
+    /// Events, with the numbers that their names have in this process.
+    Events(&'a [Event]),
+    /// Objects.
+    Objects(Objects<'a>),
+    /// The place where events are missing, which is a record by itself, or records that the log no
+    /// longer has.
+    Gap(Gap),
+}
+
+/// Events that are not in a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// How many.
+    pub missed: u64,
+    /// Whether it is known exactly.
+    pub is_exact: bool,
+}
+
+impl Batch<'_> {
+    /// Returns how many records there are, those included that the log no longer has.
+    pub fn len(&self) -> u64 {
+        match &self.records {
+            Records::Events(events) => events.len() as u64,
+            Records::Objects(objects) => objects.count as u64,
+            Records::Gap(_) => 1,
+        }
+    }
+
+    /// Returns false: a batch has at least one record.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Objects that follow one another.
+#[derive(Debug, Clone, Copy)]
+pub struct Objects<'a> {
+    heads: &'a [u8],
+    bodies: &'a [u8],
+    count: usize,
+    names: &'a Translation,
+}
+
+impl<'a> Objects<'a> {
+    /// Returns them in order.
+    pub fn iter(&self) -> impl Iterator<Item = Object<'a>> + use<'a> {
+        let (mut bodies, names) = (self.bodies, self.names);
+        self.heads.chunks_exact(OBJECT_HEAD).map(move |head| {
+            let (bytes, rest) = bodies.split_at(u32_at(head, 16) as usize);
+            bodies = rest;
+            // An object whose schema has no name has the empty one.
+            let (schema, version) = names.schema(u32_at(head, 12)).unwrap_or_default();
+            Object {
+                timestamp: u64_at(head, 0),
+                topic: names.topic(u32_at(head, 8)),
+                schema,
+                version,
+                bytes,
+                is_replayed: u32_at(head, 20) & 1 == 1,
+            }
+        })
+    }
+}
+
+/// Reads the records of a log in order.
+pub(crate) struct LogReader<S: Storage> {
+    storage: Arc<S>,
+    segment: Option<Reading<S::File>>,
+    /// The sequence of the next record.
+    next: u64,
+}
+
+/// The segment that is read.
+struct Reading<F> {
+    name: String,
+    scan: Scan<F>,
+    names: Translation,
+}
+
+impl<S: Storage> LogReader<S> {
+    /// Returns a reader of the records from a sequence on.
+    pub(crate) fn new(storage: Arc<S>, from: u64) -> Self {
+        Self { storage, segment: None, next: from }
+    }
+
+    /// Returns the sequence of the next record.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.next
+    }
+
+    /// Returns the next records, as many as stand together in the log. There are records up to
+    /// `limit`, below which it stays; `None` says that it is reached.
+    pub(crate) fn next_below(&mut self, limit: u64) -> Result<Option<Batch<'_>>, StoreError> {
+        while self.next < limit {
+            if self.segment.is_none() {
+                let missed = self.begin()?;
+                if missed > 0 {
+                    let sequence = self.next;
+                    self.next += missed;
+                    let gap = Gap { missed, is_exact: true };
+                    return Ok(Some(Batch { sequence, records: Records::Gap(gap) }));
+                }
+            }
+            if self.holds_next()? {
+                return Ok(Some(self.take(limit)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Opens the segment with the next record, or the first one behind it, and returns how many
+    /// records are missing before that.
+    fn begin(&mut self) -> Result<u64, StoreError> {
+        let names =
+            uninterrupted(|| self.storage.names()).map_err(StoreError::io("listing", "."))?;
+        let mut bases: Vec<u64> = names.iter().filter_map(|name| segment_base(name)).collect();
+        bases.sort_unstable();
+        let at = bases.partition_point(|base| *base <= self.next);
+        let Some(&base) = bases.get(at.saturating_sub(1)) else {
+            return Err(self.corrupt(segment_name(self.next), 0, "a segment with the next record"));
+        };
+        self.open(base)?;
+        Ok(base.saturating_sub(self.next))
+    }
+
+    fn open(&mut self, base: u64) -> Result<(), StoreError> {
+        let name = segment_name(base);
+        let file = uninterrupted(|| self.storage.open(&name, false))
+            .map_err(StoreError::io("opening", &name))?;
+        let (_, Some(header)) = read_header(&file, &name)? else {
+            return Err(self.corrupt(name, 0, "the header of a segment"));
+        };
+        let scan = Scan::new(file, header.salt, SEGMENT_HEADER as u64, base);
+        self.segment = Some(Reading { name, scan, names: Translation::new() });
+        Ok(())
+    }
+
+    /// Reads on to a frame with the next record; false if another segment has to be opened first.
+    fn holds_next(&mut self) -> Result<bool, StoreError> {
+        let Some(Reading { name, scan, names }) = &mut self.segment else { return Ok(false) };
+        let holds =
+            |frame: &Frame<'_>| frame.header.sequence + u64::from(frame.header.count) > self.next;
+        if scan.last().is_some_and(|frame| holds(&frame)) {
+            return Ok(true);
+        }
+        while let Some(frame) = scan.next().map_err(StoreError::io("reading", name))? {
+            if holds(&frame) {
+                return Ok(true);
+            }
+            if frame.header.kind == Kind::Names {
+                match names.define(frame.payload) {
+                    Ok(()) => {}
+                    Err(Some(error)) => return Err(error),
+                    Err(None) => {
+                        let (name, offset) = (name.clone(), scan.offset());
+                        return Err(self.corrupt(name, offset, "names with their numbers"));
+                    }
+                }
+            }
+        }
+        let (end, offset, has_seal) = (scan.sequence(), scan.offset(), scan.has_seal());
+        if !has_seal {
+            // What is there may have been read ahead before it was written.
+            scan.forget();
+            if !scan.next().is_ok_and(|frame| frame.is_some()) {
+                let name = name.clone();
+                return Err(self.corrupt(name, offset, "a frame that is whole"));
+            }
+            return Ok(scan.last().is_some_and(|frame| holds(&frame)));
+        }
+        // The one behind may have been retired meanwhile.
+        match self.open(end) {
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                self.segment = None;
+            }
+            result => result?,
+        }
+        Ok(false)
+    }
+
+    /// Returns the records of the frame that was read last, from the next one on.
+    fn take(&mut self, limit: u64) -> Batch<'_> {
+        let sequence = self.next;
+        let Some(Reading { scan, names, .. }) = &mut self.segment else {
+            unreachable!("it holds the next record")
+        };
+        let Some(Frame { header, payload }) = scan.last() else {
+            unreachable!("it holds the next record")
+        };
+        let skipped = (sequence - header.sequence) as usize;
+        let count = (u64::from(header.count) - skipped as u64).min(limit - sequence) as usize;
+        self.next += count as u64;
+        let records = match header.kind {
+            Kind::Events => {
+                let bytes = &mut payload[skipped * EVENT_BYTES..][..count * EVENT_BYTES];
+                Records::Events(native(bytes, names))
+            }
+            Kind::Objects => {
+                let (heads, bodies) = payload.split_at(header.count as usize * OBJECT_HEAD);
+                let (read, heads) = heads.split_at(skipped * OBJECT_HEAD);
+                let lengths = read.chunks_exact(OBJECT_HEAD).map(|head| u32_at(head, 16) as usize);
+                let bodies = &bodies[lengths.sum()..];
+                let heads = &heads[..count * OBJECT_HEAD];
+                Records::Objects(Objects { heads, bodies, count, names })
+            }
+            _ => {
+                Records::Gap(Gap { missed: u64_at(payload, 0), is_exact: u64_at(payload, 8) == 1 })
+            }
+        };
+        Batch { sequence, records }
+    }
+
+    fn corrupt(&self, segment: String, offset: u64, expected: &'static str) -> StoreError {
+        StoreError::Corrupt { segment, offset, sequence: self.next, expected }
+    }
+}
+
+/// Returns events with the numbers and the byte order of this process.
+fn native<'a>(bytes: &'a mut [u8], names: &Translation) -> &'a [Event] {
+    let events: &mut [Event] = bytemuck::cast_slice_mut(bytes);
+    if cfg!(target_endian = "big") {
+        for event in &mut *events {
+            *event = Event::from_bytes(bytemuck::cast(*event));
+        }
+    }
+    names.translate(events);
+    events
+}

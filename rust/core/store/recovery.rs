@@ -1,0 +1,414 @@
+//! What a log is after whatever happened to it: the rule of docs/format.md, "Recovery".
+//!
+//! [`Findings::of`] only reads. [`Findings::mend`] makes of a log that lost its tail one that can go on;
+//! nothing of what it does can be half done: whenever it is stopped, it begins anew the next
+//! time and comes to the same end.
+
+use super::error::StoreError;
+use super::format::{
+    BadHeader, FrameHeader, Kind, SEAL, SEGMENT_HEADER, SegmentHeader, payload_crc, seal_payload,
+    segment_base, segment_name, u32_at,
+};
+use super::log::{Continuation, Segment};
+use super::mutants::{Mutant, is_broken};
+use super::scan::{Scan, Tail};
+use super::storage::{Storage, StorageFile, read_all, uninterrupted, write_all};
+use std::io::IoSlice;
+
+/// A segment and what its header says, if that is whole.
+#[derive(Debug, Clone)]
+struct Found {
+    base: u64,
+    bytes: u64,
+    header: Option<SegmentHeader>,
+}
+
+/// The first place of a log where there is no valid frame, though its segment is not sealed there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Break {
+    /// The segment, by its place.
+    place: usize,
+    /// Where in it, in bytes.
+    offset: u64,
+    chain: u32,
+    /// There are records before it in its segment.
+    has_records: bool,
+    tail: Tail,
+    expected: &'static str,
+}
+
+/// What a log was found to be.
+#[derive(Debug, Clone)]
+pub(crate) struct Findings {
+    segments: Vec<Found>,
+    /// Files that were not finished.
+    unfinished: Vec<String>,
+    /// The first segment that had to be scanned, by its place.
+    scanned_from: usize,
+    /// Where it breaks off, unless the last segment is sealed.
+    end: Option<Break>,
+    /// The sequence after the last record.
+    pub(crate) sequence: u64,
+    /// Chain of the last whole segment.
+    chain: u32,
+    /// Records below were acknowledged, as far as it is written down.
+    pub(crate) durable: u64,
+    pub(crate) scanned_bytes: u64,
+    identity: Option<u128>,
+}
+
+/// What was done when a log was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// The oldest sequence that the log has.
+    pub oldest_sequence: u64,
+    /// The sequence that the next record gets.
+    pub next_sequence: u64,
+    /// Segments that were found.
+    pub segments: usize,
+    /// Bytes that were read and checked.
+    pub scanned_bytes: u64,
+    /// Bytes that had been written, but neither synced nor acknowledged, and were cut off.
+    pub cut_bytes: u64,
+    /// Records in them, as far as their frames say.
+    pub cut_records: u64,
+}
+
+impl Findings {
+    /// Reads what has to be read to know how the log ends.
+    pub(crate) fn of<S: Storage>(storage: &S) -> Result<Self, StoreError> {
+        let names = uninterrupted(|| storage.names()).map_err(StoreError::io("listing", "."))?;
+        let mut bases: Vec<u64> = names.iter().filter_map(|name| segment_base(name)).collect();
+        bases.sort_unstable();
+        let segments =
+            bases.into_iter().map(|base| Found { base, bytes: 0, header: None }).collect();
+        let mut findings = Self {
+            segments,
+            unfinished: names.into_iter().filter(|name| name.ends_with(".tmp")).collect(),
+            scanned_from: 0,
+            end: None,
+            sequence: 0,
+            chain: 0,
+            durable: 0,
+            scanned_bytes: 0,
+            identity: None,
+        };
+        findings.find_start(storage)?;
+        findings.scan(storage)?;
+        Ok(findings)
+    }
+
+    /// As `of`, for a log that may be written meanwhile: what is not there yet may follow what is
+    /// looked at later, so that damage is only what stays where it is.
+    pub(crate) fn of_live<S: Storage>(storage: &S) -> Result<Self, StoreError> {
+        settled(|| Self::of(storage))
+    }
+
+    /// Finds the first segment that has to be scanned: those before it are on the disk as a whole.
+    fn find_start<S: Storage>(&mut self, storage: &S) -> Result<(), StoreError> {
+        for place in (0..self.segments.len()).rev() {
+            let found = &mut self.segments[place];
+            let name = segment_name(found.base);
+            let file = open(storage, &name)?;
+            let (bytes, header) = read_header(&file, &name)?;
+            found.bytes = bytes;
+            found.header = header;
+            let Some(header) = &found.header else { continue };
+            self.durable = self.durable.max(header.durable);
+            self.identity = self.identity.or(Some(header.log));
+            if let Some(seal) = read_seal(&file, &name, bytes, header.salt)? {
+                (self.sequence, self.chain) = (seal.sequence, seal.chain);
+                self.durable = self.durable.max(seal.durable);
+                self.scanned_from = place + 1;
+                return Ok(());
+            }
+            // When its first record was synced, all files before were.
+            if self.durable > header.base {
+                (self.sequence, self.chain) = (header.base, header.chain);
+                self.scanned_from = place;
+                return Ok(());
+            }
+        }
+        let first = self.segments.first().and_then(|first| first.header.as_ref());
+        self.sequence = match first {
+            // None before it can have been retired if it began before they were durable.
+            Some(first) if first.durable < first.base => first.oldest,
+            Some(first) => first.base,
+            None => 0,
+        };
+        Ok(())
+    }
+
+    /// Scans segments until the first place where the log breaks off.
+    fn scan<S: Storage>(&mut self, storage: &S) -> Result<(), StoreError> {
+        for place in self.scanned_from..self.segments.len() {
+            let Found { base, bytes, header } = self.segments[place].clone();
+            let name = segment_name(base);
+            let file = open(storage, &name)?;
+            let before =
+                place.checked_sub(1).and_then(|before| self.segments[before].header.as_ref());
+            let follows = |header: &&SegmentHeader| {
+                (header.base == self.sequence || is_broken(Mutant::NoBaseCheck))
+                    && (place == 0 || header.chain == self.chain || is_broken(Mutant::NoChainCheck))
+                    && Some(header.log) == self.identity
+                    && before.is_none_or(|before| header.number == before.number + 1)
+            };
+            let Some(header) = header.as_ref().filter(follows) else {
+                let expected = "the segment that follows the one before";
+                return self.break_off(storage, place, 0, 0, false, expected);
+            };
+            let mut scan = Scan::new(file, header.salt, SEGMENT_HEADER as u64, base);
+            scan.run_out().map_err(StoreError::io("reading", &name))?;
+            let has_records = scan.sequence() > base;
+            (self.sequence, self.chain) = (scan.sequence(), scan.chain());
+            self.durable = self.durable.max(scan.durable());
+            self.scanned_bytes += scan.offset();
+            if scan.is_contradicted() {
+                return Err(StoreError::Corrupt {
+                    segment: name,
+                    offset: scan.offset(),
+                    sequence: base,
+                    expected: "the frames that the seal counts",
+                });
+            }
+            if !scan.has_seal() {
+                let (offset, chain) = (scan.offset(), scan.chain());
+                let expected = "a frame that is whole, or the end of the log";
+                return self.break_off(storage, place, offset, chain, has_records, expected);
+            }
+            debug_assert!(scan.offset() <= bytes, "a seal is in its file");
+        }
+        Ok(())
+    }
+
+    /// Notes where the log breaks off, unless what is missing there was acknowledged.
+    fn break_off<S: Storage>(
+        &mut self,
+        storage: &S,
+        place: usize,
+        offset: u64,
+        chain: u32,
+        has_records: bool,
+        expected: &'static str,
+    ) -> Result<(), StoreError> {
+        let sequence = self.sequence;
+        let mut all = Tail::default();
+        for (behind, found) in self.segments.iter().enumerate().skip(place) {
+            let name = segment_name(found.base);
+            let salt = found.header.as_ref().map(|header| header.salt);
+            let from = if behind == place { offset } else { 0 };
+            let tail = Tail::of(&open(storage, &name)?, salt, from)
+                .map_err(StoreError::io("reading", &name))?;
+            all.durable = all.durable.max(tail.durable);
+            all.end = all.end.max(tail.end);
+            all.bytes += tail.bytes;
+            if is_broken(Mutant::LooksForWatermarkInOneSegment) {
+                break;
+            }
+            self.durable = found.header.as_ref().map_or(0, |h| h.durable).max(self.durable);
+        }
+        self.durable = self.durable.max(all.durable);
+        if self.durable > sequence && !is_broken(Mutant::CutsDamage) {
+            let segment = segment_name(self.segments[place].base);
+            return Err(StoreError::Corrupt { segment, offset, sequence, expected });
+        }
+        self.end = Some(Break { place, offset, chain, has_records, tail: all, expected });
+        Ok(())
+    }
+
+    /// Makes a log of it that can be written, with nothing behind its last record.
+    pub(crate) fn mend<S: Storage>(
+        mut self,
+        storage: &S,
+    ) -> Result<(Continuation, Recovery), StoreError> {
+        let mut recovery = Recovery {
+            segments: self.segments.len(),
+            scanned_bytes: self.scanned_bytes,
+            ..Recovery::default()
+        };
+        for name in &self.unfinished {
+            uninterrupted(|| storage.remove(name)).map_err(StoreError::io("removing", name))?;
+        }
+        if let Some(end) = self.end {
+            recovery.cut_bytes = end.tail.bytes;
+            recovery.cut_records = end.tail.end.saturating_sub(self.sequence);
+            self.cut(storage, end)?;
+        }
+        // What a process has written may be in the system's cache only.
+        for found in self.segments.iter().skip(self.scanned_from.saturating_sub(1)) {
+            let name = segment_name(found.base);
+            let file = open_to_write(storage, &name)?;
+            if !is_broken(Mutant::NoSyncAfterCut) {
+                uninterrupted(|| file.sync_data()).map_err(StoreError::io("syncing", &name))?;
+            }
+        }
+        sync_names(storage)?;
+        if let Some(end) = self.end
+            && let Some(last) = self.segments.get_mut(end.place)
+        {
+            last.bytes = seal(storage, last, end, self.sequence)?;
+            self.chain = end.chain;
+        }
+        let last = self.segments.last().and_then(|last| last.header.as_ref());
+        let is_reused = is_broken(Mutant::ReusesSequence) && self.end.is_some();
+        let sequence = self.sequence.saturating_sub(is_reused.into());
+        recovery.oldest_sequence = self.segments.first().map_or(sequence, |first| first.base);
+        recovery.next_sequence = sequence;
+        let continuation = Continuation {
+            identity: self.identity.unwrap_or_else(|| {
+                u128::from(storage.random()) << 64 | u128::from(storage.random())
+            }),
+            number: last.map_or(0, |last| last.number + 1),
+            chain: self.chain,
+            sequence,
+            segments: self
+                .segments
+                .iter()
+                .map(|found| Segment { base: found.base, bytes: found.bytes })
+                .collect(),
+        };
+        Ok((continuation, recovery))
+    }
+
+    /// Removes what is behind the end.
+    fn cut<S: Storage>(&mut self, storage: &S, end: Break) -> Result<(), StoreError> {
+        let mut behind = self.segments.split_off(end.place + usize::from(end.has_records));
+        if is_broken(Mutant::KeepsSegmentsBehind) {
+            behind.truncate(usize::from(!end.has_records));
+        }
+        for found in &behind {
+            let name = segment_name(found.base);
+            uninterrupted(|| storage.remove(&name)).map_err(StoreError::io("removing", &name))?;
+        }
+        if end.has_records {
+            let name = segment_name(self.segments[end.place].base);
+            let file = open_to_write(storage, &name)?;
+            uninterrupted(|| file.set_len(end.offset)).map_err(StoreError::io("cutting", &name))?;
+        }
+        Ok(())
+    }
+}
+
+/// Looks at a log that may be written meanwhile until two looks agree on what is damaged.
+pub(crate) fn settled<O>(look: impl Fn() -> Result<O, StoreError>) -> Result<O, StoreError> {
+    let mut seen = None;
+    loop {
+        match look() {
+            Err(StoreError::Corrupt { segment, offset, sequence, expected }) => {
+                let place = (segment.clone(), offset, sequence);
+                if seen.replace(place.clone()) == Some(place) {
+                    return Err(StoreError::Corrupt { segment, offset, sequence, expected });
+                }
+            }
+            // A file that was listed may have been retired.
+            Err(StoreError::Io { ref source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound && seen.is_none() =>
+            {
+                seen = Some((String::new(), 0, 0));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Seals what was cut, once that is synced, and returns the bytes of the segment.
+fn seal<S: Storage>(
+    storage: &S,
+    found: &Found,
+    end: Break,
+    sequence: u64,
+) -> Result<u64, StoreError> {
+    let name = segment_name(found.base);
+    let Some(header) = &found.header else { unreachable!("it was scanned") };
+    let payload = seal_payload(end.chain, true, storage.now());
+    let frame = FrameHeader {
+        crc: 0,
+        payload_bytes: payload.len() as u32,
+        sequence,
+        durable: sequence,
+        count: 0,
+        salt: header.salt,
+        kind: Kind::Seal,
+        is_compressed: false,
+        payload_crc: payload_crc(&[&payload]),
+    };
+    let file = open_to_write(storage, &name)?;
+    let header = frame.encode();
+    write_all(&file, &mut [IoSlice::new(&header), IoSlice::new(&payload)], end.offset)
+        .map_err(StoreError::io("sealing", &name))?;
+    if !is_broken(Mutant::NoSyncAfterCut) {
+        uninterrupted(|| file.sync_data()).map_err(StoreError::io("syncing", &name))?;
+    }
+    Ok(end.offset + SEAL as u64)
+}
+
+/// The seal of a segment.
+struct Seal {
+    sequence: u64,
+    durable: u64,
+    chain: u32,
+}
+
+/// Returns the seal at the end of a file, if there is one and all before it was synced.
+fn read_seal(
+    file: &impl StorageFile,
+    name: &str,
+    bytes: u64,
+    salt: u32,
+) -> Result<Option<Seal>, StoreError> {
+    let Some(offset) = bytes.checked_sub(SEAL as u64) else { return Ok(None) };
+    let mut buffer = [0; SEAL];
+    let filled = read_all(file, &mut buffer, offset).map_err(StoreError::io("reading", name))?;
+    let (header, payload) = buffer.split_at(SEAL - 16);
+    let seal = (filled == SEAL)
+        .then(|| FrameHeader::decode(header))
+        .flatten()
+        .filter(|found| found.kind == Kind::Seal && found.salt == salt)
+        .filter(|found| found.payload_crc == payload_crc(&[payload]) && found.describes(payload))
+        .filter(|_| u32_at(payload, 4) == 1);
+    Ok(seal.map(|found| {
+        let (sequence, durable) = (found.sequence, found.durable);
+        Seal { sequence, durable, chain: u32_at(payload, 0) }
+    }))
+}
+
+/// Returns the bytes of a segment and its header, if that is whole.
+pub(crate) fn read_header(
+    file: &impl StorageFile,
+    name: &str,
+) -> Result<(u64, Option<SegmentHeader>), StoreError> {
+    let reading = StoreError::io("reading", name);
+    let mut buffer = vec![0; SEGMENT_HEADER];
+    let read =
+        uninterrupted(|| file.len()).and_then(|bytes| Ok((bytes, read_all(file, &mut buffer, 0)?)));
+    let (bytes, filled) = read.map_err(reading)?;
+    match SegmentHeader::decode(&buffer[..filled]) {
+        // A file has a name only after its header was written, so that a crash leaves none of
+        // another segment.
+        Ok(header) if segment_base(name) == Some(header.base) || is_broken(Mutant::NoBaseCheck) => {
+            Ok((bytes, Some(header)))
+        }
+        Ok(header) => Err(StoreError::Corrupt {
+            segment: name.to_owned(),
+            offset: 0,
+            sequence: segment_base(name).unwrap_or(header.base),
+            expected: "the header of the segment with this name",
+        }),
+        Err(BadHeader::Damaged) => Ok((bytes, None)),
+        Err(BadHeader::Version { major, features }) => {
+            Err(StoreError::Version { segment: name.to_owned(), major, features })
+        }
+    }
+}
+
+pub(crate) fn open<S: Storage>(storage: &S, name: &str) -> Result<S::File, StoreError> {
+    uninterrupted(|| storage.open(name, false)).map_err(StoreError::io("opening", name))
+}
+
+fn open_to_write<S: Storage>(storage: &S, name: &str) -> Result<S::File, StoreError> {
+    uninterrupted(|| storage.open(name, true)).map_err(StoreError::io("opening", name))
+}
+
+fn sync_names<S: Storage>(storage: &S) -> Result<(), StoreError> {
+    uninterrupted(|| storage.sync_names()).map_err(StoreError::io("syncing", "."))
+}

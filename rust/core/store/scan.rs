@@ -1,0 +1,264 @@
+//! Frames of a segment, read one after another and checked.
+
+use super::format::{
+    FRAME_HEADER, FrameHeader, Kind, MAX_PAYLOAD, chained, padded, payload_crc, u32_at,
+};
+use super::mutants::{Mutant, is_broken};
+use super::storage::{StorageFile, read_all};
+use std::io;
+
+/// Bytes that are read at once: they stay in a core's cache until they are looked at.
+const READ: usize = 256 * 1024;
+/// The most bytes of a frame.
+const MAX_FRAME: usize = FRAME_HEADER + padded(MAX_PAYLOAD);
+
+/// A valid frame.
+#[derive(Debug)]
+pub(crate) struct Frame<'a> {
+    pub(crate) header: FrameHeader,
+    /// Without padding, as it is in the file; aligned to 8 bytes.
+    pub(crate) payload: &'a mut [u8],
+}
+
+/// Reads the frames of one segment in order.
+#[derive(Debug)]
+pub(crate) struct Scan<F> {
+    file: F,
+    salt: u32,
+    /// Of the next frame.
+    offset: u64,
+    sequence: u64,
+    chain: u32,
+    /// The largest watermark of the frames so far.
+    durable: u64,
+    has_seal: bool,
+    /// The seal is whole and counts other frames than there are.
+    is_contradicted: bool,
+    /// The frame that was read last, whose payload is in the buffer still.
+    last: Option<(u64, FrameHeader)>,
+    /// In words, so that events in it are aligned.
+    buffer: Vec<u64>,
+    /// Which part of the file the buffer holds.
+    from: u64,
+    filled: usize,
+}
+
+impl<F: StorageFile> Scan<F> {
+    /// Returns a scan of the frames from `offset` on, the first of which has this sequence.
+    pub(crate) fn new(file: F, salt: u32, offset: u64, sequence: u64) -> Self {
+        let (chain, durable, has_seal, is_contradicted) = (0, 0, false, false);
+        let last = None;
+        let (buffer, from, filled) = (vec![0; READ / 8], offset, 0);
+        Self {
+            file,
+            salt,
+            offset,
+            sequence,
+            chain,
+            durable,
+            has_seal,
+            is_contradicted,
+            last,
+            buffer,
+            from,
+            filled,
+        }
+    }
+
+    /// Returns where the next frame would begin, in bytes.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Returns the sequence that the next frame would have.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Returns the chain of the frames so far, without the seal.
+    pub(crate) fn chain(&self) -> u32 {
+        self.chain
+    }
+
+    /// Returns below which sequence all was durable, as the frames so far say.
+    pub(crate) fn durable(&self) -> u64 {
+        self.durable
+    }
+
+    /// Returns whether the last frame was a seal.
+    pub(crate) fn has_seal(&self) -> bool {
+        self.has_seal
+    }
+
+    /// Returns whether it ended before a seal that is whole and counts other frames than there are,
+    /// which no crash leaves behind.
+    pub(crate) fn is_contradicted(&self) -> bool {
+        self.is_contradicted
+    }
+
+    pub(crate) fn file(&self) -> &F {
+        &self.file
+    }
+
+    /// Returns the next frame; `None` if there is no valid one, in which case it can be asked again
+    /// later.
+    pub(crate) fn next(&mut self) -> io::Result<Option<Frame<'_>>> {
+        let Some(header) = self.header_or_later()? else { return Ok(None) };
+        self.last = Some((self.offset, header));
+        self.offset += (FRAME_HEADER + header.padded_bytes()) as u64;
+        self.sequence += u64::from(header.count);
+        self.durable = self.durable.max(header.durable);
+        match header.kind {
+            Kind::Seal => self.has_seal = true,
+            _ => self.chain = chained(self.chain, header.crc),
+        }
+        Ok(self.last())
+    }
+
+    /// Returns the frame that `next` returned last.
+    pub(crate) fn last(&mut self) -> Option<Frame<'_>> {
+        let (offset, header) = self.last?;
+        let at = (offset - self.from) as usize + FRAME_HEADER;
+        let buffer: &mut [u8] = bytemuck::cast_slice_mut(&mut self.buffer);
+        Some(Frame { header, payload: &mut buffer[at..at + header.payload_bytes as usize] })
+    }
+
+    /// Reads on until there is no valid frame.
+    pub(crate) fn run_out(&mut self) -> io::Result<()> {
+        while self.next()?.is_some() {}
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn header_or_later(&mut self) -> io::Result<Option<FrameHeader>> {
+        let header = self.header()?;
+        if header.is_none() && is_broken(Mutant::SkipsHoles) {
+            return self.header_behind_hole();
+        }
+        Ok(header)
+    }
+
+    #[cold]
+    fn header_behind_hole(&mut self) -> io::Result<Option<FrameHeader>> {
+        let (offset, sequence) = (self.offset, self.sequence);
+        while !self.has_seal && self.fill(FRAME_HEADER)? {
+            self.offset += 8;
+            self.sequence = match FrameHeader::decode(self.bytes()) {
+                Some(header) if header.salt == self.salt => header.sequence,
+                _ => continue,
+            };
+            if let Some(header) = self.header()? {
+                return Ok(Some(header));
+            }
+        }
+        (self.offset, self.sequence) = (offset, sequence);
+        self.forget();
+        Ok(None)
+    }
+
+    /// Returns the header of the frame at the offset, which is in the buffer then, if it is valid.
+    fn header(&mut self) -> io::Result<Option<FrameHeader>> {
+        if self.has_seal || !self.fill(FRAME_HEADER)? {
+            return Ok(None);
+        }
+        let Some(header) = FrameHeader::decode(self.bytes()) else { return Ok(None) };
+        let is_mine = header.salt == self.salt || is_broken(Mutant::NoSaltCheck);
+        let is_next = header.sequence == self.sequence || is_broken(Mutant::NoSequenceCheck);
+        if !is_mine || !is_next || !self.fill(FRAME_HEADER + header.padded_bytes())? {
+            return Ok(None);
+        }
+        let payload = &self.bytes()[FRAME_HEADER..];
+        let padded = &payload[..header.padded_bytes()];
+        let is_whole = payload_crc(&[padded]) == header.payload_crc;
+        let payload = &padded[..header.payload_bytes as usize];
+        let is_valid = (is_whole || is_broken(Mutant::NoPayloadCrc))
+            && (header.is_compressed || header.describes(payload));
+        if is_valid && header.kind == Kind::Seal && u32_at(payload, 0) != self.chain {
+            self.is_contradicted = true;
+            return Ok(None);
+        }
+        Ok(is_valid.then_some(header))
+    }
+
+    /// Returns what is in the buffer from the offset on.
+    fn bytes(&self) -> &[u8] {
+        let at = (self.offset - self.from) as usize;
+        &bytemuck::cast_slice(&self.buffer)[at..self.filled]
+    }
+
+    /// Sees to so many bytes from the offset on in the buffer; false if the file ends before.
+    #[inline]
+    fn fill(&mut self, bytes: usize) -> io::Result<bool> {
+        match (self.offset - self.from) as usize + bytes <= self.filled {
+            true => Ok(true),
+            false => self.read_on(bytes),
+        }
+    }
+
+    #[cold]
+    fn read_on(&mut self, bytes: usize) -> io::Result<bool> {
+        let at = (self.offset - self.from) as usize;
+        let buffer: &mut [u8] = bytemuck::cast_slice_mut(&mut self.buffer);
+        // What is read at an unfinished end may be different the next time.
+        let kept = self.filled.saturating_sub(at);
+        buffer.copy_within(at.min(self.filled)..self.filled, 0);
+        (self.from, self.filled, self.last) = (self.offset, kept, None);
+        if bytes > READ && self.buffer.len() * 8 < MAX_FRAME {
+            self.buffer.resize(MAX_FRAME.div_ceil(8), 0);
+        }
+        let buffer: &mut [u8] = bytemuck::cast_slice_mut(&mut self.buffer);
+        self.filled += read_all(&self.file, &mut buffer[kept..], self.from + kept as u64)?;
+        Ok(bytes <= self.filled)
+    }
+
+    /// Forgets what was read ahead, for a file that is being written.
+    pub(crate) fn forget(&mut self) {
+        (self.from, self.filled, self.last) = (self.offset, 0, None);
+    }
+}
+
+/// What stands behind a place without a valid frame.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Tail {
+    /// The largest watermark in a frame's header that is whole.
+    pub(crate) durable: u64,
+    /// Where the last of those frames ends, as a sequence.
+    pub(crate) end: u64,
+    /// Bytes until only zeros follow.
+    pub(crate) bytes: u64,
+}
+
+impl Tail {
+    /// Returns what is in a file from `offset` on, where frames have this salt if it is known.
+    pub(crate) fn of(file: &impl StorageFile, salt: Option<u32>, from: u64) -> io::Result<Self> {
+        let mut tail = Self::default();
+        let mut buffer = vec![0; READ];
+        let mut offset = from;
+        loop {
+            let filled = read_all(file, &mut buffer, offset)?;
+            if let Some(last) = buffer[..filled].iter().rposition(|byte| *byte != 0) {
+                tail.bytes = offset + last as u64 + 1 - from;
+                for at in (0..(filled + 1).saturating_sub(FRAME_HEADER)).step_by(8) {
+                    tail.take(salt, &buffer[at..at + FRAME_HEADER]);
+                }
+            }
+            if filled < READ {
+                return Ok(tail);
+            }
+            // A header may stand across the end of what was read.
+            offset += (READ - FRAME_HEADER).next_multiple_of(8) as u64;
+        }
+    }
+
+    #[inline]
+    fn take(&mut self, salt: Option<u32>, bytes: &[u8]) {
+        let found = FrameHeader::salt_of(bytes);
+        if found == 0 || salt.is_some_and(|salt| salt != found) {
+            return;
+        }
+        if let Some(header) = FrameHeader::decode(bytes) {
+            self.durable = self.durable.max(header.durable);
+            self.end = self.end.max(header.sequence.saturating_add(header.count.into()));
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Reading a whole log to see whether it is what was written.
+
+use super::error::StoreError;
+use super::format::{SEGMENT_HEADER, segment_base, segment_name};
+use super::mutants::{Mutant, is_broken};
+use super::recovery::{open, read_header};
+use super::scan::{Scan, Tail};
+use super::storage::{Storage, uninterrupted};
+
+/// What a log was found to hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Verification {
+    /// The oldest sequence that the log has.
+    pub oldest_sequence: u64,
+    /// The sequence after the last record.
+    pub next_sequence: u64,
+    /// Segments that were read.
+    pub segments: usize,
+    /// Bytes that were read and compared with their checksums.
+    pub bytes: u64,
+    /// Bytes behind the last record that were never acknowledged; opening the log for writing cuts
+    /// them off.
+    pub torn_bytes: u64,
+}
+
+/// Reads and checks everything.
+pub(crate) fn verify<S: Storage>(storage: &S) -> Result<Verification, StoreError> {
+    let names = uninterrupted(|| storage.names()).map_err(StoreError::io("listing", "."))?;
+    let mut bases: Vec<u64> = names.iter().filter_map(|name| segment_base(name)).collect();
+    bases.sort_unstable();
+    let mut found = Verification {
+        oldest_sequence: bases.first().copied().unwrap_or_default(),
+        next_sequence: bases.first().copied().unwrap_or_default(),
+        ..Verification::default()
+    };
+    // Of the segment before: log, number and chain.
+    let mut before: Option<(u128, u64, u32)> = None;
+    // What is acknowledged as far as the log says, and where it first is not what it should be.
+    let (mut durable, mut broken): (u64, Option<StoreError>) = (0, None);
+    for base in bases {
+        let name = segment_name(base);
+        let (_, header) = read_header(&open(storage, &name)?, &name)?;
+        let salt = header.as_ref().map(|header| header.salt);
+        durable = durable.max(header.as_ref().map_or(0, |header| header.durable));
+        let follows = header.filter(|header| {
+            (base == found.next_sequence || is_broken(Mutant::NoBaseCheck))
+                && before.is_none_or(|(log, number, chain)| {
+                    (header.log, header.number) == (log, number + 1)
+                        && (header.chain == chain || is_broken(Mutant::NoChainCheck))
+                })
+        });
+        let reading = StoreError::io("reading", &name);
+        let corrupt = |offset, sequence, expected| StoreError::Corrupt {
+            segment: name.clone(),
+            offset,
+            sequence,
+            expected,
+        };
+        let Some(header) = follows.filter(|_| broken.is_none()) else {
+            // Only whether it says that something was acknowledged is of interest.
+            let tail = Tail::of(&open(storage, &name)?, salt, 0).map_err(reading)?;
+            durable = durable.max(tail.durable);
+            found.torn_bytes += tail.bytes;
+            let expected = "the segment that follows the one before";
+            broken = broken.or(Some(corrupt(0, found.next_sequence, expected)));
+            continue;
+        };
+        let file = open(storage, &name)?;
+        let mut scan = Scan::new(file, header.salt, SEGMENT_HEADER as u64, base);
+        let tail = scan.run_out().and_then(|()| match scan.has_seal() {
+            true => Ok(None),
+            false => Tail::of(scan.file(), salt, scan.offset()).map(Some),
+        });
+        let tail = tail.map_err(reading)?;
+        if scan.is_contradicted() {
+            return Err(corrupt(scan.offset(), base, "the frames that the seal counts"));
+        }
+        durable = durable.max(scan.durable());
+        found.segments += 1;
+        found.bytes += scan.offset();
+        found.next_sequence = scan.sequence();
+        before = Some((header.log, header.number, scan.chain()));
+        if let Some(tail) = tail {
+            durable = durable.max(tail.durable);
+            found.torn_bytes += tail.bytes;
+            let expected = "a frame that is whole, or the end of the log";
+            broken = Some(corrupt(scan.offset(), scan.sequence(), expected));
+        }
+    }
+    match broken {
+        Some(error) if durable > found.next_sequence => Err(error),
+        _ => Ok(found),
+    }
+}

@@ -1,0 +1,305 @@
+//! The event log in a real folder: what is appended is read again, what was acknowledged is there
+//! after whatever ended the writer, and who may not have it is told why.
+#![cfg(all(feature = "store", unix))]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+use tickbus::{
+    Durability, Event, EventStore, EventType, Gap, Object, Priority, Records, SourceId,
+    StoreConfig, StoreError, StoreReader, Symbol,
+};
+
+fn folder() -> TempDir {
+    tempfile::tempdir().expect("there is a folder for temporary files")
+}
+
+fn config(durability: Durability) -> StoreConfig {
+    let mut config = StoreConfig::default();
+    config.durability = durability;
+    config.segment_bytes = 64 << 10;
+    config
+}
+
+fn open(folder: &Path) -> EventStore {
+    EventStore::open(folder, config(Durability::Group)).expect("it opens").0
+}
+
+fn event(number: u64) -> Event {
+    Event {
+        timestamp: number,
+        event_type: EventType::PriceUpdate,
+        priority: Priority::Normal,
+        source_id: SourceId::new("binance").expect("it is a name"),
+        symbol: Symbol::new("BTCUSDT").expect("it is a name"),
+        value: number as f64,
+        metadata: !number,
+    }
+}
+
+fn events(count: u64) -> Vec<Event> {
+    (0..count).map(event).collect()
+}
+
+/// A record, as it is compared.
+#[derive(Debug, PartialEq)]
+enum Record {
+    Event(Event),
+    Object(u64, Option<String>, String, u32, Vec<u8>, bool),
+    Gap(Gap),
+}
+
+/// Reads all that there is, and checks that sequences have no gaps.
+fn read(reader: &mut StoreReader) -> Vec<Record> {
+    let mut records = Vec::new();
+    let mut next = reader.sequence();
+    while let Some(batch) = reader.next_batch().expect("it is what was written") {
+        assert_eq!(batch.sequence, next);
+        next += batch.len();
+        match batch.records {
+            Records::Events(events) => records.extend(events.iter().copied().map(Record::Event)),
+            Records::Objects(objects) => records.extend(objects.iter().map(|object| {
+                let topic = object.topic.map(str::to_owned);
+                let (schema, bytes) = (object.schema.to_owned(), object.bytes.to_vec());
+                let (version, is_replayed) = (object.version, object.is_replayed);
+                Record::Object(object.timestamp, topic, schema, version, bytes, is_replayed)
+            })),
+            Records::Gap(gap) => records.push(Record::Gap(gap)),
+            _ => unreachable!("there are no others"),
+        }
+    }
+    assert_eq!(reader.sequence(), next);
+    records
+}
+
+fn fill(topic: &str, bytes: &[u8]) -> Record {
+    Record::Object(7, Some(topic.to_owned()), "Fill".to_owned(), 2, bytes.to_vec(), true)
+}
+
+fn append_fill(store: &EventStore, topic: &str, bytes: &[u8]) -> u64 {
+    let topic = Some(topic);
+    let object =
+        Object { timestamp: 7, topic, schema: "Fill", version: 2, bytes, is_replayed: true };
+    store.append_object(&object).expect("there is room")
+}
+
+#[test]
+fn events_objects_and_gaps_are_read_in_the_order_in_which_they_were_appended() {
+    let folder = folder();
+    let store = open(folder.path());
+    assert_eq!(store.append(&events(3)).expect("there is room"), 0);
+    assert_eq!(append_fill(&store, "fills.BTCUSDT", b"one"), 3);
+    assert_eq!(append_fill(&store, "fills.ETHUSDT", b""), 4);
+    assert_eq!(store.append_gap(9, false).expect("there is room"), 5);
+    assert_eq!(store.append(&events(5_000)).expect("there is room"), 6);
+    let mut expected: Vec<_> = events(3).into_iter().map(Record::Event).collect();
+    expected.extend([fill("fills.BTCUSDT", b"one"), fill("fills.ETHUSDT", b"")]);
+    expected.push(Record::Gap(Gap { missed: 9, is_exact: false }));
+    expected.extend(events(5_000).into_iter().map(Record::Event));
+    assert_eq!(read(&mut store.read(0)), expected);
+    assert!(store.stats().segments > 1, "it was more than a segment");
+    // The same from the middle, and by those that open it later.
+    for from in [1, 4, 2_500] {
+        assert_eq!(read(&mut store.read(from)), expected[from as usize..]);
+    }
+    store.close().expect("it is durable");
+    let mut reader = EventStore::read_only(folder.path(), 0).expect("it is sound");
+    assert_eq!(read(&mut reader), expected);
+    let (again, recovery) =
+        EventStore::open(folder.path(), config(Durability::Group)).expect("it is sound");
+    assert_eq!((recovery.next_sequence, recovery.cut_bytes), (5_006, 0));
+    assert_eq!(recovery.scanned_bytes, 0, "a log that was closed is not read");
+    assert_eq!(again.append(&events(1)).expect("there is room"), 5_006);
+    assert_eq!(read(&mut again.read(5_005)).len(), 2);
+}
+
+#[test]
+fn a_reader_reads_on_when_more_was_appended() {
+    let folder = folder();
+    let store = open(folder.path());
+    let mut reader = store.read(0);
+    assert!(read(&mut reader).is_empty());
+    for round in 1..=300 {
+        store.append(&events(round % 40 + 1)).expect("there is room");
+        assert_eq!(read(&mut reader).len() as u64, round % 40 + 1);
+    }
+}
+
+#[test]
+fn each_durability_acknowledges_what_another_process_finds_durable() {
+    let durabilities = [
+        Durability::None,
+        Durability::Interval(Duration::from_millis(2)),
+        Durability::Group,
+        Durability::Always,
+        Durability::Double,
+    ];
+    for durability in durabilities {
+        let folder = folder();
+        let (store, _) = EventStore::open(folder.path(), config(durability)).expect("it opens");
+        let ticket = store.append_durable(&events(10)).expect("there is room");
+        assert_eq!(ticket.wait().expect("it is durable"), 9);
+        assert_eq!(store.durable_sequence(), Some(9), "{durability:?}");
+        store.append(&events(1)).expect("there is room");
+        if matches!(durability, Durability::Always | Durability::Double) {
+            assert_eq!(store.durable_sequence(), Some(10), "{durability:?}");
+        }
+        store.sync().expect("it is durable");
+        let mut reader = EventStore::read_only(folder.path(), 0).expect("it is sound");
+        assert_eq!(read(&mut reader).len(), 11, "{durability:?}");
+    }
+}
+
+#[test]
+fn what_nobody_waits_for_becomes_durable_by_itself() {
+    for durability in [Durability::Group, Durability::Interval(Duration::from_millis(2))] {
+        let folder = folder();
+        let (store, _) = EventStore::open(folder.path(), config(durability)).expect("it opens");
+        for round in 0..20 {
+            store.append(&events(1)).expect("there is room");
+            while store.durable_sequence() < Some(round) {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+#[test]
+fn threads_that_wait_at_once_are_all_served_and_none_before_its_turn() {
+    let folder = folder();
+    let store = Arc::new(open(folder.path()));
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    let ticket = store.append_durable(&events(3)).expect("there is room");
+                    let last = ticket.wait().expect("it is durable");
+                    assert!(store.durable_sequence() >= Some(last));
+                }
+            });
+        }
+    });
+    assert_eq!(read(&mut store.read(0)).len(), 8 * 50 * 3);
+}
+
+#[tokio::test]
+async fn tasks_wait_without_blocking_their_thread() {
+    let folder = folder();
+    let store = open(folder.path());
+    let wait = |number| {
+        let ticket = store.append_durable(&events(1)).expect("there is room");
+        async move { assert_eq!(ticket.wait_async().await.expect("it is durable"), number) }
+    };
+    tokio::join!(wait(0), wait(1), wait(2), wait(3));
+    store.close().expect("it is durable");
+    assert!(matches!(store.append(&events(1)), Err(StoreError::Closed)));
+}
+
+#[test]
+fn a_log_has_one_writer_and_says_who() {
+    let folder = folder();
+    let store = open(folder.path());
+    let second = EventStore::open(folder.path(), StoreConfig::default());
+    let Err(error @ StoreError::AlreadyOpen { .. }) = second else { panic!("it opened twice") };
+    assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
+    store.close().expect("it is durable");
+    drop(store);
+    open(folder.path());
+}
+
+#[test]
+fn a_writer_that_was_dropped_has_lost_nothing_it_appended() {
+    let folder = folder();
+    let store = open(folder.path());
+    store.append(&events(2_000)).expect("there is room");
+    drop(store);
+    let mut reader = EventStore::read_only(folder.path(), 0).expect("it is sound");
+    assert_eq!(read(&mut reader).len(), 2_000);
+}
+
+#[test]
+fn damage_to_what_was_acknowledged_is_an_error_with_its_place_and_a_torn_tail_is_not() {
+    let folder = folder();
+    let store = open(folder.path());
+    store.append_durable(&events(300)).expect("there is room").wait().expect("it is durable");
+    store.append_durable(&events(300)).expect("there is room").wait().expect("it is durable");
+    store.close().expect("it is durable");
+    drop(store);
+    let path = folder.path().join(format!("{:020}.elog", 0));
+    let whole = std::fs::read(&path).expect("it is there");
+    let verified = EventStore::verify(folder.path()).expect("it is sound");
+    assert_eq!((verified.next_sequence, verified.torn_bytes), (600, 0));
+    let mut damaged = whole.clone();
+    damaged[5_000] ^= 4;
+    std::fs::write(&path, &damaged).expect("it is written");
+    let error = EventStore::verify(folder.path()).expect_err("a bit is wrong");
+    let StoreError::Corrupt { segment, offset, sequence: 0, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(segment, &format!("{:020}.elog", 0));
+    assert!((4096..5_000).contains(offset), "{error}");
+    let mut reader = EventStore::read_only(folder.path(), 0).expect("its end is sound");
+    assert!(matches!(reader.next_batch(), Err(StoreError::Corrupt { .. })));
+    // Without its last part it was never acknowledged as far as it says itself.
+    std::fs::write(&path, &whole[..4096 + 300 * 32]).expect("it is written");
+    let (store, recovery) =
+        EventStore::open(folder.path(), config(Durability::Group)).expect("its tail is torn");
+    assert!(recovery.cut_bytes > 0 && recovery.cut_records == 300, "{recovery:?}");
+    assert_eq!(store.append(&events(1)).expect("there is room"), 0);
+}
+
+#[test]
+fn a_log_that_is_full_refuses_and_goes_on_once_it_was_opened_with_room() {
+    let folder = folder();
+    let mut small = config(Durability::Group);
+    small.max_bytes = Some(2 * small.segment_bytes);
+    let (store, _) = EventStore::open(folder.path(), small).expect("it opens");
+    let error = loop {
+        if let Err(error) = store.append(&events(256)) {
+            break error;
+        }
+    };
+    assert!(matches!(error, StoreError::Full { .. }), "{error}");
+    let kept = store.stats().next_sequence;
+    store.close().expect("it is durable");
+    drop(store);
+    let store = open(folder.path());
+    assert_eq!(store.append(&events(1)).expect("there is room"), kept);
+}
+
+#[test]
+fn settings_that_cannot_be_kept_are_refused_with_what_to_do() {
+    let folder = folder();
+    let refused = |change: fn(&mut StoreConfig)| {
+        let mut config = StoreConfig::default();
+        change(&mut config);
+        match EventStore::open(folder.path(), config) {
+            Err(StoreError::Config(error)) => error.to_string(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(
+        refused(|config| config.segment_bytes = 100).contains("was 100; it must be from 65536")
+    );
+    assert!(refused(|config| config.max_bytes = Some(1)).contains("at least two segments"));
+    assert!(
+        refused(|config| config.durability = Durability::Interval(Duration::ZERO))
+            .contains("the interval was 0")
+    );
+    let store = open(folder.path());
+    let (object, limit) = (vec![0; 1 << 20], (1 << 20) - 24);
+    let object = Object {
+        timestamp: 0,
+        topic: None,
+        schema: "Big",
+        version: 1,
+        bytes: &object,
+        is_replayed: false,
+    };
+    let error = store.append_object(&object).expect_err("it is too large");
+    assert!(matches!(error, StoreError::TooLarge { bytes: 1_048_576, limit: l } if l == limit));
+    let object = Object { bytes: &object.bytes[..limit], ..object };
+    assert_eq!(store.append_object(&object).expect("it fits"), 0);
+    assert_eq!(read(&mut store.read(0)).len(), 1);
+}
