@@ -10,7 +10,10 @@ NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 MODEL := CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
 	CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true cargo test --release --target-dir target
 LOOM := RUSTFLAGS="--cfg tickbus_loom" $(MODEL)/loom
+CRASH := $(MODEL)/crash --lib store -- --nocapture
 SHUTTLE := RUSTFLAGS="--cfg tickbus_shuttle" $(MODEL)/shuttle --test shuttle
+# What `make test` tries on the log: power cuts, flipped bits, and every call that can fail.
+CRASHES := CRASH_STATES=1000000 FLIPS=100000 FAULT_STEP=1
 # pyo3-asyncio knows CPython up to 3.12.
 FUTURES = pyo3-async-runtimes $(shell $(PY) -c 'import sys; print("pyo3-asyncio" * (sys.version_info < (3, 13)))')
 EXTRAS := cli,events,numpy,anyio,prometheus
@@ -18,7 +21,7 @@ export PYO3_PYTHON := $(CURDIR)/.venv/bin/python
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
 .PHONY: help demo test check wheel test-pythons bench bench-pythons bench-decision bench-setup loom \
-	shuttle soak sanitize coverage clean
+	shuttle crash soak sanitize coverage clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -36,6 +39,7 @@ endif
 	$(LOOM) --test loom
 	$(LOOM) --lib models
 	$(SHUTTLE)
+	$(CRASHES) $(CRASH)
 	tools/promtool.sh
 	$(PY) -m pytest
 
@@ -98,10 +102,14 @@ loom: ## model-check parking, waking, joining, leaving, and the ring
 shuttle: ## play the whole bus over schedules that shuttle draws, or SCENE=name alone
 	$(SHUTTLE) -- $(SCENE)
 
+crash: ## cut the power of the event log in 10^6 ways, flip 10^5 bits, fail every call, find each seeded fault
+	$(CRASHES) $(CRASH)
+
 SCHEDULES := 1000000
 SOAK_MINUTES := 10
-soak: .venv/core.stamp ## play SCHEDULES=10^6; rings, then everything at once, for SOAK_MINUTES=10 each; 1,000 interpreters; 10^8 events
+soak: .venv/core.stamp ## play SCHEDULES=10^6; 10^8 crash states of the log; rings, then everything at once, for SOAK_MINUTES=10 each; 1,000 interpreters; 10^8 events
 	SCHEDULES=$(SCHEDULES) $(SHUTTLE) -- so_many --nocapture
+	CRASH_STATES=100000000 FLIPS=1000000 FAULT_STEP=1 $(CRASH)
 	SOAK_MINUTES=$(SOAK_MINUTES) cargo test --release --test ring for_minutes -- --nocapture
 	$(PY) tests/soak.py $(SOAK_MINUTES) $(SEED)
 

@@ -269,6 +269,27 @@ fn a_log_that_is_full_refuses_and_goes_on_once_it_was_opened_with_room() {
 }
 
 #[test]
+fn of_a_batch_for_which_there_is_not_enough_room_all_or_nothing_is_taken() {
+    let folder = folder();
+    let mut small = config(Durability::Group);
+    small.max_bytes = Some(4 * small.segment_bytes);
+    let (store, _) = EventStore::open(folder.path(), small).expect("it opens");
+    let batch = events(5_000);
+    let mut taken = 0;
+    loop {
+        match store.append(&batch) {
+            Ok(first) => assert_eq!(first, std::mem::replace(&mut taken, first + 5_000)),
+            Err(error) => break assert!(matches!(error, StoreError::Full { .. }), "{error}"),
+        }
+    }
+    assert_eq!(store.stats().next_sequence, taken);
+    assert!(store.stats().bytes <= 4 * small.segment_bytes);
+    let error = store.sync().expect_err("a part of a batch waits in memory for room");
+    assert!(matches!(error, StoreError::Full { .. }), "{error}");
+    assert!(store.durable_sequence() < Some(taken - 1));
+}
+
+#[test]
 fn settings_that_cannot_be_kept_are_refused_with_what_to_do() {
     let folder = folder();
     let refused = |change: fn(&mut StoreConfig)| {

@@ -12,6 +12,7 @@ use crate::event::{EVENT_BYTES, Event};
 use crate::event_type::EventType;
 use crate::names::{SourceId, Symbol};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// A record, as it was written and is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -224,7 +225,7 @@ fn cut(
         }
         let mut tear = random.clone();
         let is_tearing = random.once_in(4);
-        let is_double = random.once_in(8);
+        let is_double = random.once_in(24);
         let crashed = moment.crashed(
             random.next(),
             is_double,
@@ -415,15 +416,27 @@ fn whichever_call_fails_nothing_acknowledged_is_lost_and_nothing_is_acknowledged
     }
 }
 
+/// `CRASH_STATES` at least, and on for `SOAK_MINUTES`.
 #[test]
 fn whatever_a_power_cut_leaves_what_was_acknowledged_is_there_and_nothing_else() {
-    let (seed, states) = (from_environment("SEED", 1), from_environment("CRASH_STATES", 3_000));
-    match power_cuts(seed, states) {
-        Ok(Tried { points, states, double }) => {
-            println!("{states} crash states at {points} moments, {double} double crashes");
+    let (seed, wanted) = (from_environment("SEED", 1), from_environment("CRASH_STATES", 3_000));
+    let long = Duration::from_secs(60 * from_environment("SOAK_MINUTES", 0));
+    let begun = Instant::now();
+    let mut all = Tried::default();
+    let mut seeds = seed..;
+    while all.states < wanted || begun.elapsed() < long {
+        let seed = seeds.next().unwrap_or(seed);
+        match power_cuts(seed, wanted.min(1_000_000)) {
+            Ok(Tried { points, states, double }) => {
+                all.points += points;
+                all.states += states;
+                all.double += double;
+            }
+            Err(wrong) => panic!("SEED={seed}: {wrong}"),
         }
-        Err(wrong) => panic!("SEED={seed}: {wrong}"),
     }
+    let Tried { points, states, double } = all;
+    println!("{states} crash states at {points} moments, {double} double crashes, 0 losses");
 }
 
 #[test]

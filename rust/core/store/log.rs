@@ -227,9 +227,16 @@ impl<S: Storage> Log<S> {
         if !fits {
             self.flush()?;
         }
-        match events.len() < DIRECT_EVENTS {
-            true => self.pending.events.extend_from_slice(events),
-            false => self.write_events(events)?,
+        if events.len() < DIRECT_EVENTS {
+            self.pending.events.extend_from_slice(events);
+            return Ok(first);
+        }
+        match self.write_events(events) {
+            // What has found no room yet waits in memory, like what was appended before.
+            Err(_) if self.written > first && self.poison.is_none() => {
+                self.pending.events.extend_from_slice(&events[(self.written - first) as usize..]);
+            }
+            result => result?,
         }
         Ok(first)
     }
@@ -284,8 +291,7 @@ impl<S: Storage> Log<S> {
             return Ok(());
         }
         // Where there is no room it waits until there is.
-        let is_kept = matches!(result, Err(StoreError::Full { .. }));
-        if !is_kept {
+        if result.is_ok() {
             events.clear();
             heads.clear();
             bodies.clear();
@@ -295,7 +301,8 @@ impl<S: Storage> Log<S> {
     }
 
     fn write_events(&mut self, events: &[Event]) -> Result<(), StoreError> {
-        for events in events.chunks(FRAME_EVENTS * FRAMES_AT_ONCE) {
+        let frames = self.limits.segment_bytes as usize / (2 * FRAME_BYTES);
+        for events in events.chunks(FRAME_EVENTS * frames.clamp(1, FRAMES_AT_ONCE)) {
             let frames = events.len().div_ceil(FRAME_EVENTS);
             self.make_room(frames * FRAME_HEADER + size_of_val(events))?;
             let mut headers = SmallVec::<[[u8; FRAME_HEADER]; FRAMES_AT_ONCE]>::new();
@@ -403,7 +410,7 @@ impl<S: Storage> Log<S> {
             end <= self.limits.segment_bytes || current.base == self.written
         });
         if !fits {
-            self.rotate()?;
+            self.rotate(bytes)?;
         }
         let now = Defined::now(&self.names);
         match &self.current {
@@ -422,11 +429,11 @@ impl<S: Storage> Log<S> {
         Ok(())
     }
 
-    /// Begins a segment, after it has sealed the one before.
+    /// Begins a segment with room for so many bytes, after it has sealed the one before.
     #[cold]
-    fn rotate(&mut self) -> Result<(), StoreError> {
+    fn rotate(&mut self, bytes: usize) -> Result<(), StoreError> {
         const NEW: &str = "segment.tmp";
-        let wanted = self.limits.segment_bytes;
+        let wanted = self.limits.segment_bytes.max((SEGMENT_HEADER + bytes + SEAL) as u64);
         if let Some(max) = self.limits.max_bytes
             && self.bytes() + wanted > max
         {
