@@ -289,6 +289,53 @@ fn of_a_batch_for_which_there_is_not_enough_room_all_or_nothing_is_taken() {
     assert!(store.durable_sequence() < Some(taken - 1));
 }
 
+/// The log in tests/golden/1.0: two segments of one process, one of another with other numbers, which
+/// ends with half a frame.
+fn golden() -> Vec<Record> {
+    let golden = |number: u64, symbol: &str, source: &str, event_type| Event {
+        timestamp: 1_700_000_000_000_000_000 + number,
+        event_type,
+        symbol: Symbol::new(symbol).expect("it is a name"),
+        source_id: SourceId::new(source).expect("it is a name"),
+        priority: Priority::High,
+        value: 0.5 * number as f64,
+        metadata: number,
+    };
+    let basis = EventType::register("basis", 17).expect("the code is free");
+    let mut records = Vec::new();
+    for number in 0..2_000 {
+        let symbol = ["BTCUSDT", "ETHUSDT", "SOLUSDT"][number as usize % 3];
+        let event_type = if number % 2 == 0 { EventType::PriceUpdate } else { basis };
+        records.push(Record::Event(golden(number, symbol, "binance", event_type)));
+    }
+    records.push(fill("fills.BTCUSDT", b"\x81\xa5price\xcd\x03\xe8"));
+    records.push(Record::Gap(Gap { missed: 12, is_exact: true }));
+    for number in 2_002..2_010 {
+        records.push(Record::Event(golden(number, "SOLUSDT", "kraken", EventType::EmergencyStop)));
+    }
+    records
+}
+
+#[test]
+fn the_log_of_format_1_0_is_read_and_recovered_as_it_was_written() {
+    let golden_folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/1.0");
+    let verified = EventStore::verify(&golden_folder).expect("it is sound");
+    assert_eq!((verified.segments, verified.next_sequence), (3, 2_010));
+    let mut reader = EventStore::read_only(&golden_folder, 0).expect("it is sound");
+    assert_eq!(read(&mut reader), golden());
+    let folder = folder();
+    for file in std::fs::read_dir(&golden_folder).expect("it is there") {
+        let file = file.expect("it is there");
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).expect("there is room");
+    }
+    let (store, recovery) =
+        EventStore::open(folder.path(), config(Durability::Group)).expect("its tail is torn");
+    assert_eq!((recovery.segments, recovery.next_sequence), (3, 2_010));
+    assert_eq!((recovery.cut_bytes, recovery.cut_records), (60, 1));
+    assert_eq!(store.append(&events(1)).expect("there is room"), 2_010);
+    assert_eq!(read(&mut store.read(0))[..2_010], golden());
+}
+
 #[test]
 fn settings_that_cannot_be_kept_are_refused_with_what_to_do() {
     let folder = folder();
