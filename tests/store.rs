@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 use tickbus::{
-    Durability, Event, EventStore, EventType, Gap, Object, Priority, Records, SourceId,
-    StoreConfig, StoreError, StoreReader, Symbol,
+    Durability, Event, EventBus, EventStore, EventSystem, EventSystemConfig, EventType, Gap,
+    Object, Policy, Priority, Records, RingEventBus, SourceId, StoreConfig, StoreError,
+    StoreReader, SubscribeOptions, Symbol, SystemSubscribeOptions,
 };
 
 fn folder() -> TempDir {
@@ -334,6 +335,88 @@ fn the_log_of_format_1_0_is_read_and_recovered_as_it_was_written() {
     assert_eq!((recovery.cut_bytes, recovery.cut_records), (60, 1));
     assert_eq!(store.append(&events(1)).expect("there is room"), 2_010);
     assert_eq!(read(&mut store.read(0))[..2_010], golden());
+}
+
+#[test]
+fn an_attached_store_has_what_was_published_in_the_order_of_its_bus_and_a_gap_where_it_missed_some()
+{
+    let folder = folder();
+    let store = Arc::new(open(folder.path()));
+    let bus = RingEventBus::<Event>::new(1024).expect("the capacity is good");
+    let attach = |options| {
+        let subscription = bus.subscribe_with(options).expect("the options are good");
+        store.attach(subscription, |error| panic!("{error}")).expect("there are threads")
+    };
+    let attachment = attach(SubscribeOptions { policy: Some(Policy::Block), ..Default::default() });
+    for number in 0..20_000 {
+        assert_eq!(bus.publish(event(number)), Ok(1));
+    }
+    attachment.detach();
+    assert_eq!((attachment.stored(), attachment.missed()), (20_000, 0));
+    let all: Vec<_> = events(20_000).into_iter().map(Record::Event).collect();
+    assert_eq!(read(&mut store.read(0)), all);
+    // One that may be overtaken: whatever it misses is in the log as a number, where it is missing.
+    let attachment =
+        attach(SubscribeOptions { policy: Some(Policy::DropOldest), ..Default::default() });
+    for number in 0..200_000 {
+        assert_eq!(bus.publish(event(number)), Ok(1));
+    }
+    attachment.detach();
+    assert_eq!(attachment.stored() + attachment.missed(), 200_000);
+    let mut next = 0;
+    for record in read(&mut store.read(20_000)) {
+        match record {
+            Record::Event(event) => {
+                assert_eq!(event.timestamp, next);
+                next += 1;
+            }
+            Record::Gap(gap) => next += gap.missed,
+            Record::Object(..) => panic!("nobody stored an object"),
+        }
+    }
+    assert_eq!(next, 200_000);
+}
+
+#[test]
+fn closing_a_store_stores_what_attached_lanes_still_hold() {
+    let folder = folder();
+    let store = Arc::new(open(folder.path()));
+    let system = EventSystem::new(EventSystemConfig::default()).expect("the capacities are good");
+    let subscription = system.subscribe(SystemSubscribeOptions::default()).expect("it is named");
+    let attachment =
+        store.attach(subscription, |error| panic!("{error}")).expect("there are threads");
+    let critical = Event { event_type: EventType::EmergencyStop, ..event(1) };
+    for _ in 0..50 {
+        assert_eq!(system.publish(critical).ok(), Some(1));
+        assert_eq!(system.publish(event(2)).ok(), Some(1));
+    }
+    store.close().expect("it is durable");
+    assert_eq!((attachment.stored(), attachment.missed()), (100, 0));
+    assert_eq!(system.publish(event(3)).ok(), Some(0), "nobody waits for a store that has gone");
+}
+
+#[test]
+fn a_store_without_room_detaches_itself_and_no_publisher_waits_for_it() {
+    let folder = folder();
+    let mut small = config(Durability::Group);
+    small.max_bytes = Some(2 * small.segment_bytes);
+    let (store, _) = EventStore::open(folder.path(), small).expect("it opens");
+    let store = Arc::new(store);
+    let bus = RingEventBus::<Event>::new(64).expect("the capacity is good");
+    let options = SubscribeOptions { policy: Some(Policy::Block), ..Default::default() };
+    let subscription = bus.subscribe_with(options).expect("the options are good");
+    let (tell, told) = std::sync::mpsc::channel();
+    let attachment = store
+        .attach(subscription, move |error| tell.send(error.to_string()).expect("it is awaited"))
+        .expect("there are threads");
+    let mut number = 0;
+    while bus.publish(event(number)) == Ok(1) {
+        number += 1;
+    }
+    assert_eq!(bus.publish(event(number)), Ok(0));
+    assert!(told.recv().expect("it is told").contains("no room"));
+    attachment.detach();
+    assert!(matches!(attachment.failure(), Some(StoreError::Full { .. })));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The store: a log in a folder, its durability, and the thread that syncs it.
 
+use super::attach::Attached;
 use super::commit::Committed;
 use super::directory::{Directory, Lock};
 use super::error::StoreError;
@@ -9,10 +10,11 @@ use super::recovery::{Findings, Recovery, settled};
 use super::verify::{Verification, verify};
 use crate::error::ConfigError;
 use crate::event::Event;
+use crate::sync::Flag;
 use parking_lot::Mutex;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -108,7 +110,8 @@ pub struct EventStore {
     committed: Arc<Committed<Directory>>,
     /// Until it is closed.
     held: Mutex<Option<(JoinHandle<()>, Lock)>>,
-    is_closed: crate::sync::Flag,
+    is_closed: Flag,
+    attached: Mutex<Vec<Weak<Attached>>>,
 }
 
 impl fmt::Debug for EventStore {
@@ -163,7 +166,8 @@ impl EventStore {
             durability,
             committed,
             held: Mutex::new(Some((committer, lock))),
-            is_closed: crate::sync::Flag::default(),
+            is_closed: Flag::default(),
+            attached: Mutex::default(),
         };
         Ok((store, recovery))
     }
@@ -326,12 +330,25 @@ impl EventStore {
         }
     }
 
-    /// Makes everything durable and ends the log. Closing again does nothing.
+    /// Has an attachment end with the store.
+    pub(super) fn remember(&self, attached: &Arc<Attached>) -> Result<(), StoreError> {
+        let mut all = self.attached.lock();
+        all.retain(|attached| attached.strong_count() > 0);
+        all.push(Arc::downgrade(attached));
+        drop(all);
+        // Whoever closed it meanwhile may not have seen it.
+        self.check().inspect_err(|_| attached.detach())
+    }
+
+    /// Stores what attached subscriptions hold, makes everything durable and ends the log. Closing
+    /// again does nothing.
     ///
     /// # Errors
     ///
     /// As [`EventStore::sync`]; the log is closed all the same.
     pub fn close(&self) -> Result<(), StoreError> {
+        let attached = std::mem::take(&mut *self.attached.lock());
+        attached.iter().filter_map(Weak::upgrade).for_each(|attached| attached.detach());
         if !self.is_closed.set() {
             return Ok(());
         }

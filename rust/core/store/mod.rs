@@ -11,6 +11,7 @@
 //! the very same code over a disk that loses power between any two calls, and `mutants.rs` breaks it on
 //! purpose, to see that this is found.
 
+mod attach;
 mod commit;
 #[cfg(test)]
 mod crash;
@@ -31,6 +32,7 @@ mod sim;
 mod storage;
 mod verify;
 
+pub use attach::{Attachment, Source};
 pub use error::StoreError;
 pub use event_store::{Durability, EventStore, StoreConfig, StoreReader, StoreStats, Ticket};
 pub use log::Object;
