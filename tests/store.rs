@@ -2,13 +2,14 @@
 //! after whatever ended the writer, and who may not have it is told why.
 #![cfg(all(feature = "store", unix))]
 
+use proptest::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 use tickbus::{
-    Durability, Event, EventBus, EventStore, EventSystem, EventSystemConfig, EventType, Gap,
-    Object, Policy, Priority, Records, RingEventBus, SourceId, StoreConfig, StoreError,
+    Durability, Event, EventBus, EventStore, EventSystem, EventSystemConfig, EventType, Found, Gap,
+    Object, Policy, Priority, Query, Records, RingEventBus, SourceId, StoreConfig, StoreError,
     StoreReader, SubscribeOptions, Symbol, SystemSubscribeOptions,
 };
 
@@ -417,6 +418,87 @@ fn a_store_without_room_detaches_itself_and_no_publisher_waits_for_it() {
     assert!(told.recv().expect("it is told").contains("no room"));
     attachment.detach();
     assert!(matches!(attachment.failure(), Some(StoreError::Full { .. })));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn a_query_finds_what_reading_everything_would_find(
+        records in prop::collection::vec((0..1_000_u64, 0..3_u8, 0..4_usize, 0..12_u8), 1..6_000),
+        times in (0..1_000_u64, 0..1_100_u64),
+        types in prop::collection::vec(0..3_u8, 0..3),
+        symbols in prop::collection::vec(0..4_usize, 0..3),
+        appended_later in 0..2_000_usize,
+    ) {
+        let folder = folder();
+        let store = open(folder.path());
+        let names = ["BTCUSDT", "ETHUSDT", "SOLUSDT", "XRPUSDT"];
+        let names = names.map(|name| Symbol::new(name).expect("it is a name"));
+        let mut all = Vec::new();
+        let mut append = |(timestamp, code, symbol, kind): (u64, u8, usize, u8)| {
+            if kind == 0 {
+                let object = Object {
+                    timestamp,
+                    topic: None,
+                    schema: "Fill",
+                    version: 1,
+                    bytes: &[code],
+                    is_replayed: false,
+                };
+                store.append_object(&object).expect("there is room");
+                all.push((timestamp, None));
+            } else {
+                let symbol = names[symbol];
+                let event = Event { timestamp, event_type: EventType(code), symbol, ..event(0) };
+                store.append(&[event]).expect("there is room");
+                all.push((timestamp, Some(event)));
+            }
+        };
+        let query = Query {
+            times: times.0..times.1,
+            types: types.iter().map(|code| EventType(*code)).collect(),
+            symbols: symbols.iter().map(|symbol| names[*symbol]).collect(),
+        };
+        let find = |mut found: tickbus::StoreQuery| {
+            let mut sequences = Vec::new();
+            while let Some(found) = found.next_found().expect("it is what was written") {
+                match found {
+                    Found::Events(numbers, events) => {
+                        assert_eq!(numbers.len(), events.len());
+                        sequences.extend(numbers.iter().copied().zip(events.iter().copied().map(Some)));
+                    }
+                    Found::Objects(objects) => {
+                        sequences.extend(objects.iter().map(|(number, _)| (*number, None)));
+                    }
+                    _ => unreachable!("there are no others"),
+                }
+            }
+            sequences
+        };
+        let later = records.len().saturating_sub(appended_later);
+        records[..later].iter().copied().for_each(&mut append);
+        // An index that is made now is to go on with what comes later.
+        find(store.query(&query).expect("it is sound"));
+        records[later..].iter().copied().for_each(&mut append);
+        let is_wanted = |timestamp: &u64, event: &Option<Event>| {
+            let fits = |event: &Event| {
+                (query.types.is_empty() || query.types.contains(&event.event_type))
+                    && (query.symbols.is_empty() || query.symbols.contains(&event.symbol))
+            };
+            let is_object_wanted = query.types.is_empty() && query.symbols.is_empty();
+            query.times.contains(timestamp) && event.as_ref().map_or(is_object_wanted, fits)
+        };
+        let expected: Vec<_> = (0..)
+            .zip(&all)
+            .filter(|(_, (timestamp, event))| is_wanted(timestamp, event))
+            .map(|(sequence, (_, event))| (sequence, *event))
+            .collect();
+        prop_assert_eq!(find(store.query(&query).expect("it is sound")), expected.clone());
+        store.close().expect("it is durable");
+        let found = EventStore::query_only(folder.path(), &query).expect("it is sound");
+        prop_assert_eq!(find(found), expected);
+    }
 }
 
 #[test]

@@ -128,7 +128,7 @@ impl Defined {
 }
 
 /// What the numbers of a segment mean in this process.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Translation {
     symbols: Vec<u32>,
     sources: Vec<u32>,
@@ -210,6 +210,12 @@ impl Translation {
             let source = self.sources.get(usize::from(event.source_id.0)).copied();
             event.source_id = SourceId(source.unwrap_or_default() as u16);
         }
+    }
+
+    /// Returns the numbers that stand for a symbol in the segment.
+    pub(crate) fn numbers_of(&self, symbol: Symbol) -> impl Iterator<Item = usize> + '_ {
+        let all = self.symbols.iter().enumerate();
+        all.filter(move |(_, known)| **known == symbol.0).map(|(number, _)| number)
     }
 
     pub(crate) fn topic(&self, number: u32) -> Option<&str> {

@@ -5,6 +5,7 @@ use super::commit::Committed;
 use super::directory::{Directory, Lock};
 use super::error::StoreError;
 use super::log::{Limits, Log, Object};
+use super::query::{Found, Indexes, LogQuery, Query};
 use super::reader::{Batch, LogReader};
 use super::recovery::{Findings, Recovery, settled};
 use super::verify::{Verification, verify};
@@ -112,6 +113,7 @@ pub struct EventStore {
     held: Mutex<Option<(JoinHandle<()>, Lock)>>,
     is_closed: Flag,
     attached: Mutex<Vec<Weak<Attached>>>,
+    indexes: Arc<Indexes<Directory>>,
 }
 
 impl fmt::Debug for EventStore {
@@ -168,6 +170,7 @@ impl EventStore {
             held: Mutex::new(Some((committer, lock))),
             is_closed: Flag::default(),
             attached: Mutex::default(),
+            indexes: Arc::default(),
         };
         Ok((store, recovery))
     }
@@ -316,6 +319,36 @@ impl EventStore {
         Ok(StoreReader { end, reader: LogReader::new(storage, from) })
     }
 
+    /// Returns the records that a query wants among those that were appended so far. An index says
+    /// which parts of the log need not be read; it is made when it is first asked for.
+    ///
+    /// # Errors
+    ///
+    /// `Full`, `Poisoned` if what waits in memory cannot be written to be read; `Io`.
+    pub fn query(&self, query: &Query) -> Result<StoreQuery, StoreError> {
+        let (storage, limit) = {
+            let mut log = self.committed.log();
+            match log.flush() {
+                Ok(()) | Err(StoreError::Closed) => {}
+                Err(error) => return Err(error),
+            }
+            (log.storage().clone(), log.written())
+        };
+        Ok(StoreQuery(LogQuery::new(storage, self.indexes.clone(), query, limit)?))
+    }
+
+    /// As [`EventStore::query`], of the log in a folder, which another process may be writing: what was
+    /// durable, as far as the log says so.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt`, `Version`, `Io`.
+    pub fn query_only(path: impl AsRef<Path>, query: &Query) -> Result<StoreQuery, StoreError> {
+        let storage = Arc::new(Directory::open(path.as_ref())?);
+        let limit = Findings::of_live(&*storage)?.durable;
+        Ok(StoreQuery(LogQuery::new(storage, Arc::default(), query, limit)?))
+    }
+
     /// Returns the numbers of this moment.
     pub fn stats(&self) -> StoreStats {
         let durable_end = self.committed.durable();
@@ -429,6 +462,26 @@ impl Ticket<'_> {
             committed.want();
             notified.await;
         }
+    }
+}
+
+/// The records that a query has wanted.
+pub struct StoreQuery(LogQuery<Directory>);
+
+impl fmt::Debug for StoreQuery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreQuery").finish_non_exhaustive()
+    }
+}
+
+impl StoreQuery {
+    /// Returns the next records that are wanted, in the order of the log; `None` at its end.
+    ///
+    /// # Errors
+    ///
+    /// As [`StoreReader::next_batch`].
+    pub fn next_found(&mut self) -> Result<Option<Found<'_>>, StoreError> {
+        self.0.next_found()
     }
 }
 

@@ -22,8 +22,10 @@ mod directory;
 mod error;
 mod event_store;
 mod format;
+mod index;
 mod log;
 mod mutants;
+mod query;
 mod reader;
 mod recovery;
 mod scan;
@@ -34,8 +36,11 @@ mod verify;
 
 pub use attach::{Attachment, Source};
 pub use error::StoreError;
-pub use event_store::{Durability, EventStore, StoreConfig, StoreReader, StoreStats, Ticket};
+pub use event_store::{
+    Durability, EventStore, StoreConfig, StoreQuery, StoreReader, StoreStats, Ticket,
+};
 pub use log::Object;
+pub use query::{Found, Query};
 pub use reader::{Batch, Gap, Objects, Records};
 pub use recovery::Recovery;
 pub use verify::Verification;

@@ -70,6 +70,20 @@ pub struct Objects<'a> {
 }
 
 impl<'a> Objects<'a> {
+    /// Returns the objects of a frame.
+    pub(crate) fn of(payload: &'a [u8], count: usize, names: &'a Translation) -> Self {
+        let (heads, bodies) = payload.split_at(count * OBJECT_HEAD);
+        Self { heads, bodies, count, names }
+    }
+
+    /// Returns `count` of them behind the first ones.
+    fn part(self, skipped: usize, count: usize) -> Self {
+        let (read, heads) = self.heads.split_at(skipped * OBJECT_HEAD);
+        let lengths = read.chunks_exact(OBJECT_HEAD).map(|head| u32_at(head, 16) as usize);
+        let bodies = &self.bodies[lengths.sum()..];
+        Self { heads: &heads[..count * OBJECT_HEAD], bodies, count, names: self.names }
+    }
+
     /// Returns them in order.
     pub fn iter(&self) -> impl Iterator<Item = Object<'a>> + use<'a> {
         let (mut bodies, names) = (self.bodies, self.names);
@@ -224,12 +238,8 @@ impl<S: Storage> LogReader<S> {
                 Records::Events(native(bytes, names))
             }
             Kind::Objects => {
-                let (heads, bodies) = payload.split_at(header.count as usize * OBJECT_HEAD);
-                let (read, heads) = heads.split_at(skipped * OBJECT_HEAD);
-                let lengths = read.chunks_exact(OBJECT_HEAD).map(|head| u32_at(head, 16) as usize);
-                let bodies = &bodies[lengths.sum()..];
-                let heads = &heads[..count * OBJECT_HEAD];
-                Records::Objects(Objects { heads, bodies, count, names })
+                let objects = Objects::of(payload, header.count as usize, names);
+                Records::Objects(objects.part(skipped, count))
             }
             _ => {
                 Records::Gap(Gap { missed: u64_at(payload, 0), is_exact: u64_at(payload, 8) == 1 })
@@ -244,7 +254,7 @@ impl<S: Storage> LogReader<S> {
 }
 
 /// Returns events with the numbers and the byte order of this process.
-fn native<'a>(bytes: &'a mut [u8], names: &Translation) -> &'a [Event] {
+pub(crate) fn native<'a>(bytes: &'a mut [u8], names: &Translation) -> &'a [Event] {
     let events: &mut [Event] = bytemuck::cast_slice_mut(bytes);
     if cfg!(target_endian = "big") {
         for event in &mut *events {

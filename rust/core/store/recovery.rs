@@ -160,7 +160,7 @@ impl Findings {
             let mut scan = Scan::new(file, header.salt, SEGMENT_HEADER as u64, base);
             scan.run_out().map_err(StoreError::io("reading", &name))?;
             let has_records = scan.sequence() > base;
-            (self.sequence, self.chain) = (scan.sequence(), scan.chain());
+            (self.sequence, self.chain) = (scan.sequence(), scan.chain().unwrap_or_default());
             self.durable = self.durable.max(scan.durable());
             self.scanned_bytes += scan.offset();
             if scan.is_contradicted() {
@@ -172,7 +172,7 @@ impl Findings {
                 });
             }
             if !scan.has_seal() {
-                let (offset, chain) = (scan.offset(), scan.chain());
+                let (offset, chain) = (scan.offset(), self.chain);
                 let expected = "a frame that is whole, or the end of the log";
                 return self.break_off(storage, place, offset, chain, has_records, expected);
             }

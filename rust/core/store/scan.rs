@@ -1,7 +1,8 @@
 //! Frames of a segment, read one after another and checked.
 
 use super::format::{
-    FRAME_HEADER, FrameHeader, Kind, MAX_PAYLOAD, chained, padded, payload_crc, u32_at,
+    FRAME_HEADER, FrameHeader, Kind, MAX_PAYLOAD, SEGMENT_HEADER, chained, padded, payload_crc,
+    u32_at,
 };
 use super::mutants::{Mutant, is_broken};
 use super::storage::{StorageFile, read_all};
@@ -28,7 +29,8 @@ pub(crate) struct Scan<F> {
     /// Of the next frame.
     offset: u64,
     sequence: u64,
-    chain: u32,
+    /// Not known where frames before were not read.
+    chain: Option<u32>,
     /// The largest watermark of the frames so far.
     durable: u64,
     has_seal: bool,
@@ -46,7 +48,8 @@ pub(crate) struct Scan<F> {
 impl<F: StorageFile> Scan<F> {
     /// Returns a scan of the frames from `offset` on, the first of which has this sequence.
     pub(crate) fn new(file: F, salt: u32, offset: u64, sequence: u64) -> Self {
-        let (chain, durable, has_seal, is_contradicted) = (0, 0, false, false);
+        let chain = (offset == SEGMENT_HEADER as u64).then_some(0);
+        let (durable, has_seal, is_contradicted) = (0, false, false);
         let last = None;
         let (buffer, from, filled) = (vec![0; READ / 8], offset, 0);
         Self {
@@ -75,8 +78,18 @@ impl<F: StorageFile> Scan<F> {
         self.sequence
     }
 
-    /// Returns the chain of the frames so far, without the seal.
-    pub(crate) fn chain(&self) -> u32 {
+    /// Goes on at another frame of the segment.
+    pub(crate) fn seek(&mut self, offset: u64, sequence: u64) {
+        let is_near = (self.from..self.from + self.filled as u64).contains(&offset);
+        (self.offset, self.sequence, self.has_seal) = (offset, sequence, false);
+        (self.chain, self.last) = (None, None);
+        if !is_near {
+            self.forget();
+        }
+    }
+
+    /// Returns the chain of the frames so far, without the seal, if all were read.
+    pub(crate) fn chain(&self) -> Option<u32> {
         self.chain
     }
 
@@ -96,6 +109,10 @@ impl<F: StorageFile> Scan<F> {
         self.is_contradicted
     }
 
+    pub(crate) fn salt(&self) -> u32 {
+        self.salt
+    }
+
     pub(crate) fn file(&self) -> &F {
         &self.file
     }
@@ -110,7 +127,7 @@ impl<F: StorageFile> Scan<F> {
         self.durable = self.durable.max(header.durable);
         match header.kind {
             Kind::Seal => self.has_seal = true,
-            _ => self.chain = chained(self.chain, header.crc),
+            _ => self.chain = self.chain.map(|chain| chained(chain, header.crc)),
         }
         Ok(self.last())
     }
@@ -173,7 +190,8 @@ impl<F: StorageFile> Scan<F> {
         let payload = &padded[..header.payload_bytes as usize];
         let is_valid = (is_whole || is_broken(Mutant::NoPayloadCrc))
             && (header.is_compressed || header.describes(payload));
-        if is_valid && header.kind == Kind::Seal && u32_at(payload, 0) != self.chain {
+        let is_other = |chain| header.kind == Kind::Seal && u32_at(payload, 0) != chain;
+        if is_valid && self.chain.is_some_and(is_other) {
             self.is_contradicted = true;
             return Ok(None);
         }

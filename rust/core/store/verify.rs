@@ -79,7 +79,7 @@ pub(crate) fn verify<S: Storage>(storage: &S) -> Result<Verification, StoreError
         found.segments += 1;
         found.bytes += scan.offset();
         found.next_sequence = scan.sequence();
-        before = Some((header.log, header.number, scan.chain()));
+        before = Some((header.log, header.number, scan.chain().unwrap_or_default()));
         if let Some(tail) = tail {
             durable = durable.max(tail.durable);
             found.torn_bytes += tail.bytes;

@@ -1,0 +1,252 @@
+//! Reading only the records of some times, types and symbols.
+
+use super::dictionary::Translation;
+use super::error::StoreError;
+use super::format::{Kind, segment_base};
+use super::index::{Block, SegmentIndex, corrupt};
+use super::log::Object;
+use super::reader::{Objects, native};
+use super::recovery::open;
+use super::scan::Scan;
+use super::storage::{Storage, uninterrupted};
+use crate::event::Event;
+use crate::event_type::EventType;
+use crate::names::Symbol;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Which records of a log are wanted: AND between kinds, OR inside one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Query {
+    /// Their timestamps, in nanoseconds since the Unix epoch. They may be in any order in the log.
+    pub times: Range<u64>,
+    /// Types of events; none means all. Objects have no type, so that any keeps them out.
+    pub types: Vec<EventType>,
+    /// Symbols of events; none means all. Objects have no symbol, so that any keeps them out.
+    pub symbols: Vec<Symbol>,
+}
+
+impl Default for Query {
+    fn default() -> Self {
+        Self { times: 0..u64::MAX, types: Vec::new(), symbols: Vec::new() }
+    }
+}
+
+/// The query, as it is asked for each block and each event.
+struct Filter {
+    times: Range<u64>,
+    types: [u64; 4],
+    /// Empty if all are wanted; sorted.
+    symbols: Vec<Symbol>,
+    wants_objects: bool,
+}
+
+impl Filter {
+    fn new(query: &Query) -> Self {
+        let mut types = [if query.types.is_empty() { u64::MAX } else { 0 }; 4];
+        for event_type in &query.types {
+            types[usize::from(event_type.0 >> 6)] |= 1 << (event_type.0 & 63);
+        }
+        let mut symbols = query.symbols.clone();
+        symbols.sort_unstable();
+        let wants_objects = query.types.is_empty() && query.symbols.is_empty();
+        Self { times: query.times.clone(), types, symbols, wants_objects }
+    }
+
+    /// Returns the bits of the wanted symbols in the blocks of a segment.
+    fn symbols_in(&self, names: &Translation) -> u64 {
+        if self.symbols.is_empty() {
+            return u64::MAX;
+        }
+        let numbers = self.symbols.iter().flat_map(|symbol| names.numbers_of(*symbol));
+        numbers.fold(0, |bits, number| bits | 1 << (number & 63))
+    }
+
+    /// Returns whether there may be something in a block.
+    fn may_want(&self, block: &Block, symbols: u64) -> bool {
+        if block.latest < self.times.start || block.earliest >= self.times.end {
+            return false;
+        }
+        let has_types =
+            self.types.iter().zip(&block.types).any(|(wanted, there)| wanted & there != 0);
+        block.has_objects && self.wants_objects || has_types && block.symbols & symbols != 0
+    }
+
+    #[inline]
+    fn wants(&self, event: &Event) -> bool {
+        let event_type = event.event_type.0;
+        self.times.contains(&event.timestamp)
+            && self.types[usize::from(event_type >> 6)] >> (event_type & 63) & 1 == 1
+            && (self.symbols.is_empty() || self.symbols.binary_search(&event.symbol).is_ok())
+    }
+}
+
+/// Records that a query has found, each with its sequence.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Found<'a> {
+    /// Events, with the numbers that their names have in this process; as many sequences.
+    Events(&'a [u64], &'a [Event]),
+    /// Objects.
+    Objects(Vec<(u64, Object<'a>)>),
+}
+
+/// The indexes of the segments of a log.
+pub(crate) struct Indexes<S: Storage>(Mutex<HashMap<u64, SegmentIndex<S>>>);
+
+impl<S: Storage> Default for Indexes<S> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+/// What of a segment a query has to look at.
+struct Part<F> {
+    name: String,
+    scan: Scan<F>,
+    names: Arc<Translation>,
+    /// Offset, sequence and end of frames that follow one another, the last ones first.
+    runs: Vec<(u64, u64, u64)>,
+    /// Behind the run that is read.
+    end: u64,
+}
+
+/// The records of a log that a query wants.
+pub(crate) struct LogQuery<S: Storage> {
+    storage: Arc<S>,
+    indexes: Arc<Indexes<S>>,
+    filter: Filter,
+    /// Bases of segments that were not looked at, the last one first.
+    segments: Vec<u64>,
+    /// Records below are looked at.
+    limit: u64,
+    part: Option<Part<S::File>>,
+    sequences: Vec<u64>,
+    events: Vec<Event>,
+}
+
+impl<S: Storage> LogQuery<S> {
+    pub(crate) fn new(
+        storage: Arc<S>,
+        indexes: Arc<Indexes<S>>,
+        query: &Query,
+        limit: u64,
+    ) -> Result<Self, StoreError> {
+        let names = uninterrupted(|| storage.names()).map_err(StoreError::io("listing", "."))?;
+        let mut segments: Vec<u64> = names
+            .iter()
+            .filter_map(|name| segment_base(name))
+            .filter(|base| *base < limit)
+            .collect();
+        segments.sort_unstable_by(|one, other| other.cmp(one));
+        let (part, sequences, events) = (None, Vec::new(), Vec::new());
+        let filter = Filter::new(query);
+        Ok(Self { storage, indexes, filter, segments, limit, part, sequences, events })
+    }
+
+    /// Returns the next records that are wanted, in the order of the log.
+    pub(crate) fn next_found(&mut self) -> Result<Option<Found<'_>>, StoreError> {
+        loop {
+            let Some(part) = &mut self.part else {
+                let Some(base) = self.segments.pop() else { return Ok(None) };
+                self.part = Some(self.part(base)?);
+                continue;
+            };
+            let sequence = part.scan.sequence();
+            if sequence >= part.end {
+                match part.runs.pop() {
+                    Some((offset, sequence, end)) => {
+                        part.scan.seek(offset, sequence);
+                        part.end = end;
+                    }
+                    None => self.part = None,
+                }
+                continue;
+            }
+            let offset = part.scan.offset();
+            let read = part.scan.next().map_err(StoreError::io("reading", &part.name))?;
+            let Some(frame) = read else {
+                let name = part.name.clone();
+                return Err(corrupt(name, offset, sequence, "a frame that is whole"));
+            };
+            let kind = frame.header.kind;
+            let has_found = match kind {
+                Kind::Events => self.select_events(sequence),
+                Kind::Objects => self.has_objects(sequence),
+                _ => false,
+            };
+            if has_found {
+                return Ok(Some(self.found(sequence)));
+            }
+        }
+    }
+
+    /// Opens a segment and finds the runs of frames that may be wanted.
+    fn part(&self, base: u64) -> Result<Part<S::File>, StoreError> {
+        let mut indexes = self.indexes.0.lock();
+        let index = match indexes.entry(base) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                entry.insert(SegmentIndex::new(&*self.storage, base)?)
+            }
+        };
+        index.extend(self.limit)?;
+        let symbols = self.filter.symbols_in(&index.names);
+        let mut runs: Vec<(u64, u64, u64)> = Vec::new();
+        for block in index.blocks.iter().filter(|block| block.sequence < self.limit) {
+            if !self.filter.may_want(block, symbols) {
+                continue;
+            }
+            match runs.last_mut() {
+                Some((_, _, end)) if *end == block.sequence => *end = block.end,
+                _ => runs.push((block.offset, block.sequence, block.end)),
+            }
+        }
+        runs.reverse();
+        let (name, names, salt) = (index.name().to_owned(), index.names.clone(), index.salt());
+        drop(indexes);
+        let scan = Scan::new(open(&*self.storage, &name)?, salt, u64::MAX, 0);
+        Ok(Part { name, scan, names, runs, end: 0 })
+    }
+
+    /// Selects what is wanted of the events that were read last; false if nothing is.
+    fn select_events(&mut self, sequence: u64) -> bool {
+        let Some(part) = &mut self.part else { return false };
+        let Some(frame) = part.scan.last() else { return false };
+        let events = native(frame.payload, &part.names);
+        let below = self.limit.saturating_sub(sequence) as usize;
+        self.sequences.clear();
+        self.events.clear();
+        for (sequence, event) in (sequence..).zip(events.iter().take(below)) {
+            if self.filter.wants(event) {
+                self.sequences.push(sequence);
+                self.events.push(*event);
+            }
+        }
+        !self.events.is_empty()
+    }
+
+    /// Returns whether something is wanted of the objects that were read last.
+    fn has_objects(&mut self, sequence: u64) -> bool {
+        self.filter.wants_objects
+            && match self.found(sequence) {
+                Found::Objects(objects) => !objects.is_empty(),
+                Found::Events(..) => false,
+            }
+    }
+
+    /// Returns what is wanted of the frame that was read last.
+    fn found(&mut self, sequence: u64) -> Found<'_> {
+        let Some(part) = &mut self.part else { unreachable!("something was read") };
+        let Some(frame) = part.scan.last() else { unreachable!("something was read") };
+        if frame.header.kind == Kind::Events {
+            return Found::Events(&self.sequences, &self.events);
+        }
+        let objects = Objects::of(frame.payload, frame.header.count as usize, &part.names);
+        let numbered = (sequence..self.limit).zip(objects.iter());
+        let is_wanted = |object: &Object<'_>| self.filter.times.contains(&object.timestamp);
+        Found::Objects(numbered.filter(|(_, object)| is_wanted(object)).collect())
+    }
+}
