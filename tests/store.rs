@@ -9,8 +9,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tickbus::{
     Durability, Event, EventBus, EventStore, EventSystem, EventSystemConfig, EventType, Found, Gap,
-    Object, Policy, Priority, Query, Records, RingEventBus, SourceId, StoreConfig, StoreError,
-    StoreReader, SubscribeOptions, Symbol, SystemSubscribeOptions,
+    NewRecords, Object, Policy, Priority, Query, Records, RingEventBus, SourceId, StoreConfig,
+    StoreError, StoreReader, SubscribeOptions, Symbol, SystemSubscribeOptions,
 };
 
 fn folder() -> TempDir {
@@ -45,7 +45,7 @@ fn events(count: u64) -> Vec<Event> {
 }
 
 /// A record, as it is compared.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 enum Record {
     Event(Event),
     Object(u64, Option<String>, String, u32, Vec<u8>, bool),
@@ -535,4 +535,91 @@ fn settings_that_cannot_be_kept_are_refused_with_what_to_do() {
     let object = Object { bytes: &object.bytes[..limit], ..object };
     assert_eq!(store.append_object(&object).expect("it fits"), 0);
     assert_eq!(read(&mut store.read(0)).len(), 1);
+}
+
+#[test]
+fn many_records_are_appended_together_and_a_refusal_says_how_many_were_stored() {
+    let folder = folder();
+    let mut config = config(Durability::Group);
+    config.max_bytes = Some(2 * config.segment_bytes);
+    let (store, _) = EventStore::open(folder.path(), config).expect("it opens");
+    let some = events(3);
+    let object = Object {
+        timestamp: 7,
+        topic: Some("fills.BTCUSDT"),
+        schema: "Fill",
+        version: 2,
+        bytes: b"one",
+        is_replayed: true,
+    };
+    let records = [NewRecords::Events(&some), NewRecords::Object(object)];
+    assert_eq!(store.append_many(&records).expect("there is room"), 0..4);
+    let ticket = store.append_many_durable(&records).expect("there is room");
+    assert_eq!((ticket.wait().expect("it is durable"), ticket.is_durable()), (7, true));
+    let many = events(50_000);
+    let refused =
+        [NewRecords::Events(&many), NewRecords::Object(object), NewRecords::Events(&some)];
+    let refused = store.append_many(&refused).expect_err("there is no room for the object");
+    assert!(matches!(refused.error, StoreError::Full { .. }), "{}", refused.error);
+    assert_eq!((refused.accepted, store.stats().next_sequence), (50_000, 50_008));
+    let mut stored: Vec<_> = some.iter().copied().map(Record::Event).collect();
+    stored.push(fill("fills.BTCUSDT", b"one"));
+    stored.extend_from_within(..);
+    stored.extend(many.iter().copied().map(Record::Event));
+    let found = read(&mut store.read(0));
+    assert!(found.len() > 8);
+    assert_eq!(found, stored[..found.len()]);
+}
+
+#[test]
+fn an_object_whose_names_do_not_fit_is_refused() {
+    let folder = folder();
+    let store = open(folder.path());
+    let fine = Object {
+        timestamp: 0,
+        topic: None,
+        schema: "Fill",
+        version: 1,
+        bytes: b"",
+        is_replayed: false,
+    };
+    let (topic, schema) = ("x".repeat(70_000), "y".repeat(70_000));
+    let refused = [
+        Object { topic: Some(&topic), ..fine },
+        Object { topic: Some("a.*"), ..fine },
+        Object { schema: &schema, ..fine },
+        Object { schema: "", ..fine },
+    ];
+    for object in &refused {
+        let error = store.append_object(object).expect_err("it has no room");
+        assert!(matches!(error, StoreError::Config(_)), "{error}");
+    }
+    assert_eq!(store.append_object(&fine).expect("there is room"), 0);
+}
+
+#[test]
+fn a_ticket_that_is_not_durable_in_time_may_be_waited_for_again() {
+    let folder = folder();
+    let (store, _) =
+        EventStore::open(folder.path(), config(Durability::Interval(IDLE))).expect("it opens");
+    let ticket = store.append_durable(&events(1)).expect("there is room");
+    assert_eq!(ticket.wait_timeout(Duration::ZERO).expect("nothing fails"), None);
+    assert_eq!(ticket.wait_timeout(IDLE).expect("nothing fails"), Some(0));
+    store.close().expect("it is durable");
+    assert_eq!(ticket.clone().wait_timeout(Duration::ZERO).expect("nothing fails"), Some(0));
+}
+
+/// Longer than any test takes.
+const IDLE: Duration = Duration::from_secs(3_600);
+
+#[test]
+fn a_log_is_looked_at_while_it_is_written() {
+    let folder = folder();
+    let store = open(folder.path());
+    store.append(&events(5_000)).expect("there is room");
+    store.seal().expect("it is durable");
+    let (recovery, stats) = EventStore::look(folder.path()).expect("it is sound");
+    let written = store.stats();
+    assert_eq!((recovery.next_sequence, recovery.segments), (5_000, written.segments));
+    assert_eq!(stats, written);
 }

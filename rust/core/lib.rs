@@ -67,9 +67,9 @@ pub use ring::overwrite::{OverwritePublisher, OverwriteReader, OverwriteRing, Pl
 pub use select::{Selected, Selector, Shutdown, select};
 #[cfg(all(feature = "store", unix))]
 pub use store::{
-    Attachment, Batch, Durability, EventStore, Found, Gap, Object, Objects, Query, Records,
-    Recovery, Source, StoreConfig, StoreError, StoreQuery, StoreReader, StoreStats, Ticket,
-    Verification,
+    AppendError, Attachment, Batch, Durability, EventStore, Found, Gap, NewRecords, Object,
+    Objects, Query, Records, Recovery, Source, StoreConfig, StoreError, StoreQuery, StoreReader,
+    StoreStats, Ticket, Verification,
 };
 pub use subscription::{AsyncEventSubscription, EventReader, EventSubscription, Parking};
 pub use sync::{Exclusion, ThreadExclusion};

@@ -15,7 +15,7 @@ pub(crate) struct Committed<S: Storage> {
     /// Something in `state` has changed.
     changed: Condvar,
     /// The same for tasks.
-    pub(crate) notify: Notify,
+    notify: Notify,
     /// A marker is waited for before anything is acknowledged.
     is_double: bool,
 }
@@ -31,6 +31,20 @@ struct State {
     /// Somebody asks the committer to sync now.
     is_wanted: bool,
     is_closed: bool,
+    /// Why nothing more becomes durable.
+    end: Option<StoreError>,
+}
+
+impl State {
+    /// Returns how waiting for the records below a sequence ends, if it does now; `failures` is how
+    /// many there were when it began.
+    fn outcome(&self, upto: u64, failures: u64) -> Option<Result<(), StoreError>> {
+        if self.durable >= upto {
+            return Some(Ok(()));
+        }
+        let failure = self.failure.as_ref().filter(|_| self.failures > failures);
+        failure.or(self.end.as_ref()).map(|error| Err(error.clone()))
+    }
 }
 
 impl<S: Storage> Committed<S> {
@@ -82,7 +96,9 @@ impl<S: Storage> Committed<S> {
 
     /// As `seal`, for good.
     pub(crate) fn close(&self) -> Result<(), StoreError> {
-        self.turn(u64::MAX, || self.log.lock().close())
+        let closed = self.turn(u64::MAX, || self.log.lock().close());
+        self.stop(StoreError::Closed);
+        closed
     }
 
     /// Runs `sync` while nobody else does, and acknowledges what is durable then. Returns without it
@@ -124,10 +140,48 @@ impl<S: Storage> Committed<S> {
         self.log.lock().end_sync(job, result)
     }
 
-    /// Returns how often a sync failed, and how the last time.
-    pub(crate) fn failures(&self) -> (u64, Option<StoreError>) {
-        let state = self.state.lock();
-        (state.failures, state.failure.clone())
+    /// As `commit`, but leaves it to the committer, until a deadline: false if that has passed.
+    pub(crate) fn wait_until(&self, upto: u64, deadline: Instant) -> Result<bool, StoreError> {
+        let failures = self.state.lock().failures;
+        self.want_below(upto);
+        let mut state = self.state.lock();
+        loop {
+            if let Some(outcome) = state.outcome(upto, failures) {
+                return outcome.map(|()| true);
+            }
+            if self.changed.wait_until(&mut state, deadline).timed_out() {
+                return Ok(state.durable >= upto);
+            }
+        }
+    }
+
+    /// As `commit`, but leaves it to the committer while a task waits.
+    pub(crate) async fn wait(&self, upto: u64) -> Result<(), StoreError> {
+        let failures = self.state.lock().failures;
+        let mut notified = self.notify.notified();
+        self.want_below(upto);
+        loop {
+            let outcome = self.state.lock().outcome(upto, failures);
+            if let Some(outcome) = outcome {
+                return outcome;
+            }
+            notified.await;
+            notified = self.notify.notified();
+        }
+    }
+
+    /// Asks the committer to sync if a record below a sequence is not durable.
+    fn want_below(&self, upto: u64) {
+        if self.durable() < upto {
+            self.want();
+        }
+    }
+
+    /// Tells those that wait, and those that will, why nothing more becomes durable.
+    pub(crate) fn stop(&self, why: StoreError) {
+        self.state.lock().end.get_or_insert(why);
+        self.changed.notify_all();
+        self.notify.notify_waiters();
     }
 
     /// Asks the committer to sync.
@@ -140,7 +194,6 @@ impl<S: Storage> Committed<S> {
     pub(crate) fn end(&self) {
         self.state.lock().is_closed = true;
         self.changed.notify_all();
-        self.notify.notify_waiters();
     }
 
     /// Waits until somebody asks for a sync, the deadline passes (false) or the store is closed (`None`).

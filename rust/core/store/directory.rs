@@ -20,11 +20,19 @@ pub(crate) struct Directory {
     folder: File,
 }
 
-/// The right to write into a folder. Dropping it gives it up, unless a child of fork has it too and
-/// lives on.
+/// The right to write into a folder. Dropping it gives it up, unless another process has a copy of
+/// the file by `fork`.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Lock {
+    /// Gives it up, whoever else has a copy of the file.
+    pub(crate) fn release(self) {
+        // What fails here is tried again by the system when the file is closed.
+        _ = flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 impl Directory {
@@ -58,7 +66,7 @@ impl Directory {
         let owner = format!("{}\n", std::process::id());
         let noted = lock.set_len(0).and_then(|()| lock.write_all(owner.as_bytes()));
         noted.map_err(refusal("writing to", &path.join(LOCK)))?;
-        Ok((Self::open(path)?, Lock { _file: lock }))
+        Ok((Self::open(path)?, Lock { file: lock }))
     }
 }
 

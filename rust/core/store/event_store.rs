@@ -4,16 +4,20 @@ use super::attach::Attached;
 use super::commit::Committed;
 use super::directory::{Directory, Lock};
 use super::error::StoreError;
+use super::format::segment_base;
 use super::log::{Limits, Log, Object};
 use super::query::{Found, Indexes, LogQuery, Query};
 use super::reader::{Batch, LogReader};
 use super::recovery::{Findings, Recovery, settled};
+use super::storage::{Storage, StorageFile};
 use super::verify::{Verification, verify};
 use crate::error::ConfigError;
 use crate::event::Event;
 use crate::sync::Flag;
+use crate::topic::check_exact;
 use parking_lot::Mutex;
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -207,7 +211,7 @@ impl EventStore {
     ///
     /// As [`EventStore::append`]; `TooLarge`.
     pub fn append_object(&self, object: &Object<'_>) -> Result<u64, StoreError> {
-        self.appending(|log| log.append_object(object))
+        self.appending(|log| append_object(log, object))
     }
 
     /// Notes that events were lost here: a record by itself, whose sequence is returned.
@@ -219,12 +223,46 @@ impl EventStore {
         self.appending(|log| log.append_gap(missed, is_exact))
     }
 
+    /// Appends events and objects in order, with nothing of others between them, and returns their
+    /// sequences.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventStore::append_object`], with how many of the first ones were stored.
+    pub fn append_many(&self, records: &[NewRecords<'_>]) -> Result<Range<u64>, AppendError> {
+        let mut accepted = 0;
+        let mut end = 0;
+        let appended = self.appending(|log| {
+            let first = log.next();
+            let all = records.iter().try_for_each(|records| match records {
+                NewRecords::Events(events) => log.append_events(events).map(|_| ()),
+                NewRecords::Object(object) => append_object(log, object).map(|_| ()),
+            });
+            end = log.next();
+            accepted = end.saturating_sub(first);
+            all.map(|()| first)
+        });
+        match appended {
+            Ok(first) => Ok(first..end),
+            Err(error) => Err(AppendError { accepted, error }),
+        }
+    }
+
+    /// As [`EventStore::append_many`], to wait until they are durable.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventStore::append_many`].
+    pub fn append_many_durable(&self, records: &[NewRecords<'_>]) -> Result<Ticket, AppendError> {
+        self.append_many(records).map(|sequences| self.ticket(sequences.end))
+    }
+
     /// Appends events in order, to wait until they are durable.
     ///
     /// # Errors
     ///
     /// As [`EventStore::append`].
-    pub fn append_durable(&self, events: &[Event]) -> Result<Ticket<'_>, StoreError> {
+    pub fn append_durable(&self, events: &[Event]) -> Result<Ticket, StoreError> {
         let first = {
             self.check()?;
             self.committed.log().append_events(events)?
@@ -237,19 +275,19 @@ impl EventStore {
     /// # Errors
     ///
     /// As [`EventStore::append_object`].
-    pub fn append_object_durable(&self, object: &Object<'_>) -> Result<Ticket<'_>, StoreError> {
+    pub fn append_object_durable(&self, object: &Object<'_>) -> Result<Ticket, StoreError> {
         let first = {
             self.check()?;
-            self.committed.log().append_object(object)?
+            append_object(&mut self.committed.log(), object)?
         };
         Ok(self.ticket(first + 1))
     }
 
-    fn ticket(&self, end: u64) -> Ticket<'_> {
+    fn ticket(&self, end: u64) -> Ticket {
         if self.durability == Durability::Group {
             self.committed.want();
         }
-        Ticket { store: self, end }
+        Ticket { committed: self.committed.clone(), end }
     }
 
     #[inline]
@@ -258,18 +296,21 @@ impl EventStore {
         append: impl FnOnce(&mut Log<Directory>) -> Result<u64, StoreError>,
     ) -> Result<u64, StoreError> {
         self.check()?;
-        let (first, was_idle, end) = {
+        let (appended, was_idle, end) = {
             let mut log = self.committed.log();
             let was_idle = log.next() == log.durable();
-            let first = append(&mut log)?;
-            (first, was_idle, log.next())
+            (append(&mut log), was_idle, log.next())
         };
+        // Some may be stored where the rest was refused.
         match self.durability {
-            Durability::Always | Durability::Double => self.committed.commit(end)?,
+            Durability::Always | Durability::Double => {
+                let committed = self.committed.commit(end);
+                return appended.and_then(|first| committed.map(|()| first));
+            }
             Durability::Group if was_idle => self.committed.want(),
             _ => {}
         }
-        Ok(first)
+        appended
     }
 
     /// Waits until everything that was appended is durable.
@@ -349,6 +390,42 @@ impl EventStore {
         Ok(StoreQuery(LogQuery::new(storage, Arc::default(), query, limit)?))
     }
 
+    /// Returns what the log in a folder, which another process may be writing, says of itself, and
+    /// which part of it had to be read for that.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt`, `Version`, `Io`.
+    pub fn look(path: impl AsRef<Path>) -> Result<(Recovery, StoreStats), StoreError> {
+        let storage = Directory::open(path.as_ref())?;
+        let findings = Findings::of_live(&storage)?;
+        let listing =
+            |error| StoreError::io("listing", &path.as_ref().display().to_string())(error);
+        let mut bases = Vec::new();
+        let mut bytes = 0;
+        for name in storage.names().map_err(listing)? {
+            let Some(base) = segment_base(&name) else { continue };
+            // It may have been retired meanwhile.
+            if let Ok(file) = storage.open(&name, false) {
+                bytes += StorageFile::len(&file).map_err(StoreError::io("reading", &name))?;
+                bases.push(base);
+            }
+        }
+        let next_sequence = findings.sequence;
+        let oldest_sequence = bases.iter().min().map_or(next_sequence, |first| *first);
+        let segments = bases.len();
+        let scanned_bytes = findings.scanned_bytes;
+        let recovery = Recovery {
+            oldest_sequence,
+            next_sequence,
+            segments,
+            scanned_bytes,
+            ..Recovery::default()
+        };
+        let durable_end = findings.durable;
+        Ok((recovery, StoreStats { oldest_sequence, next_sequence, durable_end, segments, bytes }))
+    }
+
     /// Returns the numbers of this moment.
     pub fn stats(&self) -> StoreStats {
         let durable_end = self.committed.durable();
@@ -393,8 +470,29 @@ impl EventStore {
             lock
         });
         let closed = self.committed.close();
-        drop(lock);
+        if let Some(lock) = lock {
+            lock.release();
+        }
         closed
+    }
+
+    /// Leaves the log to the process that this one was forked from: here it is closed, and nothing is
+    /// written or waited for. The lock lasts as long as the parent wants it, and not as long as its
+    /// children live.
+    pub fn leave_to_parent(&self) {
+        self.is_closed.set();
+        // Somebody may have been in the middle of closing it, and is not here to end that.
+        let held = self.held.try_lock().and_then(|mut held| held.take());
+        if let Some((committer, lock)) = held {
+            // The thread is the parent's.
+            std::mem::forget(committer);
+            drop(lock);
+        }
+    }
+
+    /// Returns whether it was closed.
+    pub fn is_closed(&self) -> bool {
+        self.is_closed.is_set()
     }
 
     #[inline]
@@ -413,19 +511,66 @@ impl Drop for EventStore {
     }
 }
 
-/// Appended records that can be waited for.
-#[derive(Debug)]
+/// What can be appended.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum NewRecords<'a> {
+    /// Events.
+    Events(&'a [Event]),
+    /// An object.
+    Object(Object<'a>),
+}
+
+/// Not all of many records were stored.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{error}")]
+pub struct AppendError {
+    /// How many of the first ones were stored; the rest were not.
+    pub accepted: u64,
+    /// What the one behind them met.
+    pub error: StoreError,
+}
+
+/// The most bytes of the name of a schema.
+const MAX_SCHEMA_BYTES: usize = 1024;
+
+fn append_object(log: &mut Log<Directory>, object: &Object<'_>) -> Result<u64, StoreError> {
+    if let Some(topic) = object.topic {
+        check_exact("topic", topic)?;
+    }
+    let bytes = object.schema.len();
+    if !(1..=MAX_SCHEMA_BYTES).contains(&bytes) {
+        let message =
+            format!("schema had {bytes} bytes; it must have from 1 to {MAX_SCHEMA_BYTES}");
+        return Err(ConfigError::new(message).into());
+    }
+    log.append_object(object)
+}
+
+/// Appended records that can be waited for, from any thread or task, and more than once.
+#[derive(Clone)]
 #[must_use = "nothing says that the records are durable before it was waited for"]
-pub struct Ticket<'a> {
-    store: &'a EventStore,
+pub struct Ticket {
+    committed: Arc<Committed<Directory>>,
     /// The sequence after the last record.
     end: u64,
 }
 
-impl Ticket<'_> {
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ticket").field("sequence", &self.sequence()).finish_non_exhaustive()
+    }
+}
+
+impl Ticket {
     /// Returns the sequence of the last record.
     pub fn sequence(&self) -> u64 {
-        self.end - 1
+        self.end.saturating_sub(1)
+    }
+
+    /// Returns whether the records are durable by now.
+    pub fn is_durable(&self) -> bool {
+        self.committed.durable() >= self.end
     }
 
     /// Blocks the thread until the records are durable, and returns the sequence of the last one.
@@ -433,9 +578,22 @@ impl Ticket<'_> {
     /// # Errors
     ///
     /// As [`EventStore::sync`].
-    pub fn wait(self) -> Result<u64, StoreError> {
-        self.store.committed.commit(self.end)?;
+    pub fn wait(&self) -> Result<u64, StoreError> {
+        self.committed.commit(self.end)?;
         Ok(self.sequence())
+    }
+
+    /// As [`Ticket::wait`], at most for so long; `None` says that the records are not durable yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventStore::sync`].
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<u64>, StoreError> {
+        let Some(deadline) = Instant::now().checked_add(timeout) else {
+            return self.wait().map(Some);
+        };
+        let is_durable = self.committed.wait_until(self.end, deadline)?;
+        Ok(is_durable.then(|| self.sequence()))
     }
 
     /// Waits until the records are durable, and returns the sequence of the last one. Cancelling it
@@ -444,24 +602,9 @@ impl Ticket<'_> {
     /// # Errors
     ///
     /// As [`EventStore::sync`].
-    pub async fn wait_async(self) -> Result<u64, StoreError> {
-        let committed = &self.store.committed;
-        let (failures, _) = committed.failures();
-        loop {
-            let notified = committed.notify.notified();
-            if committed.durable() >= self.end {
-                return Ok(self.sequence());
-            }
-            if let (now, Some(failure)) = committed.failures()
-                && now > failures
-            {
-                return Err(failure);
-            }
-            committed.log().check()?;
-            self.store.check()?;
-            committed.want();
-            notified.await;
-        }
+    pub async fn wait_async(&self) -> Result<u64, StoreError> {
+        self.committed.wait(self.end).await?;
+        Ok(self.sequence())
     }
 }
 
@@ -556,7 +699,11 @@ fn run(committed: &Committed<Directory>, durability: Durability) {
         _ => None,
     };
     let mut is_settled = true;
-    while committed.log().check().is_ok() {
+    loop {
+        let checked = committed.log().check();
+        if let Err(error) = checked {
+            return committed.stop(error);
+        }
         let patience = pace.or((!is_settled).then_some(IDLE));
         let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
         let Some(is_wanted) = committed.wait_for_wish(deadline) else { return };

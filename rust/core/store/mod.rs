@@ -37,7 +37,8 @@ mod verify;
 pub use attach::{Attachment, Source};
 pub use error::StoreError;
 pub use event_store::{
-    Durability, EventStore, StoreConfig, StoreQuery, StoreReader, StoreStats, Ticket,
+    AppendError, Durability, EventStore, NewRecords, StoreConfig, StoreQuery, StoreReader,
+    StoreStats, Ticket,
 };
 pub use log::Object;
 pub use query::{Found, Query};
