@@ -2,7 +2,7 @@
 
 Every event goes to every matching subscription, whatever thread or event loop reads it.
 No event is lost silently: what a subscription could not take is counted by reason, and the
-reader is told where the hole is.
+reader is told where the hole is. `EventStore` keeps events on a disk.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tickbus._core import (
     EventSubscription,
     LockFreeEventQueue,
     Shutdown,
+    StoreTicket,
     SystemSubscription,
     Topic,
     __version__,
@@ -40,19 +41,29 @@ from tickbus.bus import BroadcastEventBus, EventBus, LockFreeEventBus, RingEvent
 from tickbus.config import BackpressureConfig
 from tickbus.envelope import Clock, Envelope
 from tickbus.errors import (
+    AlreadyOpen,
     BusError,
     Closed,
     ConfigError,
+    Corrupt,
     CriticalOverflow,
     ForkedError,
     Full,
     Lagged,
     ParseError,
+    Poisoned,
     PublishTimeout,
+    ReadOnly,
     ReceiveTimeout,
+    StoreError,
+    StoreFull,
+    StoreIO,
+    SyncTimeout,
+    VersionError,
     WrongLoop,
 )
 from tickbus.event import EventType, Priority
+from tickbus.store import EventStore, Gap, Record, Recovery, StoreStats, Verification
 from tickbus.system import EventSystem
 
 if TYPE_CHECKING:
@@ -60,6 +71,7 @@ if TYPE_CHECKING:
     from tickbus.arrays import EVENT_DTYPE as EVENT_DTYPE
 
 __all__ = [
+    "AlreadyOpen",
     "AsyncEventSubscription",
     "AsyncSystemSubscription",
     "BackpressureConfig",
@@ -69,12 +81,14 @@ __all__ = [
     "Clock",
     "Closed",
     "ConfigError",
+    "Corrupt",
     "CriticalOverflow",
     "Envelope",
     "Event",
     "EventBatch",
     "EventBus",
     "EventBusMetrics",
+    "EventStore",
     "EventSubscription",
     "EventSystem",
     "EventSystemMetrics",
@@ -82,19 +96,32 @@ __all__ = [
     "Explanation",
     "ForkedError",
     "Full",
+    "Gap",
     "Lagged",
     "LatencyHistogram",
     "LockFreeEventBus",
     "LockFreeEventQueue",
     "ParseError",
+    "Poisoned",
     "Priority",
     "PublishTimeout",
+    "ReadOnly",
     "ReceiveTimeout",
+    "Record",
+    "Recovery",
     "RingEventBus",
     "Shutdown",
+    "StoreError",
+    "StoreFull",
+    "StoreIO",
+    "StoreStats",
+    "StoreTicket",
     "SubscriptionMetrics",
+    "SyncTimeout",
     "SystemSubscription",
     "Topic",
+    "Verification",
+    "VersionError",
     "WrongLoop",
     "__version__",
     "select",

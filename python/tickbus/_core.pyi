@@ -1,8 +1,9 @@
 """Types of the compiled core."""
 
 import sys
-from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Hashable, Iterable, Iterator, Sequence
 from contextvars import Context
+from pathlib import Path
 from types import GenericAlias, TracebackType
 from typing import (
     Any,
@@ -54,13 +55,16 @@ __all__ = [
     "Event",
     "EventBatch",
     "EventBus",
+    "EventStore",
     "EventSubscription",
     "EventSystem",
     "LockFreeEventQueue",
     "Names",
     "Shutdown",
+    "StoreTicket",
     "SystemSubscription",
     "Topic",
+    "_StoreReader",
     "_Tally",
     "__version__",
     "_after_fork",
@@ -74,6 +78,7 @@ __all__ = [
     "_restore_batch",
     "_stop_warnings",
     "_use_codes",
+    "_verify_store",
     "select",
     "sources",
     "symbols",
@@ -558,6 +563,68 @@ class BusyPoll:
         /,
     ) -> Coroutine[object, None, None]: ...
 
+@disjoint_base
+class EventStore:
+    def __new__(
+        cls,
+        path: str,
+        durability: str,
+        interval: float | None,
+        segment_bytes: int,
+        max_bytes: int | None,
+        read_only: bool,
+    ) -> Self: ...
+    @property
+    def _path(self) -> Path: ...
+    @property
+    def _recovery(self) -> tuple[int, int, int, int, int, int]: ...
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def read_only(self) -> bool: ...
+    @property
+    def durable_sequence(self) -> int | None: ...
+    def append(self, event: object, topic: str | None = None) -> int: ...
+    def append_many(
+        self, events: Iterable[object] | NDArray[Any], topic: str | None = None
+    ) -> range: ...
+    def append_durable(self, event_or_events: object, topic: str | None = None) -> StoreTicket: ...
+    def append_gap(self, missed: int, exact: bool = True) -> int: ...
+    def sync(self) -> None: ...
+    def seal(self) -> None: ...
+    def close(self) -> None: ...
+    def _stats(self) -> tuple[int, int, int, int, int]: ...
+    def _reader(self, from_sequence: int) -> _StoreReader: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+
+@final
+class StoreTicket:
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def durable(self) -> bool: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def __await__(self) -> Generator[Any, None, int]: ...
+
+@final
+class _StoreReader:
+    def next_batch(
+        self,
+    ) -> (
+        tuple[
+            int,
+            EventBatch | list[tuple[int, str | None, str, int, bytes, bool]] | tuple[int, bool],
+        ]
+        | None
+    ): ...
+
 @final
 class Topic:
     @property
@@ -591,3 +658,4 @@ def _restore_batch(
 ) -> EventBatch: ...
 def _stop_warnings() -> None: ...
 def _use_codes(event_types: Sequence[object], priorities: Sequence[object]) -> None: ...
+def _verify_store(path: str) -> tuple[int, int, int, int, int]: ...

@@ -17,16 +17,25 @@ if TYPE_CHECKING:
     from tickbus._core import Event, _Overflow
 
 __all__ = [
+    "AlreadyOpen",
     "BusError",
     "Closed",
     "ConfigError",
+    "Corrupt",
     "CriticalOverflow",
     "ForkedError",
     "Full",
     "Lagged",
     "ParseError",
+    "Poisoned",
     "PublishTimeout",
+    "ReadOnly",
     "ReceiveTimeout",
+    "StoreError",
+    "StoreFull",
+    "StoreIO",
+    "SyncTimeout",
+    "VersionError",
     "WrongLoop",
 ]
 
@@ -51,7 +60,7 @@ else:  # pragma: no cover - the other one
 
 
 class Closed(_ClosedBase):
-    """The bus or the subscription is closed, and what it held has been read.
+    """The bus or the subscription is closed, and what it held has been read; or the log is closed.
 
     Attributes:
         accepted: Events that were published before the close, when `publish_many` raised this;
@@ -62,9 +71,9 @@ class Closed(_ClosedBase):
 
 
 class ForkedError(Closed):
-    """A bus or a subscription was used in a child process after `fork`.
+    """A bus, a subscription or a log was used in a child process after `fork`.
 
-    Open a new bus in the child, or start processes with the `spawn` method.
+    Open a new one in the child, or start processes with the `spawn` method.
     """
 
 
@@ -229,3 +238,74 @@ class ParseError(BusError, ValueError):
     def __reduce__(self) -> tuple[Any, ...]:
         arguments = (self.message, self.file, self.line, self.position)
         return type(self), arguments, self.__dict__
+
+
+class StoreError(BusError):
+    """An event log did not do what it was asked for. Nothing that it acknowledged is lost by it.
+
+    Attributes:
+        accepted: Events that were stored before, when `append_many` or `append_durable` raised
+            this; otherwise `None`. Go on with the rest.
+    """
+
+    accepted: int | None = None
+
+
+class Corrupt(StoreError):
+    """Something that a log has acknowledged is not what was written; nothing is stepped over.
+
+    Args:
+        message: What was wanted, what was found and what to do.
+        segment: The file.
+        offset: Where in it, in bytes.
+        sequence: The first sequence that cannot be read.
+
+    Attributes:
+        segment: The file.
+        offset: Where in it, in bytes.
+        sequence: The first sequence that cannot be read.
+    """
+
+    def __init__(self, message: str, segment: str, offset: int, sequence: int) -> None:
+        super().__init__(message)
+        self.segment = segment
+        self.offset = offset
+        self.sequence = sequence
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = (str(self), self.segment, self.offset, self.sequence)
+        return type(self), arguments, self.__dict__
+
+
+class StoreIO(StoreError, OSError):
+    """The system refused something to a log; `errno` says why."""
+
+
+class Poisoned(StoreError):
+    """An earlier write or sync of the log failed, so that nobody knows what is on the disk.
+
+    Open the log again, which recovers all that was acknowledged.
+    """
+
+
+class StoreFull(StoreError):
+    """There is no room for more records; what was appended before stays.
+
+    Free space or raise `max_bytes`, and try again.
+    """
+
+
+class ReadOnly(StoreError):
+    """The log was opened with `read_only=True`, or the system does not let it be written."""
+
+
+class AlreadyOpen(StoreError):
+    """Another process writes the log, or another `EventStore` of this one; a log has one writer."""
+
+
+class VersionError(StoreError):
+    """The log was written in a format that this version does not know."""
+
+
+class SyncTimeout(StoreError, TimeoutError):
+    """Records were not durable within the timeout. They are stored; wait again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import errno
 import pickle
 import queue
 import sys
@@ -25,6 +26,16 @@ ERRORS = (
     tickbus.WrongLoop("message"),
     tickbus.ParseError("message", "trades.csv", 7, 12),
     tickbus.ParseError("message", "trades.csv", 7),
+    tickbus.StoreError("message"),
+    tickbus.Corrupt("message", "00000000000000000000.elog", 4_096, 7),
+    tickbus.StoreIO(errno.ENOSPC, "message"),
+    tickbus.StoreIO("message"),
+    tickbus.Poisoned("message"),
+    tickbus.StoreFull("message"),
+    tickbus.ReadOnly("message"),
+    tickbus.AlreadyOpen("message"),
+    tickbus.VersionError("message"),
+    tickbus.SyncTimeout("message"),
 )
 
 
@@ -40,6 +51,15 @@ ERRORS = (
         (tickbus.ReceiveTimeout, (TimeoutError,)),
         (tickbus.WrongLoop, (RuntimeError,)),
         (tickbus.ParseError, (ValueError,)),
+        (tickbus.StoreError, ()),
+        (tickbus.Corrupt, (tickbus.StoreError,)),
+        (tickbus.StoreIO, (tickbus.StoreError, OSError)),
+        (tickbus.Poisoned, (tickbus.StoreError,)),
+        (tickbus.StoreFull, (tickbus.StoreError,)),
+        (tickbus.ReadOnly, (tickbus.StoreError,)),
+        (tickbus.AlreadyOpen, (tickbus.StoreError,)),
+        (tickbus.VersionError, (tickbus.StoreError,)),
+        (tickbus.SyncTimeout, (tickbus.StoreError, TimeoutError)),
     ],
 )
 def test_every_error_is_a_bus_error_and_what_its_users_already_catch(

@@ -16,6 +16,7 @@ use crate::line::ReadByTasks;
 use crate::queue::LockFreeEventQueue;
 use crate::spare::Spare;
 use crate::stop;
+use crate::store::DurableTask;
 use crate::subscription::AsyncEventSubscription;
 use crate::system::{AsyncSystemSubscription, CompactTask, Form};
 use crate::wakeup::{Wakeup, track};
@@ -44,6 +45,8 @@ pub(crate) enum Job {
     /// Compact events, in one form or another.
     Take(Py<AsyncSystemSubscription>, Form),
     PublishCompact(Box<CompactTask>),
+    /// Until records are on the disk.
+    Durable(Box<DurableTask>),
     /// Nothing to wait for.
     Ready(Py<PyAny>),
 }
@@ -73,6 +76,7 @@ impl Job {
                 }
             }
             Self::PublishCompact(task) => drop(task),
+            Self::Durable(task) => drop(task),
         }
     }
 
@@ -86,6 +90,7 @@ impl Job {
             Self::Dequeue(_) => "dequeue_async",
             Self::Take(_, form) => form.name(),
             Self::PublishCompact(_) => "publish_async",
+            Self::Durable(_) => "wait",
             Self::Ready(_) => "ready",
         }
     }
@@ -160,6 +165,7 @@ impl Awaitable {
             Job::Dequeue(queue) => queue.get().poll_dequeue(py),
             Job::Take(subscription, form) => subscription.get().poll_form(py, form),
             Job::PublishCompact(task) => task.poll(py),
+            Job::Durable(task) => task.poll(py),
             Job::Ready(value) => Ok(Progress::Done(value.clone_ref(py))),
         }?;
         match &progress {
@@ -180,7 +186,7 @@ impl Awaitable {
             Job::Dequeue(queue) => queue.get().leave_line(wakeup),
             Job::Take(subscription, _) => subscription.get().leave_line(py, wakeup),
             Job::PublishCompact(task) => task.stop_waiting(py),
-            Job::Ready(_) => {}
+            Job::Durable(_) | Job::Ready(_) => {}
         }
     }
 
@@ -201,9 +207,11 @@ impl Awaitable {
             }
             Job::Dequeue(queue) => queue.get().rebind(py, wakeup),
             Job::Take(subscription, _) => subscription.get().rebind(py),
-            Job::Publish(_) | Job::Enqueue(..) | Job::PublishCompact(_) | Job::Ready(_) => {
-                Ok(false)
-            }
+            Job::Publish(_)
+            | Job::Enqueue(..)
+            | Job::PublishCompact(_)
+            | Job::Durable(_)
+            | Job::Ready(_) => Ok(false),
         }
     }
 
@@ -217,7 +225,11 @@ impl Awaitable {
                 | Job::RecvMany(subscription, _) => subscription.get().wake_next(py),
                 Job::Dequeue(queue) => queue.get().wake_next(py),
                 Job::Take(subscription, _) => subscription.get().wake_next(py),
-                Job::Publish(_) | Job::Enqueue(..) | Job::PublishCompact(_) | Job::Ready(_) => {}
+                Job::Publish(_)
+                | Job::Enqueue(..)
+                | Job::PublishCompact(_)
+                | Job::Durable(_)
+                | Job::Ready(_) => {}
             }
         }
         match &mut self.job {
@@ -395,6 +407,7 @@ unsafe extern "C" fn traverse(
                 }
             }
             Job::PublishCompact(task) => [seen[2], seen[3]] = task.references(),
+            Job::Durable(task) => seen[2] = task.reference(),
             Job::Ready(value) => seen[2] = value.as_ptr(),
         }
         for reference in seen.into_iter().filter(|reference| !reference.is_null()) {

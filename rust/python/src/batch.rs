@@ -56,6 +56,10 @@ impl EventBatch {
         let length = events.len() as isize;
         Self { events, length }
     }
+
+    pub(crate) fn events(&self) -> &[Event] {
+        &self.events
+    }
 }
 
 /// Returns copies of events: of a batch, an array, or anything that can be iterated over.

@@ -10,6 +10,7 @@ use crate::line::{ReadByTasks, Streak};
 use crate::loop_bridge::{LoopBridge, Wakeable, Woken, on_a_loop, running_loop, settle};
 use crate::process::{Own, Process, no_pickle};
 use crate::slab::{Handle, Mark, Slab};
+use crate::store;
 use crate::subscription::{AsyncEventSubscription, EventSubscription, Inner, SIGNAL_SLICE};
 use crate::system;
 use crate::wakeup::Wakeup;
@@ -69,7 +70,7 @@ const CACHED_TOPICS: usize = 4_096;
 /// Buses that are alive, to be closed at exit.
 static BUSES: GilCell<Vec<WeakBus<Handle, Gil>>> = GilCell::new(Vec::new());
 
-/// Closes every bus, so that threads that wait inside can leave before the interpreter ends.
+/// Closes every bus and every store, so that threads that wait inside can leave before the interpreter ends.
 #[pyfunction]
 pub(crate) fn _close_all(py: Python<'_>) {
     let buses = BUSES.with(std::mem::take);
@@ -78,6 +79,7 @@ pub(crate) fn _close_all(py: Python<'_>) {
         settle(py);
     }
     system::close_all(py);
+    store::close_all(py);
 }
 
 /// Leaves every bus to the parent, in a child by `fork`.

@@ -8,32 +8,50 @@ use pyo3::PyTypeInfo;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::import_exception;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyString, PyTuple};
+use pyo3::types::{PyBool, PyInt, PyString, PyTuple};
 use tickbus::{
     CriticalOverflow as CoreOverflow, Lagged as CoreLagged, LaneLagged, PublishError,
-    SubscribeError, SystemError,
+    StoreError as CoreStoreError, SubscribeError, SystemError,
 };
 
+import_exception!(tickbus.errors, AlreadyOpen);
 import_exception!(tickbus.errors, Closed);
 import_exception!(tickbus.errors, ConfigError);
+import_exception!(tickbus.errors, Corrupt);
 import_exception!(tickbus.errors, CriticalOverflow);
 import_exception!(tickbus.errors, ForkedError);
 import_exception!(tickbus.errors, Full);
 import_exception!(tickbus.errors, Lagged);
+import_exception!(tickbus.errors, Poisoned);
 import_exception!(tickbus.errors, PublishTimeout);
+import_exception!(tickbus.errors, ReadOnly);
 import_exception!(tickbus.errors, ReceiveTimeout);
+import_exception!(tickbus.errors, StoreError);
+import_exception!(tickbus.errors, StoreFull);
+import_exception!(tickbus.errors, StoreIO);
+import_exception!(tickbus.errors, SyncTimeout);
+import_exception!(tickbus.errors, VersionError);
 import_exception!(tickbus.errors, WrongLoop);
 
 /// Makes what would else be made on first use; see `process::prepare`.
 pub(crate) fn prepare(py: Python<'_>) {
+    py.get_type::<AlreadyOpen>();
     py.get_type::<Closed>();
     py.get_type::<ConfigError>();
+    py.get_type::<Corrupt>();
     py.get_type::<CriticalOverflow>();
     py.get_type::<ForkedError>();
     py.get_type::<Full>();
     py.get_type::<Lagged>();
+    py.get_type::<Poisoned>();
     py.get_type::<PublishTimeout>();
+    py.get_type::<ReadOnly>();
     py.get_type::<ReceiveTimeout>();
+    py.get_type::<StoreError>();
+    py.get_type::<StoreFull>();
+    py.get_type::<StoreIO>();
+    py.get_type::<SyncTimeout>();
+    py.get_type::<VersionError>();
     py.get_type::<WrongLoop>();
 }
 
@@ -124,6 +142,37 @@ fn critical_overflow(py: Python<'_>, overflow: CoreOverflow) -> PyResult<PyErr> 
         Bound::new(py, Overflow::new(overflow))?.into_any(),
     ];
     Ok(made::<CriticalOverflow, _>(py, arguments))
+}
+
+/// What a log says of what it did not do.
+#[cold]
+pub(crate) fn store(py: Python<'_>, error: &CoreStoreError) -> PyErr {
+    let message = error.to_string();
+    let number = |number: u64| PyInt::new(py, number).into_any();
+    match error {
+        CoreStoreError::Corrupt { segment, offset, sequence, .. } => {
+            let place = [text(py, segment), number(*offset), number(*sequence)];
+            let [segment, offset, sequence] = place;
+            made::<Corrupt, _>(py, [text(py, &message), segment, offset, sequence])
+        }
+        CoreStoreError::Io { source, .. } => match source.raw_os_error() {
+            Some(code) => {
+                let code = PyInt::new(py, code).into_any();
+                made::<StoreIO, _>(py, [code, text(py, &message)])
+            }
+            None => made::<StoreIO, _>(py, [text(py, &message)]),
+        },
+        CoreStoreError::Poisoned { .. } => Poisoned::new_err(message),
+        CoreStoreError::Full { .. } => StoreFull::new_err(message),
+        CoreStoreError::ReadOnly { .. } => ReadOnly::new_err(message),
+        CoreStoreError::AlreadyOpen { .. } => AlreadyOpen::new_err(message),
+        CoreStoreError::Version { .. } => VersionError::new_err(message),
+        CoreStoreError::Closed => Closed::new_err(message),
+        CoreStoreError::Config(_) | CoreStoreError::Name(_) | CoreStoreError::EventType(_) => {
+            ConfigError::new_err(message)
+        }
+        _ => StoreError::new_err(message),
+    }
 }
 
 #[cold]

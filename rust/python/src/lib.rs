@@ -3,7 +3,7 @@
 //! The bus itself is the crate `tickbus`. Here it carries [`slab`] handles under the
 //! [`gil`] exclusion, and finds their [`keys`]; [`awaitable`] and [`loop_bridge`] connect it to
 //! asyncio, and [`direct`] is the short way in for calls in which nothing has to be decided.
-//! Beside it stand the compact [`event`], its [`names`] and the [`batch`].
+//! Beside it stand the compact [`event`], its [`names`] and the [`batch`], and the [`store`].
 
 mod awaitable;
 mod batch;
@@ -27,6 +27,7 @@ mod select;
 mod slab;
 mod spare;
 mod stop;
+mod store;
 mod subscription;
 mod system;
 mod tally;
@@ -58,6 +59,9 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("sources", names::Names::sources())?;
     module.add_class::<queue::LockFreeEventQueue>()?;
     module.add_class::<select::Shutdown>()?;
+    module.add_class::<store::EventStore>()?;
+    module.add_class::<store::StoreReader>()?;
+    module.add_class::<store::StoreTicket>()?;
     module.add_class::<subscription::AsyncEventSubscription>()?;
     module.add_class::<subscription::EventSubscription>()?;
     module.add_class::<system::AsyncSystemSubscription>()?;
@@ -74,6 +78,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(event::_use_codes, module)?)?;
     module.add_function(wrap_pyfunction!(process::_after_fork, module)?)?;
     module.add_function(wrap_pyfunction!(select::select, module)?)?;
+    module.add_function(wrap_pyfunction!(store::_verify_store, module)?)?;
     module.add_function(wrap_pyfunction!(warnings::_recv_warning, module)?)?;
     module.add_function(wrap_pyfunction!(warnings::_stop_warnings, module)?)?;
     // Not through `add_class`, which would make it a part of the module's interface.

@@ -3,7 +3,7 @@
 
 use crate::error::ForkedError;
 use crate::slab::Slab;
-use crate::{awaitable, bus, error, event, ledger, loop_bridge, wakeup, warnings};
+use crate::{awaitable, bus, error, event, ledger, loop_bridge, store, wakeup, warnings};
 use pyo3::exceptions::PyImportError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -39,7 +39,7 @@ impl Process {
 #[cold]
 fn forked() -> PyErr {
     ForkedError::new_err(
-        "this belongs to the process that this one was forked from; make a new bus here, or \
+        "this belongs to the process that this one was forked from; make a new one here, or \
          start processes by the spawn method",
     )
 }
@@ -96,6 +96,7 @@ impl<T> Drop for Own<T> {
 pub(crate) fn _after_fork() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
     bus::forget_all();
+    store::forget_all();
     warnings::forget_reader();
 }
 

@@ -1,0 +1,392 @@
+"""The event log: compact events, typed events and objects in a folder, read again in order.
+
+```
+append ─► memory ─► file (the system's cache) ─► disk        one process writes
+                    └─► read, read_batches                   any number of processes read
+```
+
+Objects are stored as MessagePack with the name and the version of their schema: a typed event of
+`tickbus.events` under the name of its class, which it is given back as (or as builtins, if its
+fields were not of the types that it says); any other `msgspec.Struct`,
+dataclass or class under its module and name, of which the builtins are given back, such as a `dict`
+of the fields; and builtins under `msgpack`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
+
+from tickbus import _core
+from tickbus._core import EventBatch
+from tickbus.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = ["EventStore", "Gap", "Record", "Recovery", "StoreStats", "Verification"]
+
+_Path: TypeAlias = str | os.PathLike[str]
+
+_DEFAULT_SEGMENT_BYTES = 64 * 1024 * 1024
+
+
+class Gap(NamedTuple):
+    """Events that are not in a log: lost before they reached it, or removed from it since.
+
+    Attributes:
+        missed: How many.
+        exact: Whether that is known exactly; otherwise they are at most so many.
+    """
+
+    missed: int
+    exact: bool
+
+
+class Record(NamedTuple):
+    """An event as a log holds it.
+
+    Attributes:
+        sequence: The record's number in the log, from 0, never reused.
+        timestamp: That of the event, in ns since the Unix epoch, UTC; 0 where it has none.
+        topic: The topic that it was appended with; of a compact event, that of its type and symbol.
+        event: The event; a `Gap` stands where events are missing.
+        replayed: Whether it came from a replay.
+    """
+
+    sequence: int
+    timestamp: int
+    topic: str | None
+    event: Any
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What was found, and done, when a log was opened.
+
+    Attributes:
+        oldest_sequence: The oldest sequence that the log has.
+        next_sequence: The sequence that the next record gets.
+        segments: Segments that were found.
+        scanned_bytes: Bytes that had to be read and checked.
+        cut_bytes: Bytes that had been written, but neither synced nor acknowledged, and were cut
+            off.
+        cut_records: Records in them, as far as they say.
+    """
+
+    oldest_sequence: int
+    next_sequence: int
+    segments: int
+    scanned_bytes: int
+    cut_bytes: int
+    cut_records: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """Numbers of a log at one moment.
+
+    Attributes:
+        oldest_sequence: The oldest sequence that the log has.
+        next_sequence: The sequence that the next record gets.
+        durable_sequence: The last sequence up to which all records are durable; `None` if none is.
+        segments: Segments, the one that is written included.
+        bytes: Bytes in them; opened with `read_only=True`, with what is reserved for the last one.
+    """
+
+    oldest_sequence: int
+    next_sequence: int
+    durable_sequence: int | None
+    segments: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a log that is sound was found to hold.
+
+    Attributes:
+        oldest_sequence: The oldest sequence that the log has.
+        next_sequence: The sequence after the last record.
+        segments: Segments that were read.
+        bytes: Bytes that were read and compared with their checksums.
+        torn_bytes: Bytes behind the last record that were never acknowledged; opening the log for
+            writing cuts them off.
+    """
+
+    oldest_sequence: int
+    next_sequence: int
+    segments: int
+    bytes: int
+    torn_bytes: int
+
+
+class EventStore(_core.EventStore):
+    """A crash-safe log of events and objects in a folder, made by `EventStore.open`.
+
+    One process writes it; any number of readers, in this process or in others, read it meanwhile.
+    All methods may be called from any thread. Waiting for the disk releases the global interpreter
+    lock. Close it, or use `with`: that makes everything durable.
+
+    Example:
+        >>> import tempfile
+        >>> from tickbus import Event, EventStore, EventType
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> with EventStore.open(folder.name) as store:
+        ...     store.append(Event(1, EventType.PriceUpdate, symbol="BTCUSDT", value=61_000.0))
+        ...     store.append({"note": "hello"}, topic="notes")
+        ...     store.append_durable([{"n": 1}, {"n": 2}]).wait()
+        ...     for record in store.read(from_sequence=1):
+        ...         print(record.sequence, record.topic, record.event)
+        0
+        1
+        3
+        1 notes {'note': 'hello'}
+        2 None {'n': 1}
+        3 None {'n': 2}
+        >>> folder.cleanup()
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def open(
+        cls,
+        path: _Path,
+        *,
+        durability: str = "group",
+        segment_bytes: int = _DEFAULT_SEGMENT_BYTES,
+        max_bytes: int | None = None,
+        read_only: bool = False,
+    ) -> Self:
+        """Opens or creates the log in a folder, after it has recovered what was there.
+
+        Args:
+            path: The folder.
+            durability: What may be lost, and when an append that nobody waits for is synced.
+                `none`: nothing is synced before it is asked for; a crash of the process may lose
+                the last second, a power cut everything since the last `sync()`.
+                `interval(100)`: a power cut loses what was appended in so many milliseconds.
+                `group`: what was acknowledged by `sync()` or a ticket is never lost, and one sync
+                serves all that wait; what nobody waits for is synced a millisecond later.
+                `always`: each append is durable when it returns.
+                `double`: as `always`, and so sure that even a bit that flips in the very last
+                commit is known for damage; two syncs each.
+            segment_bytes: Bytes of a file of the log, from 64 KiB to 4 GiB; a record that does not
+                fit makes it longer.
+            max_bytes: The most bytes of all files, at least two segments; `None` is no limit.
+            read_only: Only read, also while another process writes it: up to what is durable, as
+                far as the log says so. The other arguments mean nothing then.
+
+        Raises:
+            Corrupt: Something that was acknowledged is damaged; nothing was changed.
+            AlreadyOpen: Another process writes the log, or another `EventStore` of this one.
+            ReadOnly: The system does not let it be written; `read_only=True` reads it.
+            VersionError: It was written in a format that this version does not know.
+            ConfigError: An argument is out of range.
+            StoreError: `read_only` was given, and the folder holds no log.
+            StoreIO: The system refused something; `errno` says why.
+        """
+        name, interval = _durability(durability)
+        if read_only:
+            _check_log(path)
+        return cls(os.fspath(path), name, interval, segment_bytes, max_bytes, read_only)
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self._path
+
+    @property
+    def recovery(self) -> Recovery:
+        """What was found, and done, when it was opened; a reader only finds."""
+        return Recovery(*self._recovery)
+
+    def read(self, from_sequence: int = 0) -> Iterator[Record]:
+        """Returns an iterator of the records from a sequence on, in order.
+
+        It ends with what was appended, or with `read_only=True` what was durable, when it gets
+        there; read again from the next sequence for what comes later. Where events are missing, it
+        gives a record with a `Gap`: one that was noted by `append_gap`, or one that stands for all
+        records that the log no longer has.
+
+        Args:
+            from_sequence: The first sequence, at least 0.
+
+        Raises:
+            Corrupt: Something is not what was written; nothing is stepped over.
+            ConfigError: A name in the log contradicts one of this process.
+            StoreIO, Closed: It cannot be read, or is closed.
+        """
+        return _records(self.read_batches(from_sequence))
+
+    def read_batches(
+        self, from_sequence: int = 0
+    ) -> Iterator[tuple[int, EventBatch | list[Record] | Gap]]:
+        """Returns an iterator of the records from a sequence on, as many at once as lie together.
+
+        As `read`, but each item is a sequence and the records from there on: compact events as an
+        `EventBatch`, objects as a list of records, or a gap.
+
+        Args:
+            from_sequence: The first sequence, at least 0.
+
+        Raises:
+            Corrupt, ConfigError, StoreIO, Closed: As `read`.
+        """
+        return _batches(self._reader(from_sequence))
+
+    def stats(self) -> StoreStats:
+        """Returns the numbers of this moment; with `read_only=True`, what the log says of itself.
+
+        Raises:
+            Corrupt, StoreIO: As `open`, of a log that another process writes.
+        """
+        oldest, following, durable_end, segments, size = self._stats()
+        durable = durable_end - 1 if durable_end else None
+        return StoreStats(oldest, following, durable, segments, size)
+
+    def verify(self: EventStore | _Path) -> Verification:
+        """Reads all of a log and compares it with its checksums; it may be written meanwhile.
+
+        Both `store.verify()` and `EventStore.verify(path)` do.
+
+        Raises:
+            Corrupt: The first place that is damaged.
+            VersionError: It was written in a format that this version does not know.
+            StoreError: The folder holds no log.
+            StoreIO: It cannot be read.
+        """
+        path = self.path if isinstance(self, EventStore) else self
+        _check_log(path)
+        return Verification(*_core._verify_store(os.fspath(path)))
+
+
+def _durability(text: str) -> tuple[str, float | None]:
+    """Returns a durability's name, and the seconds of an interval."""
+    if text in ("none", "group", "always", "double"):
+        return text, None
+    interval = re.fullmatch(r"interval\((\d+(?:\.\d+)?)\)", text)
+    if interval is None:
+        raise ConfigError(
+            f"durability was {text!r}; it must be 'none', 'interval(100)' with milliseconds, "
+            "'group', 'always' or 'double'"
+        )
+    return "interval", float(interval[1]) / 1_000
+
+
+def _check_log(path: _Path) -> None:
+    """Raises an error if the folder holds nothing of a log."""
+    # What is no folder is told by the core.
+    files = Path(path).iterdir() if Path(path).is_dir() else None
+    if files is not None and not any(f.name == "LOCK" or f.suffix == ".elog" for f in files):
+        raise StoreError(
+            f"{os.fspath(path)} holds no log; give the folder that EventStore.open() made"
+        )
+
+
+def _batches(
+    reader: _core._StoreReader,
+) -> Iterator[tuple[int, EventBatch | list[Record] | Gap]]:
+    while (found := reader.next_batch()) is not None:
+        first, records = found
+        if isinstance(records, EventBatch):
+            yield first, records
+        elif isinstance(records, tuple):
+            yield first, Gap(*records)
+        else:
+            yield (
+                first,
+                [
+                    Record(sequence, timestamp, topic, _decoder(schema, version)(content), replayed)
+                    for sequence, (timestamp, topic, schema, version, content, replayed) in (
+                        enumerate(records, first)
+                    )
+                ],
+            )
+
+
+def _records(
+    batches: Iterator[tuple[int, EventBatch | list[Record] | Gap]],
+) -> Iterator[Record]:
+    for first, records in batches:
+        if isinstance(records, EventBatch):
+            for sequence, event in enumerate(records, first):
+                yield Record(sequence, event.timestamp, event.topic, event, False)
+        elif isinstance(records, Gap):
+            yield Record(first, 0, None, records, False)
+        else:
+            yield from records
+
+
+_VERSION = 1
+_BUILTINS = "msgpack"
+
+
+def _encode(event: object) -> tuple[int, str, int, bytes]:
+    """Returns timestamp, schema, version and bytes of an object; the core calls it."""
+    encoder, classes = _msgspec()
+    if event is None:
+        raise TypeError("None is no event; store what happened")
+    try:
+        content = encoder(event)
+    except (TypeError, ValueError, OverflowError, RecursionError) as why:
+        raise TypeError(
+            f"an event was a {type(event).__qualname__}, which msgspec cannot encode: {why}"
+        ) from why
+    kind = type(event)
+    if classes.get(kind.__name__) is kind:
+        return _timestamp(event), kind.__name__, _VERSION, content
+    if kind.__module__ == "builtins":
+        return 0, _BUILTINS, _VERSION, content
+    return 0, f"{kind.__module__}.{kind.__qualname__}", _VERSION, content
+
+
+def _timestamp(event: Any) -> int:
+    timestamp: object = event.timestamp
+    if isinstance(timestamp, int) and 0 <= timestamp < 1 << 64:
+        return timestamp
+    raise TypeError(f"timestamp was {timestamp!r}; it must be an integer from 0 to 2^64 - 1, in ns")
+
+
+@cache
+def _msgspec() -> tuple[Callable[[object], bytes], dict[str, type]]:
+    """Returns what encodes, and the typed events by their names."""
+    try:
+        import msgspec
+    except ModuleNotFoundError as missing:
+        raise ModuleNotFoundError(
+            "objects in a log need msgspec; install it with: pip install 'tickbus[events]'",
+            name=missing.name,
+        ) from missing
+    from tickbus.events import AnyEvent
+
+    return msgspec.msgpack.Encoder().encode, {kind.__name__: kind for kind in get_args(AnyEvent)}
+
+
+@cache
+def _decoder(schema: str, version: int) -> Callable[[bytes], Any]:
+    """Returns what decodes the objects of a schema."""
+    _, classes = _msgspec()
+    import msgspec
+
+    to_builtins = msgspec.msgpack.Decoder().decode
+    kind = classes.get(schema) if version == _VERSION else None
+    if kind is None:
+        return to_builtins
+    to_kind: Callable[[bytes], Any] = msgspec.msgpack.Decoder(kind).decode
+
+    def decode(content: bytes) -> Any:
+        try:
+            return to_kind(content)
+        except msgspec.ValidationError:
+            # A struct does not check its arguments; what it was made of is better than nothing.
+            return to_builtins(content)
+
+    return decode

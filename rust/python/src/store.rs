@@ -1,0 +1,790 @@
+//! `EventStore`: the log on a disk, and its readers.
+//!
+//! Whatever waits for the disk is done detached. A few events are not: they go into memory, and who
+//! lets go of the global interpreter lock may not get it back for long. Objects become bytes in
+//! `tickbus.store`, which is imported with the first of them.
+
+use crate::awaitable::{Job, Progress, awaitable};
+use crate::batch::{self, EventBatch};
+use crate::bus::Waking;
+use crate::error;
+use crate::event::PyEvent;
+use crate::gil::GilCell;
+use crate::line::Streak;
+use crate::loop_bridge::{FromAnyThread, LoopBridge, on_a_loop, running_loop};
+use crate::process::{Own, Process, no_pickle};
+use crate::subscription::{SIGNAL_SLICE, warn_unclosed};
+use parking_lot::Mutex;
+use pyo3::exceptions::PyTypeError;
+use pyo3::ffi;
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+use tickbus::{
+    AppendError, Durability, Event, EventStore as Core, Gap, NewRecords, Object, Records, Recovery,
+    StoreConfig, StoreError, StoreReader as CoreReader, Ticket as CoreTicket,
+};
+
+/// Stores that are alive, to be closed at exit.
+static STORES: GilCell<Vec<Weak<Core>>> = GilCell::new(Vec::new());
+
+/// Closes every store, so that nothing of what they hold in memory is lost when the interpreter
+/// ends.
+pub(crate) fn close_all(py: Python<'_>) {
+    for store in STORES.with(std::mem::take).iter().filter_map(Weak::upgrade) {
+        // Nobody is left to be told.
+        _ = py.detach(|| store.close());
+    }
+}
+
+/// Leaves every store to the parent, in a child by `fork`.
+pub(crate) fn forget_all() {
+    for store in STORES.with(std::mem::take) {
+        if let Some(store) = store.upgrade() {
+            store.leave_to_parent();
+            std::mem::forget(store);
+        }
+        std::mem::forget(store);
+    }
+}
+
+/// Fewer records than these are appended attached.
+const FEW: usize = 256;
+
+/// An event log in a folder. `tickbus.EventStore` is its public face.
+#[pyclass(frozen, subclass, weakref, module = "tickbus._core")]
+#[derive(Debug)]
+pub(crate) struct EventStore {
+    access: Access,
+    path: PathBuf,
+    recovery: Recovery,
+    ready_in_a_row: Streak,
+}
+
+#[derive(Debug)]
+enum Access {
+    Write {
+        core: Own<Arc<Core>>,
+        /// Each append waits for the disk.
+        is_slow: bool,
+    },
+    Read {
+        process: Process,
+        is_closed: crate::gil::GilFlag,
+    },
+}
+
+#[pymethods]
+impl EventStore {
+    #[new]
+    #[pyo3(signature = (path, durability, interval, segment_bytes, max_bytes, read_only))]
+    fn new(
+        py: Python<'_>,
+        path: PathBuf,
+        durability: &str,
+        interval: Option<f64>,
+        segment_bytes: u64,
+        max_bytes: Option<u64>,
+        read_only: bool,
+    ) -> PyResult<Self> {
+        let durability = match (durability, interval) {
+            ("none", _) => Durability::None,
+            ("interval", Some(seconds)) => {
+                Durability::Interval(error::duration("interval", seconds)?)
+            }
+            ("always", _) => Durability::Always,
+            ("double", _) => Durability::Double,
+            _ => Durability::Group,
+        };
+        let ready_in_a_row = Streak::default();
+        if read_only {
+            let looked = py.detach(|| Core::look(&path));
+            let (recovery, _) = looked.map_err(|error| error::store(py, &error))?;
+            let (process, is_closed) = (Process::current(), Default::default());
+            let access = Access::Read { process, is_closed };
+            return Ok(Self { access, path, recovery, ready_in_a_row });
+        }
+        let mut config = StoreConfig::default();
+        (config.durability, config.segment_bytes) = (durability, segment_bytes);
+        config.max_bytes = max_bytes;
+        let opened = py.detach(|| Core::open(&path, config));
+        let (core, recovery) = opened.map_err(|error| error::store(py, &error))?;
+        let core = Arc::new(core);
+        STORES.with(|stores| {
+            stores.retain(|store| store.strong_count() > 0);
+            stores.push(Arc::downgrade(&core));
+        });
+        let is_slow = matches!(durability, Durability::Always | Durability::Double);
+        let access = Access::Write { core: Own::new(core), is_slow };
+        Ok(Self { access, path, recovery, ready_in_a_row })
+    }
+
+    /// The folder.
+    #[getter(_path)]
+    fn path(&self) -> PathBuf {
+        self.path.clone()
+    }
+
+    /// (oldest_sequence, next_sequence, segments, scanned_bytes, cut_bytes, cut_records)
+    #[getter]
+    fn _recovery(&self) -> (u64, u64, usize, u64, u64, u64) {
+        let Recovery { oldest_sequence, next_sequence, segments, .. } = self.recovery;
+        let Recovery { scanned_bytes, cut_bytes, cut_records, .. } = self.recovery;
+        (oldest_sequence, next_sequence, segments, scanned_bytes, cut_bytes, cut_records)
+    }
+
+    /// Whether it was closed.
+    #[getter]
+    fn closed(&self) -> bool {
+        match &self.access {
+            // A forked child has none that is open.
+            Access::Write { core, .. } => !core.process().is_current() || core.is_closed(),
+            Access::Read { is_closed, .. } => is_closed.is_set(),
+        }
+    }
+
+    /// Whether it was opened with `read_only=True`.
+    #[getter]
+    fn read_only(&self) -> bool {
+        matches!(self.access, Access::Read { .. })
+    }
+
+    /// The last sequence up to which all records are durable; `None` if none is.
+    ///
+    /// Opened with `read_only=True`, it is what the log says: the writer notes the newest commit a
+    /// moment later.
+    ///
+    /// Raises:
+    ///     Corrupt, StoreIO: As `open`, of a log that another process writes.
+    #[getter]
+    fn durable_sequence(&self, py: Python<'_>) -> PyResult<Option<u64>> {
+        Ok(self._stats(py)?.2.checked_sub(1))
+    }
+
+    /// Appends an event or an object, and returns its sequence.
+    ///
+    /// When it is durable depends on the durability. It may be written to a file, but waits for the
+    /// disk with `always` and `double` only.
+    ///
+    /// Args:
+    ///     event: A compact `Event`, a typed event, or anything else that msgspec encodes but `None`.
+    ///     topic: The topic of a typed event or an object; that of a compact event is its own.
+    ///
+    /// Raises:
+    ///     TypeError: msgspec cannot encode it, or a topic was given for a compact event; nothing
+    ///         was stored.
+    ///     ConfigError: The topic is not one; nothing was stored.
+    ///     StoreFull: There is no room; free some and try again.
+    ///     Poisoned, StoreIO: A write failed; open the log again.
+    ///     ReadOnly: It was opened to read only.
+    ///     Closed: It is closed.
+    #[pyo3(signature = (event, topic = None))]
+    fn append(
+        &self,
+        py: Python<'_>,
+        event: &Bound<'_, PyAny>,
+        topic: Option<&Bound<'_, PyString>>,
+    ) -> PyResult<u64> {
+        let core = self.writer()?;
+        let appended = match Item::of(event, topic)? {
+            Item::Event(event) => self.run(py, 1, || core.append(&[event])),
+            Item::Object(object) => {
+                // Encoding has run Python code.
+                let (core, object) = (self.writer()?, object.borrowed()?);
+                self.run(py, 1, || core.append_object(&object))
+            }
+        };
+        appended.map_err(|error| error::store(py, &error))
+    }
+
+    /// Appends events and objects in order, with nothing of others between them, and returns the
+    /// range of their sequences.
+    ///
+    /// Args:
+    ///     events: An `EventBatch`, an array of shape (n,) whose dtype is `EVENT_DTYPE`, or what
+    ///         `append` takes, from anything that can be iterated over.
+    ///     topic: As for `append`.
+    ///
+    /// Raises:
+    ///     TypeError, ConfigError: As `append`; nothing was stored.
+    ///     StoreFull, Poisoned, StoreIO: As `append`; the first `.accepted` of them were stored, so
+    ///         go on with the rest.
+    ///     ReadOnly, Closed: As `append`.
+    #[pyo3(signature = (events, topic = None))]
+    fn append_many<'py>(
+        &self,
+        py: Python<'py>,
+        events: &Bound<'py, PyAny>,
+        topic: Option<&Bound<'py, PyString>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.writer()?;
+        let records = NewBatch::of(events, topic)?;
+        let sequences =
+            self.append_batch(py, &records, |core, records| core.append_many(records))?;
+        py.get_type::<pyo3::types::PyRange>().call1((sequences.start, sequences.end))
+    }
+
+    /// Appends an event, or events, and returns a ticket that waits until all of them are durable.
+    ///
+    /// Args:
+    ///     event_or_events: An `EventBatch`, an array whose dtype is `EVENT_DTYPE`, a list or a tuple
+    ///         is many, as for `append_many`; everything else is one, as for `append`.
+    ///     topic: As for `append`.
+    ///
+    /// Raises:
+    ///     ConfigError: There are no events; otherwise as `append`.
+    ///     TypeError, StoreFull, Poisoned, StoreIO, ReadOnly, Closed: As `append_many`.
+    #[pyo3(signature = (event_or_events, topic = None))]
+    fn append_durable(
+        slf: &Bound<'_, Self>,
+        event_or_events: &Bound<'_, PyAny>,
+        topic: Option<&Bound<'_, PyString>>,
+    ) -> PyResult<StoreTicket> {
+        let (py, this) = (slf.py(), slf.get());
+        this.writer()?;
+        let is_many = event_or_events.is_exact_instance_of::<PyList>()
+            || event_or_events.is_exact_instance_of::<PyTuple>()
+            || event_or_events.is_exact_instance_of::<EventBatch>()
+            || is_array(event_or_events)?;
+        let records = match is_many {
+            true => NewBatch::of(event_or_events, topic)?,
+            false => NewBatch::Items(vec![Item::of(event_or_events, topic)?]),
+        };
+        if records.len() == 0 {
+            return Err(error::ConfigError::new_err(
+                "there were no events; give at least one, or call sync() to wait for earlier ones",
+            ));
+        }
+        let append = |core: &Core, records: &[NewRecords<'_>]| core.append_many_durable(records);
+        let ticket = this.append_batch(py, &records, append)?;
+        Ok(StoreTicket { ticket: Own::new(ticket), store: slf.clone().unbind() })
+    }
+
+    /// Notes that events were lost here, which is a record by itself, and returns its sequence.
+    ///
+    /// Args:
+    ///     missed: How many, at least 1.
+    ///     exact: Whether it is known exactly; otherwise there were at most so many.
+    ///
+    /// Raises:
+    ///     ConfigError: `missed` is 0.
+    ///     StoreFull, Poisoned, StoreIO, ReadOnly, Closed: As `append`.
+    #[pyo3(signature = (missed, exact = true))]
+    fn append_gap(&self, py: Python<'_>, missed: u64, exact: bool) -> PyResult<u64> {
+        let core = self.writer()?;
+        if missed == 0 {
+            return Err(error::ConfigError::new_err("missed was 0; it must be at least 1"));
+        }
+        let appended = py.detach(|| core.append_gap(missed, exact));
+        appended.map_err(|error| error::store(py, &error))
+    }
+
+    /// Waits until everything that was appended is durable.
+    ///
+    /// Raises:
+    ///     StoreFull: There is no room for it yet; it becomes durable once there is.
+    ///     Poisoned, StoreIO: A write or a sync failed, now or earlier; open the log again, which
+    ///         recovers all that was acknowledged.
+    ///     ReadOnly, Closed: As `append`.
+    fn sync(&self, py: Python<'_>) -> PyResult<()> {
+        let core = self.writer()?;
+        py.detach(|| core.sync()).map_err(|error| error::store(py, &error))
+    }
+
+    /// Makes everything durable and finishes the current segment, so that it can be copied.
+    ///
+    /// Raises:
+    ///     StoreFull, Poisoned, StoreIO, ReadOnly, Closed: As `sync`.
+    fn seal(&self, py: Python<'_>) -> PyResult<()> {
+        let core = self.writer()?;
+        py.detach(|| core.seal()).map_err(|error| error::store(py, &error))
+    }
+
+    /// (oldest_sequence, next_sequence, durable_end, segments, bytes)
+    fn _stats(&self, py: Python<'_>) -> PyResult<(u64, u64, u64, usize, u64)> {
+        self.process().check()?;
+        let stats = py.detach(|| match &self.access {
+            Access::Write { core, .. } => Ok(core.stats()),
+            Access::Read { .. } => Core::look(&self.path).map(|(_, stats)| stats),
+        });
+        let stats = stats.map_err(|error| error::store(py, &error))?;
+        let (oldest, next) = (stats.oldest_sequence, stats.next_sequence);
+        Ok((oldest, next, stats.durable_end, stats.segments, stats.bytes))
+    }
+
+    /// Returns what reads from a sequence on.
+    fn _reader(&self, py: Python<'_>, from_sequence: u64) -> PyResult<StoreReader> {
+        self.process().check()?;
+        if self.closed() {
+            return Err(closed());
+        }
+        let reader = match &self.access {
+            Access::Write { core, .. } => py.detach(|| Ok(core.read(from_sequence))),
+            Access::Read { .. } => py.detach(|| Core::read_only(&self.path, from_sequence)),
+        };
+        let reader = reader.map_err(|error| error::store(py, &error))?;
+        Ok(StoreReader { core: Own::new(Mutex::new(reader)) })
+    }
+
+    /// Makes everything durable and ends the log. Again does nothing.
+    ///
+    /// Raises:
+    ///     StoreFull, Poisoned, StoreIO: As `sync`; it is closed all the same.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.process().check()?;
+        match &self.access {
+            Access::Write { core, .. } => {
+                py.detach(|| core.close()).map_err(|error| error::store(py, &error))
+            }
+            Access::Read { is_closed, .. } => {
+                is_closed.set();
+                Ok(())
+            }
+        }
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        exc_type: &Bound<'_, PyAny>,
+        exc_value: &Bound<'_, PyAny>,
+        traceback: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let _ = (exc_type, exc_value, traceback);
+        match self.process().is_current() {
+            true => self.close(py),
+            // A forked child leaves the log to its parent.
+            false => Ok(()),
+        }
+    }
+
+    fn __repr__(&self) -> String {
+        let path = self.path.display();
+        if !self.process().is_current() {
+            return format!("<EventStore {path} of another process>");
+        }
+        let read_only = if self.read_only() { " read_only" } else { "" };
+        let closed = if self.closed() { " closed" } else { "" };
+        format!("<EventStore {path}{read_only}{closed}>")
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(no_pickle("EventStore", "open it with read_only=True in each of the others"))
+    }
+}
+
+impl EventStore {
+    fn process(&self) -> Process {
+        match &self.access {
+            Access::Write { core, .. } => core.process(),
+            Access::Read { process, .. } => *process,
+        }
+    }
+
+    /// Returns the log, to be written.
+    fn writer(&self) -> PyResult<&Core> {
+        self.process().check()?;
+        match &self.access {
+            Access::Write { core, .. } => Ok(core),
+            Access::Read { .. } => Err(error::ReadOnly::new_err(format!(
+                "{} was opened with read_only=True; open it without, in the one process that \
+                 writes it",
+                self.path.display()
+            ))),
+        }
+    }
+
+    /// Runs what appends so many records.
+    #[inline]
+    fn run<O: Send>(&self, py: Python<'_>, records: usize, append: impl FnOnce() -> O + Send) -> O {
+        match self.access {
+            Access::Write { is_slow: false, .. } if records < FEW => append(),
+            _ => py.detach(append),
+        }
+    }
+
+    fn append_batch<O: Send>(
+        &self,
+        py: Python<'_>,
+        batch: &NewBatch<'_>,
+        append: impl FnOnce(&Core, &[NewRecords<'_>]) -> Result<O, AppendError> + Send,
+    ) -> PyResult<O> {
+        let records = match batch {
+            NewBatch::Batch(batch) => vec![NewRecords::Events(batch.get().events())],
+            NewBatch::Events(events) => vec![NewRecords::Events(events)],
+            NewBatch::Items(items) => {
+                let records = items.iter().map(|item| match item {
+                    Item::Event(event) => Ok(NewRecords::Events(std::slice::from_ref(event))),
+                    Item::Object(object) => object.borrowed().map(NewRecords::Object),
+                });
+                records.collect::<PyResult<_>>()?
+            }
+        };
+        // Collecting them has run Python code.
+        let core = self.writer()?;
+        self.run(py, batch.len(), || append(core, &records)).map_err(
+            |AppendError { accepted, error }| {
+                let error = error::store(py, &error);
+                let _ = error.value(py).setattr(intern!(py, "accepted"), accepted);
+                error
+            },
+        )
+    }
+}
+
+impl Drop for EventStore {
+    fn drop(&mut self) {
+        if self.process().is_current() && !self.closed() && !self.read_only() {
+            warn_unclosed(&self.__repr__());
+            if let Access::Write { core, .. } = &self.access {
+                // Nobody is left to be told of an error.
+                _ = Python::attach(|py| py.detach(|| core.close()));
+            }
+        }
+    }
+}
+
+#[cold]
+fn closed() -> PyErr {
+    error::Closed::new_err(StoreError::Closed.to_string())
+}
+
+#[cold]
+fn two_topics(event: &Bound<'_, PyAny>) -> PyErr {
+    let event = event.repr().map_or_else(|_| "an event".to_owned(), |event| event.to_string());
+    PyTypeError::new_err(format!(
+        "a topic was given for {event}; the topic of a compact event is that of its type and symbol"
+    ))
+}
+
+fn is_array(events: &Bound<'_, PyAny>) -> PyResult<bool> {
+    // SAFETY: attached, and an object.
+    let has_buffer = unsafe { ffi::PyObject_CheckBuffer(events.as_ptr()) } != 0;
+    Ok(has_buffer && events.hasattr(intern!(events.py(), "dtype"))?)
+}
+
+/// An object as it is stored.
+struct Encoded<'py> {
+    timestamp: u64,
+    topic: Option<Bound<'py, PyString>>,
+    schema: Bound<'py, PyString>,
+    version: u32,
+    bytes: Bound<'py, PyBytes>,
+}
+
+impl Encoded<'_> {
+    fn borrowed(&self) -> PyResult<Object<'_>> {
+        Ok(Object {
+            timestamp: self.timestamp,
+            topic: self.topic.as_ref().map(|topic| topic.to_str()).transpose()?,
+            schema: self.schema.to_str()?,
+            version: self.version,
+            bytes: self.bytes.as_bytes(),
+            is_replayed: false,
+        })
+    }
+}
+
+/// What becomes one record.
+enum Item<'py> {
+    Event(Event),
+    Object(Encoded<'py>),
+}
+
+impl<'py> Item<'py> {
+    fn of(item: &Bound<'py, PyAny>, topic: Option<&Bound<'py, PyString>>) -> PyResult<Self> {
+        if let Ok(event) = item.cast_exact::<PyEvent>() {
+            return match topic {
+                None => Ok(Self::Event(event.get().0)),
+                Some(_) => Err(two_topics(item)),
+            };
+        }
+        let encoded = encoder(item.py())?.call1((item,))?;
+        let (timestamp, schema, version, bytes) = encoded.extract()?;
+        Ok(Self::Object(Encoded { timestamp, topic: topic.cloned(), schema, version, bytes }))
+    }
+}
+
+/// Returns `tickbus.store._encode`, imported on first use.
+fn encoder(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
+    static ENCODER: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    if let Some(encoder) = ENCODER.get(py) {
+        return Ok(encoder.bind(py));
+    }
+    // Imported before the cell is touched, so that a `fork` meanwhile does not leave it half made.
+    let encoder = py.import("tickbus.store")?.getattr("_encode")?.unbind();
+    Ok(ENCODER.get_or_init(py, || encoder).bind(py))
+}
+
+/// What becomes records that follow one another.
+enum NewBatch<'py> {
+    Batch(Bound<'py, EventBatch>),
+    /// Copies: an array may change while it is written.
+    Events(Vec<Event>),
+    Items(Vec<Item<'py>>),
+}
+
+impl<'py> NewBatch<'py> {
+    fn of(events: &Bound<'py, PyAny>, topic: Option<&Bound<'py, PyString>>) -> PyResult<Self> {
+        let refused = |len: usize| match topic {
+            Some(_) if len > 0 => Err(two_topics(events)),
+            _ => Ok(()),
+        };
+        if let Ok(batch) = events.cast_exact::<EventBatch>() {
+            refused(batch.get().events().len())?;
+            return Ok(Self::Batch(batch.clone()));
+        }
+        if is_array(events)? {
+            let events = batch::collect(events)?;
+            refused(events.len())?;
+            return Ok(Self::Events(events));
+        }
+        let items = events.try_iter()?.map(|item| Item::of(&item?, topic));
+        let items = items.collect::<PyResult<Vec<_>>>()?;
+        // Compact events alone are written as one slice.
+        let only_events: Option<Vec<Event>> = items
+            .iter()
+            .map(|item| match item {
+                Item::Event(event) => Some(*event),
+                Item::Object(_) => None,
+            })
+            .collect();
+        Ok(only_events.map_or(Self::Items(items), Self::Events))
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Batch(batch) => batch.get().events().len(),
+            Self::Events(events) => events.len(),
+            Self::Items(items) => items.len(),
+        }
+    }
+}
+
+/// Says when appended records are durable: `wait()` in a thread, `await` in a task. Both may be done
+/// more than once; giving up takes nothing back.
+#[pyclass(frozen, module = "tickbus._core")]
+#[derive(Debug)]
+pub(crate) struct StoreTicket {
+    ticket: Own<CoreTicket>,
+    /// Kept open.
+    store: Py<EventStore>,
+}
+
+#[pymethods]
+impl StoreTicket {
+    /// The sequence of the last record.
+    #[getter]
+    fn sequence(&self) -> PyResult<u64> {
+        self.ticket.process().check()?;
+        Ok(self.ticket.sequence())
+    }
+
+    /// Whether the records are durable by now.
+    #[getter]
+    fn durable(&self) -> PyResult<bool> {
+        self.ticket.process().check()?;
+        Ok(self.ticket.is_durable())
+    }
+
+    /// Waits until the records are durable, and returns the sequence of the last one.
+    ///
+    /// Args:
+    ///     timeout: The longest wait in seconds; `None` waits for as long as the disk takes.
+    ///
+    /// Raises:
+    ///     SyncTimeout: They are not durable yet; wait again.
+    ///     StoreFull: There is no room for them yet; wait again once there is.
+    ///     Poisoned, StoreIO: A write or a sync failed, so that nobody knows whether they are;
+    ///         open the log again, which recovers all that was acknowledged.
+    ///     RuntimeError: The thread runs an event loop.
+    #[pyo3(signature = (timeout = None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<u64> {
+        self.ticket.process().check()?;
+        if on_a_loop(py)? {
+            return Err(error::on_a_loop("wait()", "await"));
+        }
+        let told = |error: StoreError| error::store(py, &error);
+        let Some(timeout) = timeout else {
+            return py.detach(|| self.ticket.wait()).map_err(told);
+        };
+        let deadline = Instant::now() + error::duration("timeout", timeout)?;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let slice = left.min(SIGNAL_SLICE);
+            if let Some(last) = py.detach(|| self.ticket.wait_timeout(slice)).map_err(told)? {
+                return Ok(last);
+            }
+            if left == Duration::ZERO {
+                return Err(error::SyncTimeout::new_err(format!(
+                    "the records up to {} were not durable within {timeout} s; they are stored: \
+                     wait again",
+                    self.ticket.sequence()
+                )));
+            }
+            py.check_signals().and_then(|()| self.ticket.process().check())?;
+        }
+    }
+
+    fn __await__(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        let py = slf.py();
+        let this = slf.get();
+        this.ticket.process().check()?;
+        let ticket = (*this.ticket).clone();
+        let waiting: Waiting = Box::pin(async move { ticket.wait_async().await });
+        let task = DurableTask { waiting: Own::new(waiting), ticket: slf.clone().unbind() };
+        awaitable(py, Job::Durable(Box::new(task)))
+    }
+
+    fn __repr__(&self) -> String {
+        if !self.ticket.process().is_current() {
+            return "<StoreTicket of another process>".to_owned();
+        }
+        let durable = if self.ticket.is_durable() { " durable" } else { "" };
+        format!("<StoreTicket sequence={}{durable}>", self.ticket.sequence())
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(no_pickle("StoreTicket", "wait for it there, and send the sequence"))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.store)
+    }
+}
+
+type Waiting = Pin<Box<dyn Future<Output = Result<u64, StoreError>> + Send + Sync>>;
+
+/// A task that waits for a ticket.
+pub(crate) struct DurableTask {
+    waiting: Own<Waiting>,
+    ticket: Py<StoreTicket>,
+}
+
+impl DurableTask {
+    pub(crate) fn poll(&mut self, py: Python<'_>) -> PyResult<Progress> {
+        self.waiting.process().check()?;
+        let ticket = self.ticket.get();
+        let ready_in_a_row = &ticket.store.get().ready_in_a_row;
+        if ready_in_a_row.is_over() {
+            return Ok(Progress::Yield);
+        }
+        let bridge = LoopBridge::of(&running_loop(py)?)?;
+        bridge.get().runs_here();
+        let wakeup = bridge.get().wakeup(py)?;
+        let waker = FromAnyThread::new(Waking::new(wakeup.clone_ref(py), bridge.clone_ref(py)));
+        waker.bind(bridge.get());
+        let waker = Waker::from(waker);
+        match self.waiting.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(Ok(last)) => {
+                Ok(Progress::Done(last.into_pyobject(py)?.into_any().unbind()))
+            }
+            Poll::Ready(Err(error)) => Err(error::store(py, &error)),
+            Poll::Pending => {
+                ready_in_a_row.interrupt();
+                Ok(Progress::Wait(wakeup))
+            }
+        }
+    }
+
+    /// Returns what the garbage collector must see.
+    pub(crate) fn reference(&self) -> *mut ffi::PyObject {
+        self.ticket.as_ptr()
+    }
+}
+
+/// Reads a log in order.
+#[pyclass(frozen, module = "tickbus._core", name = "_StoreReader")]
+#[derive(Debug)]
+pub(crate) struct StoreReader {
+    core: Own<Mutex<CoreReader>>,
+}
+
+/// Records of one kind, taken out of the reader.
+enum Taken {
+    Events(Vec<Event>),
+    Objects(Vec<TakenObject>),
+    Gap(Gap),
+}
+
+struct TakenObject {
+    timestamp: u64,
+    topic: Option<String>,
+    schema: String,
+    version: u32,
+    bytes: Vec<u8>,
+    is_replayed: bool,
+}
+
+#[pymethods]
+impl StoreReader {
+    /// Returns the next records with the sequence of the first: an `EventBatch`, a list of (timestamp,
+    /// topic, schema, version, bytes, replayed), or a pair (missed, exact). `None` if there are none
+    /// now.
+    fn next_batch<'py>(&self, py: Python<'py>) -> PyResult<Option<(u64, Bound<'py, PyAny>)>> {
+        self.core.process().check()?;
+        let taken = py.detach(|| {
+            let mut reader = self.core.lock();
+            let Some(batch) = reader.next_batch()? else { return Ok(None) };
+            let taken = match batch.records {
+                Records::Events(events) => Taken::Events(events.to_vec()),
+                Records::Objects(objects) => {
+                    let objects = objects.iter().map(|object| TakenObject {
+                        timestamp: object.timestamp,
+                        topic: object.topic.map(str::to_owned),
+                        schema: object.schema.to_owned(),
+                        version: object.version,
+                        bytes: object.bytes.to_vec(),
+                        is_replayed: object.is_replayed,
+                    });
+                    Taken::Objects(objects.collect())
+                }
+                Records::Gap(gap) => Taken::Gap(gap),
+                _ => unreachable!("there are no others"),
+            };
+            Ok(Some((batch.sequence, taken)))
+        });
+        let Some((sequence, taken)) = taken.map_err(|error| error::store(py, &error))? else {
+            return Ok(None);
+        };
+        let records = match taken {
+            Taken::Events(events) => Bound::new(py, EventBatch::of(events))?.into_any(),
+            Taken::Objects(objects) => {
+                let objects = objects.into_iter().map(|object| {
+                    let bytes = PyBytes::new(py, &object.bytes);
+                    let TakenObject { timestamp, topic, schema, version, .. } = object;
+                    (timestamp, topic, schema, version, bytes, object.is_replayed)
+                });
+                PyList::new(py, objects.collect::<Vec<_>>())?.into_any()
+            }
+            Taken::Gap(Gap { missed, is_exact }) => {
+                (missed, is_exact).into_pyobject(py)?.into_any()
+            }
+        };
+        Ok(Some((sequence, records)))
+    }
+}
+
+/// Reads all of a log and compares it with its checksums: (oldest_sequence, next_sequence, segments,
+/// bytes, torn_bytes).
+#[pyfunction]
+pub(crate) fn _verify_store(
+    py: Python<'_>,
+    path: PathBuf,
+) -> PyResult<(u64, u64, usize, u64, u64)> {
+    let found = py.detach(|| Core::verify(path)).map_err(|error| error::store(py, &error))?;
+    let (oldest, next) = (found.oldest_sequence, found.next_sequence);
+    Ok((oldest, next, found.segments, found.bytes, found.torn_bytes))
+}
