@@ -105,6 +105,8 @@ impl EventType {
                 Err(EventTypeError::CodeTaken { code, name: name.into(), known })
             }
             (None, None) => {
+                // Whoever finds it finds it counted, and whoever has counted too early counts again.
+                REGISTRATIONS.add(1);
                 let is_new = REGISTERED[usize::from(code)].set(name.into()).is_ok();
                 debug_assert!(is_new, "codes are registered under the lock");
                 REGISTRATIONS.add(1);

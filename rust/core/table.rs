@@ -95,8 +95,9 @@ impl<V> Table<V> {
         let block = self.blocks[block].get_or_init(|| empty_block(block));
         let is_new = block[place].set(value).is_ok();
         debug_assert!(is_new, "an id is given once");
-        free.publish(tag(hash) | u64::from(id));
+        // Whoever finds an id finds it counted.
         self.count.publish(u64::from(id));
+        free.publish(tag(hash) | u64::from(id));
         Ok(id)
     }
 

@@ -1,18 +1,18 @@
 //! A store as a subscriber: what is published is appended, by a thread of its own.
 
 use super::error::StoreError;
-use super::event_store::EventStore;
+use super::event_store::{Appender, EventStore};
 use crate::error::{Lagged, TryRecvError};
 use crate::event::Event;
-use crate::select::{Selected, Shutdown, select};
+use crate::select::{Shutdown, select};
 use crate::subscription::EventSubscription;
 use crate::sync::{Counter, ThreadExclusion};
 use crate::system::{SystemSubscription, TakeError};
 use crate::wait::AnySubscription;
 use parking_lot::Mutex;
 use std::fmt;
-use std::sync::{Arc, OnceLock, Weak};
-use std::thread::JoinHandle;
+use std::sync::{Arc, OnceLock};
+use std::thread::{JoinHandle, current};
 
 /// Events that are appended at once.
 const BATCH: usize = 4096;
@@ -73,8 +73,10 @@ impl Attached {
     /// Stores what is pending and ends.
     pub(super) fn detach(&self) {
         self.shutdown.set();
-        if let Some(thread) = self.thread.lock().take() {
-            // It panics only where the log does.
+        let thread = self.thread.lock().take();
+        // Who is told of a failure is told on the thread itself.
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != current().id()) {
+            // It panics only where the log or `on_failure` does.
             _ = thread.join();
         }
     }
@@ -124,12 +126,11 @@ impl EventStore {
     /// # Examples
     ///
     /// ```
-    /// use std::sync::Arc;
     /// use tickbus::{Event, EventStore, EventSystem, StoreConfig};
     ///
     /// # let folder = std::env::temp_dir().join(format!("tickbus-attach-{}", std::process::id()));
     /// let (store, _) = EventStore::open(&folder, StoreConfig::default())?;
-    /// let (store, system) = (Arc::new(store), EventSystem::new(Default::default())?);
+    /// let system = EventSystem::new(Default::default())?;
     /// let attachment = store.attach(system.subscribe(Default::default())?, |error| eprintln!("{error}"))?;
     /// system.publish(Event::from_bytes([0; 32]))?;
     /// attachment.detach();
@@ -139,19 +140,17 @@ impl EventStore {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn attach(
-        self: &Arc<Self>,
+        &self,
         source: impl Source,
         on_failure: impl FnOnce(&StoreError) + Send + 'static,
     ) -> Result<Attachment, StoreError> {
         let attached = Arc::new(Attached::default());
-        let (store, shared) = (Arc::downgrade(self), attached.clone());
+        let (appender, shared) = (self.appender(), attached.clone());
         let run = move || {
-            if let Err(error) = run(&store, &source, &shared) {
-                source.end();
-                on_failure(&error);
-                _ = shared.failure.set(error);
-            } else {
-                source.end();
+            let result = run(&appender, &source, &shared);
+            source.end();
+            if let Err(error) = result {
+                on_failure(shared.failure.get_or_init(|| error));
             }
         };
         let thread = std::thread::Builder::new().name("tickbus-attach".to_owned()).spawn(run);
@@ -163,33 +162,37 @@ impl EventStore {
 }
 
 /// Appends until the subscription ends or is told to.
-fn run(
-    store: &Weak<EventStore>,
-    source: &impl Source,
-    attached: &Attached,
-) -> Result<(), StoreError> {
+fn run(appender: &Appender, source: &impl Source, attached: &Attached) -> Result<(), StoreError> {
     let mut events = Vec::with_capacity(BATCH);
-    let mut is_ending = false;
+    // What was pending when it was told to end, less what was taken since.
+    let mut left = usize::MAX;
     loop {
+        if left == usize::MAX && attached.shutdown.is_set() {
+            left = source.pending();
+        }
         events.clear();
-        let taken = source.take(&mut events, BATCH);
-        let Some(store) = store.upgrade() else { return Ok(()) };
-        if !events.is_empty() {
-            store.append(&events)?;
-            attached.stored.add_exclusive(events.len() as u64);
+        let taken = source.take(&mut events, BATCH.min(left));
+        let count = events.len() as u64;
+        if count > 0 {
+            appender
+                .append(|log| log.append_events(&events))
+                .inspect_err(|_| attached.missed.add_exclusive(count))?;
+            attached.stored.add_exclusive(count);
         }
         match taken {
             Err(Lagged { missed, exact }) => {
-                store.append_gap(missed, exact)?;
                 attached.missed.add_exclusive(missed);
+                appender.append(|log| log.append_gap(missed, exact))?;
             }
             Ok(false) => return Ok(()),
-            Ok(true) if !events.is_empty() => {}
-            Ok(true) if is_ending => return Ok(()),
-            Ok(true) => {
-                drop(store);
-                is_ending = select(&[source], Some(&attached.shutdown), None) == Selected::Shutdown;
+            Ok(true) if left != usize::MAX => {
+                left = left.saturating_sub(events.len());
+                if left == 0 || events.is_empty() {
+                    return Ok(());
+                }
             }
+            Ok(true) if !events.is_empty() => {}
+            Ok(true) => _ = select(&[source], Some(&attached.shutdown), None),
         }
     }
 }

@@ -14,6 +14,8 @@ pub(crate) struct Committed<S: Storage> {
     state: Mutex<State>,
     /// Something in `state` has changed.
     changed: Condvar,
+    /// The committer has something to do.
+    wishes: Condvar,
     /// The same for tasks.
     notify: Notify,
     /// A marker is waited for before anything is acknowledged.
@@ -28,6 +30,8 @@ struct State {
     /// How often that failed, and how the last time.
     failures: u64,
     failure: Option<StoreError>,
+    /// A marker was written that is not synced.
+    is_unconfirmed: bool,
     /// Somebody asks the committer to sync now.
     is_wanted: bool,
     is_closed: bool,
@@ -54,6 +58,7 @@ impl<S: Storage> Committed<S> {
             log: Mutex::new(log),
             state: Mutex::new(state),
             changed: Condvar::new(),
+            wishes: Condvar::new(),
             notify: Notify::new(),
             is_double,
         }
@@ -74,11 +79,18 @@ impl<S: Storage> Committed<S> {
         while self.durable() < upto {
             self.turn(upto, || {
                 self.sync_once()?;
-                // A marker goes with the next commit; whoever wants to be sure waits for it.
-                if self.log.lock().mark()? && self.is_double {
-                    self.sync_once()?;
+                let (durable, is_marked) = {
+                    let mut log = self.log.lock();
+                    (log.durable(), log.mark()?)
+                };
+                match self.is_double {
+                    // What the second sync makes durable besides has no marker yet.
+                    true => self.sync_once()?,
+                    // A marker goes with the next commit, or after a while without one.
+                    false if is_marked => self.leave_unconfirmed(),
+                    false => {}
                 }
-                Ok(())
+                Ok(durable)
             })?;
         }
         Ok(())
@@ -86,27 +98,39 @@ impl<S: Storage> Committed<S> {
 
     /// Syncs a marker that nothing has followed.
     pub(crate) fn settle(&self) -> Result<(), StoreError> {
-        self.turn(u64::MAX, || self.sync_once())
+        self.state.lock().is_unconfirmed = false;
+        self.turn(u64::MAX, || {
+            self.sync_once()?;
+            Ok(self.log.lock().durable())
+        })
     }
 
     /// Makes all records durable and ends the current segment.
     pub(crate) fn seal(&self) -> Result<(), StoreError> {
-        self.turn(u64::MAX, || self.log.lock().seal())
+        let next = self.log.lock().next();
+        self.commit(next)?;
+        self.turn(u64::MAX, || {
+            let mut log = self.log.lock();
+            log.seal().map(|()| log.durable())
+        })
     }
 
     /// As `seal`, for good.
     pub(crate) fn close(&self) -> Result<(), StoreError> {
-        let closed = self.turn(u64::MAX, || self.log.lock().close());
+        let closed = self.turn(u64::MAX, || {
+            let mut log = self.log.lock();
+            log.close().map(|()| log.durable())
+        });
         self.stop(StoreError::Closed);
         closed
     }
 
-    /// Runs `sync` while nobody else does, and acknowledges what is durable then. Returns without it
-    /// once what is below `upto` is.
+    /// Runs `sync` while nobody else does, and acknowledges what it returns. Returns without it once
+    /// what is below `upto` is.
     fn turn(
         &self,
         upto: u64,
-        sync: impl FnOnce() -> Result<(), StoreError>,
+        sync: impl FnOnce() -> Result<u64, StoreError>,
     ) -> Result<(), StoreError> {
         let mut state = self.state.lock();
         while state.is_syncing {
@@ -117,21 +141,31 @@ impl<S: Storage> Committed<S> {
         }
         state.is_syncing = true;
         drop(state);
+        let turn = Turn(self);
         let result = sync();
-        let durable = self.log.lock().durable();
         let mut state = self.state.lock();
-        state.is_syncing = false;
         match &result {
-            Ok(()) => state.durable = durable,
+            Ok(durable) => state.durable = state.durable.max(*durable),
             Err(error) => {
                 state.failures += 1;
                 state.failure = Some(error.clone());
             }
         }
         drop(state);
-        self.changed.notify_all();
-        self.notify.notify_waiters();
-        result
+        drop(turn);
+        result.map(|_| ())
+    }
+
+    /// Has the committer sync a marker after a while.
+    fn leave_unconfirmed(&self) {
+        if !std::mem::replace(&mut self.state.lock().is_unconfirmed, true) {
+            self.wishes.notify_all();
+        }
+    }
+
+    /// Returns whether a marker was written that is not synced.
+    pub(crate) fn is_unconfirmed(&self) -> bool {
+        self.state.lock().is_unconfirmed
     }
 
     fn sync_once(&self) -> Result<(), StoreError> {
@@ -187,16 +221,17 @@ impl<S: Storage> Committed<S> {
     /// Asks the committer to sync.
     pub(crate) fn want(&self) {
         self.state.lock().is_wanted = true;
-        self.changed.notify_all();
+        self.wishes.notify_all();
     }
 
     /// Ends the committer.
     pub(crate) fn end(&self) {
         self.state.lock().is_closed = true;
-        self.changed.notify_all();
+        self.wishes.notify_all();
     }
 
-    /// Waits until somebody asks for a sync, the deadline passes (false) or the store is closed (`None`).
+    /// Waits until somebody asks for a sync, the deadline passes (false) or the store is closed
+    /// (`None`). Without a deadline a marker that is not synced ends it too.
     pub(crate) fn wait_for_wish(&self, deadline: Option<Instant>) -> Option<bool> {
         let mut state = self.state.lock();
         loop {
@@ -207,12 +242,27 @@ impl<S: Storage> Committed<S> {
                 return Some(true);
             }
             match deadline {
-                None => self.changed.wait(&mut state),
-                Some(deadline) if self.changed.wait_until(&mut state, deadline).timed_out() => {
+                None if state.is_unconfirmed => return Some(false),
+                None => self.wishes.wait(&mut state),
+                Some(deadline) if self.wishes.wait_until(&mut state, deadline).timed_out() => {
                     return Some(false);
                 }
                 Some(_) => {}
             }
         }
+    }
+}
+
+/// The right to sync, until it is dropped.
+struct Turn<'a, S: Storage>(&'a Committed<S>);
+
+impl<S: Storage> Drop for Turn<'_, S> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.log.lock().poison("a panic while it was synced");
+        }
+        self.0.state.lock().is_syncing = false;
+        self.0.changed.notify_all();
+        self.0.notify.notify_waiters();
     }
 }

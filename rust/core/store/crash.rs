@@ -8,6 +8,7 @@ use super::recovery::{Findings, Recovery, open, read_header};
 use super::scan::Scan;
 use super::sim::{Fault, Moment, Random, SimDisk};
 use super::storage::Storage;
+use super::verify::verify;
 use crate::event::{EVENT_BYTES, Event};
 use crate::event_type::EventType;
 use crate::names::{SourceId, Symbol};
@@ -182,7 +183,7 @@ fn check(
     limits: Limits,
     acknowledged: u64,
     written: &[Record],
-) -> Result<usize, Wrong> {
+) -> Result<(Log<SimDisk>, usize), Wrong> {
     let (log, _) = open_log(disk, limits).map_err(|error| format!("false alarm: {error}"))?;
     let (first, records) = read(disk).map_err(|error| format!("unreadable: {error}"))?;
     if first != 0 {
@@ -200,7 +201,7 @@ fn check(
     if log.next() != records.len() as u64 {
         return Err(format!("goes on with {} after {}", log.next(), records.len()));
     }
-    Ok(records.len())
+    Ok((log, records.len()))
 }
 
 /// Cuts the power at a moment in many ways.
@@ -236,17 +237,10 @@ fn cut(
             },
             || is_tearing && tear.once_in(3),
         );
-        let kept = check(&crashed, limits, moment.acknowledged, written)?;
+        let (log, kept) = check(&crashed, limits, moment.acknowledged, written)?;
         if is_double {
-            cut_again(
-                &crashed,
-                random,
-                limits,
-                moment.acknowledged,
-                &written[..kept],
-                written,
-                tried,
-            )?;
+            let acknowledged = moment.acknowledged;
+            cut_again(&crashed, log, random, limits, acknowledged, (written, kept), tried)?;
         }
     }
     Ok(())
@@ -255,11 +249,11 @@ fn cut(
 /// Cuts the power during a recovery, and after it while the log goes on.
 fn cut_again(
     disk: &SimDisk,
+    log: Log<SimDisk>,
     random: &mut Random,
     limits: Limits,
     acknowledged: u64,
-    kept: &[Record],
-    written: &[Record],
+    (written, kept): (&[Record], usize),
     tried: &mut Tried,
 ) -> Result<(), Wrong> {
     let crash = |moment: &Moment, random: &mut Random| {
@@ -272,9 +266,8 @@ fn cut_again(
         check(&crash(&moment, random), limits, acknowledged, written)
             .map_err(|w| format!("while recovering: {w}"))?;
     }
-    let (log, _) = open_log(disk, limits).map_err(|error| format!("false alarm: {error}"))?;
     disk.acknowledge(log.durable());
-    let mut workload = Workload::new(disk.clone(), log, kept.to_vec(), random.next());
+    let mut workload = Workload::new(disk.clone(), log, written[..kept].to_vec(), random.next());
     for _ in 0..3 {
         workload.step().map_err(|error| format!("after a recovery: {error}"))?;
     }
@@ -283,6 +276,7 @@ fn cut_again(
         check(&crash(&moment, random), limits, moment.acknowledged, &workload.records)
             .map_err(|w| format!("going on: {w}"))?;
     }
+    verify(disk).map_err(|error| format!("going on: {error}"))?;
     Ok(())
 }
 

@@ -5,7 +5,7 @@
 //! all of them into its own.
 
 use super::error::StoreError;
-use super::format::{MAX_PAYLOAD, u16_at, u32_at};
+use super::format::{FRAME_HEADER, MAX_PAYLOAD, padded, u16_at, u32_at};
 use crate::event::Event;
 use crate::event_type::EventType;
 use crate::names::{SourceId, Symbol};
@@ -83,19 +83,28 @@ impl Defined {
         }
     }
 
+    /// Returns the bytes of the frames of [`Defined::payloads_until`].
+    pub(crate) fn bytes_until(&self, now: &Self, names: &LogNames) -> usize {
+        let payloads = self.payloads_until(now, names);
+        payloads.iter().map(|payload| FRAME_HEADER + padded(payload.len())).sum()
+    }
+
     /// Returns the payloads of frames that define what lies between `self` and `now`.
     pub(crate) fn payloads_until(&self, now: &Self, names: &LogNames) -> Vec<Vec<u8>> {
-        let mut payloads = vec![Vec::new()];
+        let mut payloads: Vec<Vec<u8>> = Vec::new();
         let mut define = |table: Table, number: u32, name: &[u8]| {
-            let mut payload = payloads.pop().unwrap_or_default();
-            if payload.len() + DEFINITION_HEAD + name.len() > MAX_PAYLOAD {
-                payloads.push(std::mem::take(&mut payload));
+            let is_full =
+                |payload: &Vec<u8>| payload.len() + DEFINITION_HEAD + name.len() > MAX_PAYLOAD;
+            if payloads.last().is_none_or(is_full) {
+                payloads.push(Vec::new());
             }
-            payload.extend([table as u8, 0]);
-            payload.extend((name.len() as u16).to_le_bytes());
-            payload.extend(number.to_le_bytes());
-            payload.extend(name);
-            payloads.push(payload);
+            if let Some(payload) = payloads.last_mut() {
+                payload.extend([table as u8, 0]);
+                // Names have a few hundred bytes at most.
+                payload.extend((name.len() as u16).to_le_bytes());
+                payload.extend(number.to_le_bytes());
+                payload.extend(name);
+            }
         };
         for number in self.symbols + 1..=now.symbols {
             if let Some(name) = Symbol(number).name() {
@@ -122,7 +131,6 @@ impl Defined {
                 define(table, place as u32 + 1, name);
             }
         }
-        payloads.retain(|payload| !payload.is_empty());
         payloads
     }
 }
@@ -227,21 +235,14 @@ impl Translation {
     }
 }
 
-/// Puts what a number means into its place. Numbers have few gaps, so that a number far behind all
-/// others is none.
-fn put<V: Default + Clone>(
-    values: &mut Vec<V>,
-    number: u32,
-    value: V,
-) -> Result<(), Option<StoreError>> {
-    const GAP: usize = 1 << 20;
-    let place = number as usize;
-    if place > values.len() + GAP {
+/// Puts what a number means into its place: numbers are defined in order, from 1 on.
+fn put<V: Default>(values: &mut Vec<V>, number: u32, value: V) -> Result<(), Option<StoreError>> {
+    if values.is_empty() {
+        values.push(V::default());
+    }
+    if number as usize != values.len() {
         return Err(None);
     }
-    if place >= values.len() {
-        values.resize(place + 1, V::default());
-    }
-    values[place] = value;
+    values.push(value);
     Ok(())
 }

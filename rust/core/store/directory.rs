@@ -44,7 +44,15 @@ impl Directory {
 
     /// Opens or creates a folder for one writer.
     pub(crate) fn lock(path: &Path) -> Result<(Self, Lock), StoreError> {
+        let missing: Vec<_> = path.ancestors().take_while(|folder| !folder.exists()).collect();
         fs::create_dir_all(path).map_err(refusal("creating", path))?;
+        // A folder is there for good once the one around it says so.
+        for folder in missing {
+            let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let parent = parent.unwrap_or(Path::new("."));
+            let synced = File::open(parent).and_then(|parent| parent.sync_all());
+            synced.map_err(io_error("syncing", parent))?;
+        }
         let mut lock = OpenOptions::new()
             .read(true)
             .write(true)
@@ -64,8 +72,8 @@ impl Directory {
             Err(error) => return Err(io_error("locking", path)(error.into())),
         }
         let owner = format!("{}\n", std::process::id());
-        let noted = lock.set_len(0).and_then(|()| lock.write_all(owner.as_bytes()));
-        noted.map_err(refusal("writing to", &path.join(LOCK)))?;
+        // For people only: a full disk is no reason not to open the log.
+        _ = lock.set_len(0).and_then(|()| lock.write_all(owner.as_bytes()));
         Ok((Self::open(path)?, Lock { file: lock }))
     }
 }

@@ -13,8 +13,7 @@ pub enum StoreError {
     /// Something that was acknowledged is not what was written.
     #[error(
         "segment {segment} is damaged at byte {offset}: expected {expected}; records from sequence \
-         {sequence} on are not what was written: restore the file from a copy, or let \
-         `tickbus log repair` save what is whole"
+         {sequence} on are not what was written: restore the file from a copy"
     )]
     Corrupt {
         /// The file.

@@ -5,7 +5,7 @@ use super::commit::Committed;
 use super::directory::{Directory, Lock};
 use super::error::StoreError;
 use super::format::segment_base;
-use super::log::{Limits, Log, Object};
+use super::log::{Limits, Log, MAX_SCHEMA_BYTES, Object};
 use super::query::{Found, Indexes, LogQuery, Query};
 use super::reader::{Batch, LogReader};
 use super::recovery::{Findings, Recovery, settled};
@@ -296,21 +296,12 @@ impl EventStore {
         append: impl FnOnce(&mut Log<Directory>) -> Result<u64, StoreError>,
     ) -> Result<u64, StoreError> {
         self.check()?;
-        let (appended, was_idle, end) = {
-            let mut log = self.committed.log();
-            let was_idle = log.next() == log.durable();
-            (append(&mut log), was_idle, log.next())
-        };
-        // Some may be stored where the rest was refused.
-        match self.durability {
-            Durability::Always | Durability::Double => {
-                let committed = self.committed.commit(end);
-                return appended.and_then(|first| committed.map(|()| first));
-            }
-            Durability::Group if was_idle => self.committed.want(),
-            _ => {}
-        }
-        appended
+        self.appender().append(append)
+    }
+
+    /// Returns what appends without the store itself.
+    pub(super) fn appender(&self) -> Appender {
+        Appender { committed: self.committed.clone(), durability: self.durability }
     }
 
     /// Waits until everything that was appended is durable.
@@ -365,14 +356,12 @@ impl EventStore {
     ///
     /// # Errors
     ///
-    /// `Full`, `Poisoned` if what waits in memory cannot be written to be read; `Io`.
+    /// `Io`.
     pub fn query(&self, query: &Query) -> Result<StoreQuery, StoreError> {
         let (storage, limit) = {
             let mut log = self.committed.log();
-            match log.flush() {
-                Ok(()) | Err(StoreError::Closed) => {}
-                Err(error) => return Err(error),
-            }
+            // What cannot be written is not there to be read.
+            _ = log.flush();
             (log.storage().clone(), log.written())
         };
         Ok(StoreQuery(LogQuery::new(storage, self.indexes.clone(), query, limit)?))
@@ -511,6 +500,36 @@ impl Drop for EventStore {
     }
 }
 
+/// Appends as the durability says.
+pub(super) struct Appender {
+    committed: Arc<Committed<Directory>>,
+    durability: Durability,
+}
+
+impl Appender {
+    #[inline]
+    pub(super) fn append(
+        &self,
+        append: impl FnOnce(&mut Log<Directory>) -> Result<u64, StoreError>,
+    ) -> Result<u64, StoreError> {
+        let (appended, was_idle, end) = {
+            let mut log = self.committed.log();
+            let was_idle = log.next() == log.durable();
+            (append(&mut log), was_idle, log.next())
+        };
+        // Some may be stored where the rest was refused.
+        match self.durability {
+            Durability::Always | Durability::Double => {
+                let committed = self.committed.commit(end);
+                return appended.and_then(|first| committed.map(|()| first));
+            }
+            Durability::Group if was_idle => self.committed.want(),
+            _ => {}
+        }
+        appended
+    }
+}
+
 /// What can be appended.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
@@ -530,9 +549,6 @@ pub struct AppendError {
     /// What the one behind them met.
     pub error: StoreError,
 }
-
-/// The most bytes of the name of a schema.
-const MAX_SCHEMA_BYTES: usize = 1024;
 
 fn append_object(log: &mut Log<Directory>, object: &Object<'_>) -> Result<u64, StoreError> {
     if let Some(topic) = object.topic {
@@ -687,6 +703,8 @@ impl StoreReader {
 const WINDOW: Duration = Duration::from_millis(1);
 /// How often what waits in memory is written where nothing is synced.
 const TICK: Duration = Duration::from_secs(1);
+/// Finished segments that may stay unsynced where nothing is.
+const UNSYNCED_SEGMENTS: usize = 4;
 /// After so long without records the last commit is confirmed on the disk.
 const IDLE: Duration = Duration::from_millis(50);
 
@@ -698,27 +716,30 @@ fn run(committed: &Committed<Directory>, durability: Durability) {
         Durability::Interval(interval) => Some(interval),
         _ => None,
     };
-    let mut is_settled = true;
     loop {
         let checked = committed.log().check();
         if let Err(error) = checked {
             return committed.stop(error);
         }
-        let patience = pace.or((!is_settled).then_some(IDLE));
+        let patience = pace.or(committed.is_unconfirmed().then_some(IDLE));
         let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
         let Some(is_wanted) = committed.wait_for_wish(deadline) else { return };
         if durability == Durability::None && !is_wanted {
-            _ = committed.log().flush();
-            continue;
+            let mut log = committed.log();
+            _ = log.flush();
+            // Each is an open file.
+            if log.unsynced_segments() < UNSYNCED_SEGMENTS {
+                continue;
+            }
         }
         let is_behind = || committed.durable() < committed.log().next();
         if !is_behind() {
-            if !std::mem::replace(&mut is_settled, true) {
+            // With a deadline it has waited long enough for a commit that would take the marker along.
+            if deadline.is_some() && !is_wanted && committed.is_unconfirmed() {
                 _ = committed.settle();
             }
             continue;
         }
-        is_settled = false;
         while is_behind() {
             if durability == Durability::Group {
                 // Those that come meanwhile are served too.

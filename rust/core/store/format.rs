@@ -13,6 +13,9 @@ pub(crate) const MAX_PAYLOAD: usize = 1 << 20;
 /// Bytes of the head of an object.
 pub(crate) const OBJECT_HEAD: usize = 24;
 
+/// No sequence and no number of a segment reaches it.
+pub(crate) const END: u64 = 1 << 63;
+
 const MAGIC: [u8; 8] = *b"EVLOG\0\r\n";
 const MAJOR: u16 = 1;
 const MINOR: u16 = 0;
@@ -29,19 +32,11 @@ pub(crate) enum Kind {
     Gap = 4,
     Marker = 5,
     Seal = 6,
-    Retained = 7,
 }
 
 impl Kind {
-    const ALL: [Self; 7] = [
-        Self::Events,
-        Self::Objects,
-        Self::Names,
-        Self::Gap,
-        Self::Marker,
-        Self::Seal,
-        Self::Retained,
-    ];
+    const ALL: [Self; 6] =
+        [Self::Events, Self::Objects, Self::Names, Self::Gap, Self::Marker, Self::Seal];
 
     fn from_code(code: u16) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| *kind as u16 == code)
@@ -93,14 +88,21 @@ impl SegmentHeader {
         if bytes.len() < SEGMENT_HEADER || bytes[..8] != MAGIC {
             return Err(BadHeader::Damaged);
         }
+        let (major, features) = (u16_at(bytes, 8), u64_at(bytes, 16));
+        // Another format may have its checksum elsewhere.
+        if major != MAJOR {
+            return Err(BadHeader::Version { major, features });
+        }
         let crc = crc32c(&bytes[..SEGMENT_HEADER - 4]);
         let is_right = crc == u32_at(bytes, SEGMENT_HEADER - 4);
         if !is_right && !is_broken(Mutant::NoSegmentHeaderCrc) {
             return Err(BadHeader::Damaged);
         }
-        let (major, features) = (u16_at(bytes, 8), u64_at(bytes, 16));
-        if major != MAJOR || features & !FEATURES != 0 {
+        if features & !FEATURES != 0 {
             return Err(BadHeader::Version { major, features });
+        }
+        if [u64_at(bytes, 48), u64_at(bytes, 56)].into_iter().any(|number| number >= END) {
+            return Err(BadHeader::Damaged);
         }
         Ok(Self {
             log: u128::from(u64_at(bytes, 32)) | u128::from(u64_at(bytes, 40)) << 64,
@@ -127,7 +129,6 @@ pub(crate) struct FrameHeader {
     pub(crate) count: u32,
     pub(crate) salt: u32,
     pub(crate) kind: Kind,
-    pub(crate) is_compressed: bool,
     pub(crate) payload_crc: u32,
 }
 
@@ -141,7 +142,6 @@ impl FrameHeader {
         bytes[24..28].copy_from_slice(&self.count.to_le_bytes());
         bytes[28..32].copy_from_slice(&self.salt.to_le_bytes());
         bytes[32..34].copy_from_slice(&(self.kind as u16).to_le_bytes());
-        bytes[34..36].copy_from_slice(&u16::from(self.is_compressed).to_le_bytes());
         bytes[36..40].copy_from_slice(&self.payload_crc.to_le_bytes());
         let crc = crc32c(&bytes[4..]);
         bytes[..4].copy_from_slice(&crc.to_le_bytes());
@@ -155,18 +155,18 @@ impl FrameHeader {
             return None;
         }
         let (payload_bytes, flags) = (u32_at(bytes, 4), u16_at(bytes, 34));
-        if payload_bytes as usize > MAX_PAYLOAD || flags > 1 {
+        let sequence = u64_at(bytes, 8);
+        if payload_bytes as usize > MAX_PAYLOAD || flags != 0 || sequence >= END {
             return None;
         }
         Some(Self {
             crc,
             payload_bytes,
-            sequence: u64_at(bytes, 8),
+            sequence,
             durable: u64_at(bytes, 16),
             count: u32_at(bytes, 24),
             salt: u32_at(bytes, 28),
             kind: Kind::from_code(u16_at(bytes, 32))?,
-            is_compressed: flags == 1,
             payload_crc: u32_at(bytes, 36),
         })
     }
@@ -181,7 +181,7 @@ impl FrameHeader {
         padded(self.payload_bytes as usize)
     }
 
-    /// Returns whether a payload that is not compressed is what kind and count say.
+    /// Returns whether a payload is what kind and count say.
     pub(crate) fn describes(&self, payload: &[u8]) -> bool {
         let count = self.count as usize;
         match self.kind {
@@ -198,7 +198,6 @@ impl FrameHeader {
             Kind::Gap => count == 1 && payload.len() == 16,
             Kind::Seal => count == 0 && payload.len() == 16,
             Kind::Marker => count == 0 && payload.is_empty(),
-            Kind::Retained => count == 0 && payload.len() == 8,
         }
     }
 }
@@ -266,4 +265,5 @@ pub(crate) fn segment_base(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".elog")?;
     (digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit()))
         .then(|| digits.parse().ok())?
+        .filter(|base| *base < END)
 }

@@ -69,8 +69,11 @@ impl Block {
 
 /// The index of a segment, as far as that was written when it was made.
 pub(crate) struct SegmentIndex<S: Storage> {
-    scan: Scan<S::File>,
+    /// None once all of a sealed segment is in it.
+    scan: Option<Scan<S::File>>,
     name: String,
+    salt: u32,
+    end: u64,
     pub(crate) blocks: Vec<Block>,
     /// What the numbers in the segment mean.
     pub(crate) names: Arc<Translation>,
@@ -85,7 +88,14 @@ impl<S: Storage> SegmentIndex<S> {
         };
         let file = open(storage, &name)?;
         let scan = Scan::new(file, header.salt, SEGMENT_HEADER as u64, base);
-        Ok(Self { scan, name, blocks: Vec::new(), names: Arc::new(Translation::new()) })
+        Ok(Self {
+            scan: Some(scan),
+            name,
+            salt: header.salt,
+            end: base,
+            blocks: Vec::new(),
+            names: Arc::new(Translation::new()),
+        })
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -93,19 +103,26 @@ impl<S: Storage> SegmentIndex<S> {
     }
 
     pub(crate) fn salt(&self) -> u32 {
-        self.scan.salt()
+        self.salt
     }
 
     /// Goes on to the end of the segment, or to the records from `limit` on, which may not be there
     /// yet. Returns the sequence after the last record.
     pub(crate) fn extend(&mut self, limit: u64) -> Result<u64, StoreError> {
-        let Self { scan, name, blocks, names } = self;
-        if !scan.has_seal() {
-            scan.forget();
-        }
+        let Self { scan: Some(scan), name, end, blocks, names, .. } = self else {
+            return Ok(self.end);
+        };
+        // What was read ahead at its end may not have been written then.
+        scan.forget();
         loop {
             let (offset, sequence) = (scan.offset(), scan.sequence());
-            if scan.has_seal() || sequence >= limit {
+            *end = sequence;
+            if scan.has_seal() {
+                // It needs neither file nor buffer any more.
+                self.scan = None;
+                return Ok(sequence);
+            }
+            if sequence >= limit {
                 return Ok(sequence);
             }
             let Some(frame) = scan.next().map_err(StoreError::io("reading", name))? else {

@@ -17,6 +17,7 @@ use super::format::{
 use super::mutants::{Mutant, is_broken};
 use super::storage::{Storage, StorageFile, uninterrupted, write_all};
 use crate::event::{EVENT_BYTES, Event};
+use crate::topic::MAX_TOPIC_BYTES;
 use smallvec::SmallVec;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
@@ -78,7 +79,8 @@ struct Current<F> {
     file: Arc<F>,
     base: u64,
     salt: u32,
-    /// Bytes so far.
+    /// Bytes for which there is room, and bytes so far.
+    room: u64,
     position: u64,
     chain: u32,
     defined: Defined,
@@ -86,6 +88,13 @@ struct Current<F> {
     taken: u64,
     synced: u64,
 }
+
+/// The name of a segment that is not finished.
+pub(crate) const NEW_SEGMENT: &str = "segment.tmp";
+/// Bytes that are kept free for a marker and a seal.
+const ENDING: usize = FRAME_HEADER + SEAL;
+/// The most bytes of a schema's name.
+pub(crate) const MAX_SCHEMA_BYTES: usize = 1024;
 
 /// Records that wait in memory: of one kind.
 #[derive(Default)]
@@ -95,7 +104,21 @@ struct Pending {
     bodies: Vec<u8>,
 }
 
+impl<F> Current<F> {
+    /// Returns whether there is room for so many bytes, and for what ends a segment.
+    #[inline]
+    fn has_room(&self, bytes: usize) -> bool {
+        self.position + (bytes + ENDING) as u64 <= self.room
+    }
+}
+
 impl Pending {
+    /// Returns the bytes of its frame.
+    fn bytes(&self) -> usize {
+        let bytes = size_of_val(&*self.events) + self.heads.len() + self.bodies.len();
+        FRAME_HEADER + padded(bytes)
+    }
+
     fn count(&self) -> usize {
         self.events.len() + self.heads.len() / OBJECT_HEAD
     }
@@ -217,26 +240,29 @@ impl<S: Storage> Log<S> {
         self.segments.iter().map(|segment| segment.bytes).sum()
     }
 
-    /// Appends events and returns the sequence of the first.
+    /// Appends events and returns the sequence of the first. What is taken has room.
     pub(crate) fn append_events(&mut self, events: &[Event]) -> Result<u64, StoreError> {
         self.check()?;
         let first = self.next();
-        let fits = events.len() < DIRECT_EVENTS
-            && self.pending.heads.is_empty()
-            && self.pending.events.len() + events.len() <= FRAME_EVENTS;
-        if !fits {
-            self.flush()?;
-        }
-        if events.len() < DIRECT_EVENTS {
-            self.pending.events.extend_from_slice(events);
+        if events.is_empty() {
             return Ok(first);
         }
-        match self.write_events(events) {
-            // What has found no room yet waits in memory, like what was appended before.
-            Err(_) if self.written > first && self.poison.is_none() => {
-                self.pending.events.extend_from_slice(&events[(self.written - first) as usize..]);
+        let is_direct = events.len() >= DIRECT_EVENTS;
+        let waiting = self.pending.events.len() + events.len();
+        if is_direct || !self.pending.heads.is_empty() || waiting > FRAME_EVENTS {
+            self.flush()?;
+        }
+        let frames = events.len().div_ceil(FRAME_EVENTS);
+        match self.make_room_for(frames * FRAME_HEADER + size_of_val(events)) {
+            Err(StoreError::Full { .. }) if is_broken(Mutant::FullTakes) => {
+                self.written += events.len() as u64;
+                return Ok(first);
             }
             result => result?,
+        }
+        match is_direct {
+            true => self.write_events(events)?,
+            false => self.pending.events.extend_from_slice(events),
         }
         Ok(first)
     }
@@ -248,10 +274,20 @@ impl<S: Storage> Log<S> {
         if bytes > MAX_OBJECT {
             return Err(StoreError::TooLarge { bytes, limit: MAX_OBJECT });
         }
+        for (name, limit) in
+            [(object.topic.unwrap_or_default(), MAX_TOPIC_BYTES), (object.schema, MAX_SCHEMA_BYTES)]
+        {
+            if name.len() > limit {
+                return Err(StoreError::TooLarge { bytes: name.len(), limit });
+            }
+        }
         let so_far = self.pending.heads.len() + self.pending.bodies.len();
         if !self.pending.events.is_empty() || so_far + OBJECT_HEAD + bytes > FRAME_BYTES {
             self.flush()?;
         }
+        // What is taken has room, and so have names that it may bring.
+        let names = 2 * FRAME_HEADER + MAX_TOPIC_BYTES + MAX_SCHEMA_BYTES;
+        self.make_room_for(FRAME_HEADER + padded(OBJECT_HEAD + bytes) + names)?;
         let sequence = self.next();
         let topic = object.topic.map_or(0, |topic| self.names.topics.number(topic.as_bytes()));
         let schema = self.names.schema(object.schema, object.version);
@@ -268,6 +304,7 @@ impl<S: Storage> Log<S> {
     /// sequence.
     pub(crate) fn append_gap(&mut self, missed: u64, is_exact: bool) -> Result<u64, StoreError> {
         self.flush()?;
+        self.make_room(FRAME_HEADER + 16)?;
         let sequence = self.written;
         let payload = [missed.to_le_bytes(), u64::from(is_exact).to_le_bytes()].concat();
         self.write_frame(Kind::Gap, 1, &[&payload])?;
@@ -277,34 +314,30 @@ impl<S: Storage> Log<S> {
     /// Writes into a file what waits in memory.
     pub(crate) fn flush(&mut self) -> Result<(), StoreError> {
         self.check()?;
-        let Pending { mut events, mut heads, mut bodies } = std::mem::take(&mut self.pending);
-        let result = match (events.is_empty(), heads.is_empty()) {
-            (true, true) => Ok(()),
-            (false, _) => self.write_events(&events),
-            (true, false) => {
-                let count = (heads.len() / OBJECT_HEAD) as u32;
-                self.write_frame(Kind::Objects, count, &[&heads, &bodies])
-            }
-        };
-        if is_broken(Mutant::FullTakes) && matches!(result, Err(StoreError::Full { .. })) {
-            self.written += (events.len() + heads.len() / OBJECT_HEAD) as u64;
+        let count = self.pending.count();
+        if count == 0 {
             return Ok(());
         }
-        // Where there is no room it waits until there is.
-        if result.is_ok() {
-            events.clear();
-            heads.clear();
-            bodies.clear();
+        match self.make_room(self.pending.bytes()) {
+            // It has room: only names that have come meanwhile have none.
+            Err(StoreError::Full { .. }) if self.current.is_some() => self.define()?,
+            result => result?,
         }
+        let Pending { mut events, mut heads, mut bodies } = std::mem::take(&mut self.pending);
+        match events.is_empty() {
+            false => self.write_events(&events)?,
+            true => self.write_frame(Kind::Objects, count as u32, &[&heads, &bodies])?,
+        }
+        events.clear();
+        heads.clear();
+        bodies.clear();
         self.pending = Pending { events, heads, bodies };
-        result
+        Ok(())
     }
 
+    /// Writes events for which there is room.
     fn write_events(&mut self, events: &[Event]) -> Result<(), StoreError> {
-        let frames = self.limits.segment_bytes as usize / (2 * FRAME_BYTES);
-        for events in events.chunks(FRAME_EVENTS * frames.clamp(1, FRAMES_AT_ONCE)) {
-            let frames = events.len().div_ceil(FRAME_EVENTS);
-            self.make_room(frames * FRAME_HEADER + size_of_val(events))?;
+        for events in events.chunks(FRAME_EVENTS * FRAMES_AT_ONCE) {
             let mut headers = SmallVec::<[[u8; FRAME_HEADER]; FRAMES_AT_ONCE]>::new();
             for (place, events) in events.chunks(FRAME_EVENTS).enumerate() {
                 let sequence = self.written + (place * FRAME_EVENTS) as u64;
@@ -324,22 +357,8 @@ impl<S: Storage> Log<S> {
         Ok(())
     }
 
-    /// Writes a frame of records that are not counted yet, or of none.
+    /// Writes a frame of records that are not counted yet, or of none, for which there is room.
     fn write_frame(&mut self, kind: Kind, count: u32, parts: &[&[u8]]) -> Result<(), StoreError> {
-        let bytes: usize = parts.iter().map(|part| part.len()).sum();
-        if kind != Kind::Seal {
-            self.make_room(FRAME_HEADER + padded(bytes))?;
-        }
-        self.write_frame_here(kind, count, parts)
-    }
-
-    /// As `write_frame`, into the current segment.
-    fn write_frame_here(
-        &mut self,
-        kind: Kind,
-        count: u32,
-        parts: &[&[u8]],
-    ) -> Result<(), StoreError> {
         let bytes: usize = parts.iter().map(|part| part.len()).sum();
         let header = self.header(kind, self.written, count, parts);
         let mut buffers = SmallVec::<[IoSlice<'_>; 4]>::new();
@@ -374,7 +393,6 @@ impl<S: Storage> Log<S> {
             count,
             salt: current.salt,
             kind,
-            is_compressed: false,
             payload_crc: payload_crc(parts),
         };
         let header = header.encode();
@@ -401,30 +419,48 @@ impl<S: Storage> Log<S> {
         Ok(())
     }
 
+    /// Sees to room for a record beside those that wait in memory.
+    #[inline]
+    fn make_room_for(&mut self, bytes: usize) -> Result<(), StoreError> {
+        if self.pending.count() == 0 {
+            return self.make_room(bytes);
+        }
+        let waiting = self.pending.bytes();
+        if !self.current.as_ref().is_some_and(|current| current.has_room(waiting + bytes)) {
+            // It goes where it has room before another segment begins.
+            self.flush()?;
+        }
+        self.make_room(self.pending.bytes() + bytes)
+    }
+
     /// Sees to a current segment with room for so many bytes, in which all names are defined.
     #[inline]
     fn make_room(&mut self, bytes: usize) -> Result<(), StoreError> {
-        let fits = self.current.as_ref().is_some_and(|current| {
-            let end = current.position + (bytes + SEAL) as u64;
-            // What is too large for any segment makes one longer.
-            end <= self.limits.segment_bytes || current.base == self.written
-        });
-        if !fits {
-            self.rotate(bytes)?;
-        }
         let now = Defined::now(&self.names);
         match &self.current {
-            Some(current) if current.defined == now => Ok(()),
-            _ => self.define(now),
+            Some(current) if current.defined == now && current.has_room(bytes) => Ok(()),
+            _ => self.make_room_and_define(bytes, &now),
         }
     }
 
     #[cold]
-    fn define(&mut self, now: Defined) -> Result<(), StoreError> {
+    fn make_room_and_define(&mut self, bytes: usize, now: &Defined) -> Result<(), StoreError> {
+        let has_room = self.current.as_ref().is_some_and(|current| {
+            current.has_room(bytes + current.defined.bytes_until(now, &self.names))
+        });
+        if !has_room {
+            self.rotate(bytes + Defined::default().bytes_until(now, &self.names))?;
+        }
+        self.define()
+    }
+
+    /// Defines all names in the current segment that are not.
+    fn define(&mut self) -> Result<(), StoreError> {
+        let now = Defined::now(&self.names);
         let Some(current) = &mut self.current else { unreachable!("room was made") };
         let defined = std::mem::replace(&mut current.defined, now);
         for payload in defined.payloads_until(&now, &self.names) {
-            self.write_frame_here(Kind::Names, 0, &[&payload])?;
+            self.write_frame(Kind::Names, 0, &[&payload])?;
         }
         Ok(())
     }
@@ -432,17 +468,18 @@ impl<S: Storage> Log<S> {
     /// Begins a segment with room for so many bytes, after it has sealed the one before.
     #[cold]
     fn rotate(&mut self, bytes: usize) -> Result<(), StoreError> {
-        const NEW: &str = "segment.tmp";
-        let wanted = self.limits.segment_bytes.max((SEGMENT_HEADER + bytes + SEAL) as u64);
+        // What is too large for any segment makes one longer.
+        let wanted = self.limits.segment_bytes.max((SEGMENT_HEADER + bytes + ENDING) as u64);
         if let Some(max) = self.limits.max_bytes
             && self.bytes() + wanted > max
         {
             let why = format!("it has {} of at most {max} bytes", self.bytes());
             return Err(StoreError::Full { wanted, why });
         }
+        debug_assert!(self.current.as_ref().is_none_or(|current| current.base < self.written));
         let salt = self.storage.random() as u32 | 1;
         // Nothing has happened to the log until the file gets its name.
-        let file = self.create(NEW, wanted)?;
+        let file = self.create(NEW_SEGMENT, wanted)?;
         self.seal_current()?;
         let header = SegmentHeader {
             log: self.identity,
@@ -457,7 +494,7 @@ impl<S: Storage> Log<S> {
         let result = write_all(&file, &mut [IoSlice::new(&*header.encode())], 0);
         self.poisoning("writing to", result)?;
         let name = segment_name(self.written);
-        let result = uninterrupted(|| self.storage.rename(NEW, &name));
+        let result = uninterrupted(|| self.storage.rename(NEW_SEGMENT, &name));
         self.poisoning("renaming to", result)?;
         self.has_new_names = true;
         self.marked = self.durable;
@@ -467,6 +504,7 @@ impl<S: Storage> Log<S> {
         self.current = Some(Current {
             file: Arc::new(file),
             base: self.written,
+            room: wanted,
             salt,
             position,
             chain: 0,
@@ -505,7 +543,7 @@ impl<S: Storage> Log<S> {
         let chain = current.chain;
         let is_whole = current.synced == current.position || is_broken(Mutant::SealTrustsUnsynced);
         let payload = seal_payload(chain, is_whole, self.storage.now());
-        self.write_frame_here(Kind::Seal, 0, &[&payload])?;
+        self.write_frame(Kind::Seal, 0, &[&payload])?;
         let Some(current) = self.current.take() else { unreachable!("it was there") };
         let result = uninterrupted(|| current.file.set_len(current.position));
         self.chain = chain;
@@ -516,7 +554,9 @@ impl<S: Storage> Log<S> {
     /// Writes what waits in memory and returns what has to be synced; `None` if nothing has. Only
     /// one job may be on its way at a time.
     pub(crate) fn begin_sync(&mut self) -> Result<Option<SyncJob<S>>, StoreError> {
-        self.flush()?;
+        // What is in files is made durable even where the rest has no room.
+        let flushed = self.flush();
+        self.check()?;
         let mut files: SmallVec<[_; 2]> = self.unsynced.iter().cloned().collect();
         let mut taken = (0, 0);
         if let Some(current) = &mut self.current
@@ -528,7 +568,7 @@ impl<S: Storage> Log<S> {
         }
         let has_new_names = std::mem::take(&mut self.has_new_names);
         if files.is_empty() && !has_new_names {
-            return Ok(None);
+            return flushed.map(|()| None);
         }
         let (storage, older, upto) = (self.storage.clone(), self.unsynced.len(), self.written);
         if is_broken(Mutant::AckBeforeSync) {
@@ -554,13 +594,11 @@ impl<S: Storage> Log<S> {
 
     /// Makes all records so far durable.
     pub(crate) fn sync(&mut self) -> Result<(), StoreError> {
-        match self.begin_sync()? {
-            Some(job) => {
-                let result = job.run();
-                self.end_sync(job, result)
-            }
-            None => Ok(()),
+        while let Some(job) = self.begin_sync()? {
+            let result = job.run();
+            self.end_sync(job, result)?;
         }
+        Ok(())
     }
 
     /// Writes down what is durable, if it is not written yet, so that damage to it is known for what
@@ -570,7 +608,7 @@ impl<S: Storage> Log<S> {
         let is_needed =
             self.marked < self.durable && self.pending.count() == 0 && !is_broken(Mutant::NoMarker);
         match &self.current {
-            Some(_) if is_needed => self.write_frame_here(Kind::Marker, 0, &[]).map(|()| true),
+            Some(_) if is_needed => self.write_frame(Kind::Marker, 0, &[]).map(|()| true),
             _ => Ok(false),
         }
     }
@@ -597,6 +635,16 @@ impl<S: Storage> Log<S> {
             None => Ok(()),
             Some(cause) => Err(StoreError::Poisoned { cause: cause.clone() }),
         }
+    }
+
+    /// Writes and acknowledges nothing any more.
+    pub(crate) fn poison(&mut self, cause: &str) {
+        self.poison.get_or_insert_with(|| cause.to_owned());
+    }
+
+    /// Returns how many finished segments were not synced yet.
+    pub(crate) fn unsynced_segments(&self) -> usize {
+        self.unsynced.len()
     }
 
     /// Poisons the log if a call failed.

@@ -41,6 +41,8 @@ pub(crate) enum Mutant {
     KeepsSegmentsBehind,
     /// A cut is sealed without being synced.
     NoSyncAfterCut,
+    /// What follows a segment that was removed has its chain.
+    ChainOfRemovedSegment,
     /// Sequences go on one too low after a recovery.
     ReusesSequence,
     /// A write that fails is forgotten.
@@ -57,7 +59,7 @@ pub(crate) enum Mutant {
 
 #[cfg(test)]
 impl Mutant {
-    pub(crate) const ALL: [Self; 24] = [
+    pub(crate) const ALL: [Self; 25] = [
         Self::AckBeforeSync,
         Self::SyncOnlyNewest,
         Self::NoFolderSync,
@@ -76,6 +78,7 @@ impl Mutant {
         Self::SkipsHoles,
         Self::KeepsSegmentsBehind,
         Self::NoSyncAfterCut,
+        Self::ChainOfRemovedSegment,
         Self::ReusesSequence,
         Self::ForgetsFailedWrite,
         Self::RetriesSync,

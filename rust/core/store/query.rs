@@ -2,7 +2,7 @@
 
 use super::dictionary::Translation;
 use super::error::StoreError;
-use super::format::{Kind, segment_base};
+use super::format::{Kind, segment_base, segment_name};
 use super::index::{Block, SegmentIndex, corrupt};
 use super::log::Object;
 use super::reader::{Objects, native};
@@ -57,7 +57,8 @@ impl Filter {
 
     /// Returns the bits of the wanted symbols in the blocks of a segment.
     fn symbols_in(&self, names: &Translation) -> u64 {
-        if self.symbols.is_empty() {
+        // Numbers without a name have no symbol either.
+        if self.symbols.is_empty() || self.symbols.contains(&Symbol::NONE) {
             return u64::MAX;
         }
         let numbers = self.symbols.iter().flat_map(|symbol| names.numbers_of(*symbol));
@@ -192,7 +193,19 @@ impl<S: Storage> LogQuery<S> {
                 entry.insert(SegmentIndex::new(&*self.storage, base)?)
             }
         };
-        index.extend(self.limit)?;
+        let extended = index.extend(self.limit).and_then(|end| {
+            // Each segment is followed by the next one.
+            let next = self.segments.last().copied().unwrap_or(self.limit);
+            match end == next || end >= self.limit {
+                true => Ok(()),
+                false => Err(corrupt(segment_name(end), 0, end, "the segment that follows")),
+            }
+        });
+        if let Err(error) = extended {
+            indexes.remove(&base);
+            return Err(error);
+        }
+        let Some(index) = indexes.get(&base) else { unreachable!("it was extended") };
         let symbols = self.filter.symbols_in(&index.names);
         let mut runs: Vec<(u64, u64, u64)> = Vec::new();
         for block in index.blocks.iter().filter(|block| block.sequence < self.limit) {

@@ -3,7 +3,7 @@
 use super::dictionary::Translation;
 use super::error::StoreError;
 use super::format::{
-    Kind, OBJECT_HEAD, SEGMENT_HEADER, segment_base, segment_name, u32_at, u64_at,
+    Kind, OBJECT_HEAD, SEGMENT_HEADER, SegmentHeader, segment_base, segment_name, u32_at, u64_at,
 };
 use super::log::Object;
 use super::recovery::read_header;
@@ -115,6 +115,8 @@ pub(crate) struct LogReader<S: Storage> {
 /// The segment that is read.
 struct Reading<F> {
     name: String,
+    base: u64,
+    header: SegmentHeader,
     scan: Scan<F>,
     names: Translation,
 }
@@ -165,6 +167,15 @@ impl<S: Storage> LogReader<S> {
         Ok(base.saturating_sub(self.next))
     }
 
+    /// Returns the first sequences of all segments, in order.
+    fn bases(&self) -> Result<Vec<u64>, StoreError> {
+        let names =
+            uninterrupted(|| self.storage.names()).map_err(StoreError::io("listing", "."))?;
+        let mut bases: Vec<u64> = names.iter().filter_map(|name| segment_base(name)).collect();
+        bases.sort_unstable();
+        Ok(bases)
+    }
+
     fn open(&mut self, base: u64) -> Result<(), StoreError> {
         let name = segment_name(base);
         let file = uninterrupted(|| self.storage.open(&name, false))
@@ -173,51 +184,72 @@ impl<S: Storage> LogReader<S> {
             return Err(self.corrupt(name, 0, "the header of a segment"));
         };
         let scan = Scan::new(file, header.salt, SEGMENT_HEADER as u64, base);
-        self.segment = Some(Reading { name, scan, names: Translation::new() });
+        self.segment = Some(Reading { name, base, header, scan, names: Translation::new() });
         Ok(())
     }
 
     /// Reads on to a frame with the next record; false if another segment has to be opened first.
     fn holds_next(&mut self) -> Result<bool, StoreError> {
-        let Some(Reading { name, scan, names }) = &mut self.segment else { return Ok(false) };
+        let Some(Reading { name, base, header, scan, names }) = &mut self.segment else {
+            return Ok(false);
+        };
         let holds =
             |frame: &Frame<'_>| frame.header.sequence + u64::from(frame.header.count) > self.next;
         if scan.last().is_some_and(|frame| holds(&frame)) {
             return Ok(true);
         }
-        while let Some(frame) = scan.next().map_err(StoreError::io("reading", name))? {
+        let mut is_fresh = false;
+        loop {
+            let Some(frame) = scan.next().map_err(StoreError::io("reading", name))? else {
+                // What is there may have been read ahead before it was written.
+                if scan.has_seal() || is_fresh {
+                    break;
+                }
+                is_fresh = true;
+                scan.forget();
+                continue;
+            };
             if holds(&frame) {
                 return Ok(true);
             }
-            if frame.header.kind == Kind::Names {
-                match names.define(frame.payload) {
-                    Ok(()) => {}
-                    Err(Some(error)) => return Err(error),
-                    Err(None) => {
-                        let (name, offset) = (name.clone(), scan.offset());
-                        return Err(self.corrupt(name, offset, "names with their numbers"));
-                    }
-                }
+            if frame.header.kind == Kind::Names
+                && let Err(error) = names.define(frame.payload)
+            {
+                let (name, offset) = (name.clone(), scan.offset());
+                // Without its names nothing behind it can be read.
+                self.segment = None;
+                return Err(
+                    error.unwrap_or_else(|| self.corrupt(name, offset, "names with their numbers"))
+                );
             }
         }
-        let (end, offset, has_seal) = (scan.sequence(), scan.offset(), scan.has_seal());
-        if !has_seal {
-            // What is there may have been read ahead before it was written.
-            scan.forget();
-            if !scan.next().is_ok_and(|frame| frame.is_some()) {
-                let name = name.clone();
-                return Err(self.corrupt(name, offset, "a frame that is whole"));
-            }
-            return Ok(scan.last().is_some_and(|frame| holds(&frame)));
+        let (name, base, offset, end) = (name.clone(), *base, scan.offset(), scan.sequence());
+        if !scan.has_seal() || end == base {
+            return Err(self.corrupt(name, offset, "a frame that is whole"));
         }
-        // The one behind may have been retired meanwhile.
+        let before = scan.chain().map(|chain| (header.log, header.number, chain));
         match self.open(end) {
             Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                // It may have been retired meanwhile, with all before it.
                 self.segment = None;
+                match self.bases()?.first() {
+                    Some(first) if *first > end => Ok(false),
+                    _ => Err(self.corrupt(segment_name(end), 0, FOLLOWS)),
+                }
             }
-            result => result?,
+            Err(error) => Err(error),
+            Ok(()) => {
+                let opened = self.segment.as_ref().map(|opened| &opened.header);
+                let follows = opened.zip(before).is_none_or(|(opened, (log, number, chain))| {
+                    (opened.log, opened.number, opened.chain) == (log, number + 1, chain)
+                });
+                if follows {
+                    return Ok(false);
+                }
+                self.segment = None;
+                Err(self.corrupt(segment_name(end), 0, FOLLOWS))
+            }
         }
-        Ok(false)
     }
 
     /// Returns the records of the frame that was read last, from the next one on.
@@ -252,6 +284,9 @@ impl<S: Storage> LogReader<S> {
         StoreError::Corrupt { segment, offset, sequence: self.next, expected }
     }
 }
+
+/// What a segment has to be that is opened behind another one.
+const FOLLOWS: &str = "the segment that follows the one before";
 
 /// Returns events with the numbers and the byte order of this process.
 pub(crate) fn native<'a>(bytes: &'a mut [u8], names: &Translation) -> &'a [Event] {

@@ -9,7 +9,7 @@ use super::format::{
     BadHeader, FrameHeader, Kind, SEAL, SEGMENT_HEADER, SegmentHeader, payload_crc, seal_payload,
     segment_base, segment_name, u32_at,
 };
-use super::log::{Continuation, Segment};
+use super::log::{Continuation, NEW_SEGMENT, Segment};
 use super::mutants::{Mutant, is_broken};
 use super::scan::{Scan, Tail};
 use super::storage::{Storage, StorageFile, read_all, uninterrupted, write_all};
@@ -30,19 +30,17 @@ struct Break {
     place: usize,
     /// Where in it, in bytes.
     offset: u64,
-    chain: u32,
     /// There are records before it in its segment.
     has_records: bool,
     tail: Tail,
-    expected: &'static str,
 }
 
 /// What a log was found to be.
 #[derive(Debug, Clone)]
 pub(crate) struct Findings {
     segments: Vec<Found>,
-    /// Files that were not finished.
-    unfinished: Vec<String>,
+    /// There is a segment that was not finished.
+    is_unfinished: bool,
     /// The first segment that had to be scanned, by its place.
     scanned_from: usize,
     /// Where it breaks off, unless the last segment is sealed.
@@ -84,7 +82,7 @@ impl Findings {
             bases.into_iter().map(|base| Found { base, bytes: 0, header: None }).collect();
         let mut findings = Self {
             segments,
-            unfinished: names.into_iter().filter(|name| name.ends_with(".tmp")).collect(),
+            is_unfinished: names.iter().any(|name| name == NEW_SEGMENT),
             scanned_from: 0,
             end: None,
             sequence: 0,
@@ -106,6 +104,7 @@ impl Findings {
 
     /// Finds the first segment that has to be scanned: those before it are on the disk as a whole.
     fn find_start<S: Storage>(&mut self, storage: &S) -> Result<(), StoreError> {
+        let first = self.segments.first().map_or(0, |first| first.base);
         for place in (0..self.segments.len()).rev() {
             let found = &mut self.segments[place];
             let name = segment_name(found.base);
@@ -116,17 +115,18 @@ impl Findings {
             let Some(header) = &found.header else { continue };
             self.durable = self.durable.max(header.durable);
             self.identity = self.identity.or(Some(header.log));
-            if let Some(seal) = read_seal(&file, &name, bytes, header.salt)? {
+            let (oldest, has_oldest) = (header.oldest, header.oldest >= first);
+            if let Some(seal) = read_seal(&file, &name, bytes, header)? {
                 (self.sequence, self.chain) = (seal.sequence, seal.chain);
                 self.durable = self.durable.max(seal.durable);
                 self.scanned_from = place + 1;
-                return Ok(());
+                return self.check_oldest(oldest, has_oldest);
             }
             // When its first record was synced, all files before were.
             if self.durable > header.base {
                 (self.sequence, self.chain) = (header.base, header.chain);
                 self.scanned_from = place;
-                return Ok(());
+                return self.check_oldest(oldest, has_oldest);
             }
         }
         let first = self.segments.first().and_then(|first| first.header.as_ref());
@@ -137,6 +137,14 @@ impl Findings {
             None => 0,
         };
         Ok(())
+    }
+
+    /// Refuses a log whose first segments are missing though records in them were durable.
+    fn check_oldest(&self, oldest: u64, is_there: bool) -> Result<(), StoreError> {
+        match is_there || self.durable <= oldest {
+            true => Ok(()),
+            false => Err(missing(oldest)),
+        }
     }
 
     /// Scans segments until the first place where the log breaks off.
@@ -155,12 +163,17 @@ impl Findings {
             };
             let Some(header) = header.as_ref().filter(follows) else {
                 let expected = "the segment that follows the one before";
-                return self.break_off(storage, place, 0, 0, false, expected);
+                return self.break_off(storage, place, 0, false, expected);
             };
             let mut scan = Scan::new(file, header.salt, SEGMENT_HEADER as u64, base);
             scan.run_out().map_err(StoreError::io("reading", &name))?;
             let has_records = scan.sequence() > base;
-            (self.sequence, self.chain) = (scan.sequence(), scan.chain().unwrap_or_default());
+            self.sequence = scan.sequence();
+            // One without records is removed, and the next one follows the one before it.
+            let is_kept = has_records || scan.has_seal();
+            if is_kept || is_broken(Mutant::ChainOfRemovedSegment) {
+                self.chain = scan.chain().unwrap_or_default();
+            }
             self.durable = self.durable.max(scan.durable());
             self.scanned_bytes += scan.offset();
             if scan.is_contradicted() {
@@ -172,9 +185,9 @@ impl Findings {
                 });
             }
             if !scan.has_seal() {
-                let (offset, chain) = (scan.offset(), self.chain);
+                let offset = scan.offset();
                 let expected = "a frame that is whole, or the end of the log";
-                return self.break_off(storage, place, offset, chain, has_records, expected);
+                return self.break_off(storage, place, offset, has_records, expected);
             }
             debug_assert!(scan.offset() <= bytes, "a seal is in its file");
         }
@@ -187,7 +200,6 @@ impl Findings {
         storage: &S,
         place: usize,
         offset: u64,
-        chain: u32,
         has_records: bool,
         expected: &'static str,
     ) -> Result<(), StoreError> {
@@ -212,7 +224,7 @@ impl Findings {
             let segment = segment_name(self.segments[place].base);
             return Err(StoreError::Corrupt { segment, offset, sequence, expected });
         }
-        self.end = Some(Break { place, offset, chain, has_records, tail: all, expected });
+        self.end = Some(Break { place, offset, has_records, tail: all });
         Ok(())
     }
 
@@ -226,8 +238,9 @@ impl Findings {
             scanned_bytes: self.scanned_bytes,
             ..Recovery::default()
         };
-        for name in &self.unfinished {
-            uninterrupted(|| storage.remove(name)).map_err(StoreError::io("removing", name))?;
+        if self.is_unfinished {
+            uninterrupted(|| storage.remove(NEW_SEGMENT))
+                .map_err(StoreError::io("removing", NEW_SEGMENT))?;
         }
         if let Some(end) = self.end {
             recovery.cut_bytes = end.tail.bytes;
@@ -246,8 +259,13 @@ impl Findings {
         if let Some(end) = self.end
             && let Some(last) = self.segments.get_mut(end.place)
         {
-            last.bytes = seal(storage, last, end, self.sequence)?;
-            self.chain = end.chain;
+            last.bytes = seal(storage, last, end.offset, self.chain, self.sequence)?;
+        }
+        // Those that nobody had to look at count too.
+        for found in self.segments.iter_mut().filter(|found| found.bytes == 0) {
+            let name = segment_name(found.base);
+            let file = open(storage, &name)?;
+            found.bytes = uninterrupted(|| file.len()).map_err(StoreError::io("reading", &name))?;
         }
         let last = self.segments.last().and_then(|last| last.header.as_ref());
         let is_reused = is_broken(Mutant::ReusesSequence) && self.end.is_some();
@@ -289,6 +307,16 @@ impl Findings {
     }
 }
 
+/// Returns the error of a log without the segment that begins with `oldest`.
+pub(crate) fn missing(oldest: u64) -> StoreError {
+    StoreError::Corrupt {
+        segment: segment_name(oldest),
+        offset: 0,
+        sequence: oldest,
+        expected: "the first segment, which is missing",
+    }
+}
+
 /// Looks at a log that may be written meanwhile until two looks agree on what is damaged.
 pub(crate) fn settled<O>(look: impl Fn() -> Result<O, StoreError>) -> Result<O, StoreError> {
     let mut seen = None;
@@ -315,12 +343,13 @@ pub(crate) fn settled<O>(look: impl Fn() -> Result<O, StoreError>) -> Result<O, 
 fn seal<S: Storage>(
     storage: &S,
     found: &Found,
-    end: Break,
+    offset: u64,
+    chain: u32,
     sequence: u64,
 ) -> Result<u64, StoreError> {
     let name = segment_name(found.base);
     let Some(header) = &found.header else { unreachable!("it was scanned") };
-    let payload = seal_payload(end.chain, true, storage.now());
+    let payload = seal_payload(chain, true, storage.now());
     let frame = FrameHeader {
         crc: 0,
         payload_bytes: payload.len() as u32,
@@ -329,17 +358,16 @@ fn seal<S: Storage>(
         count: 0,
         salt: header.salt,
         kind: Kind::Seal,
-        is_compressed: false,
         payload_crc: payload_crc(&[&payload]),
     };
     let file = open_to_write(storage, &name)?;
     let header = frame.encode();
-    write_all(&file, &mut [IoSlice::new(&header), IoSlice::new(&payload)], end.offset)
+    write_all(&file, &mut [IoSlice::new(&header), IoSlice::new(&payload)], offset)
         .map_err(StoreError::io("sealing", &name))?;
     if !is_broken(Mutant::NoSyncAfterCut) {
         uninterrupted(|| file.sync_data()).map_err(StoreError::io("syncing", &name))?;
     }
-    Ok(end.offset + SEAL as u64)
+    Ok(offset + SEAL as u64)
 }
 
 /// The seal of a segment.
@@ -354,7 +382,7 @@ fn read_seal(
     file: &impl StorageFile,
     name: &str,
     bytes: u64,
-    salt: u32,
+    segment: &SegmentHeader,
 ) -> Result<Option<Seal>, StoreError> {
     let Some(offset) = bytes.checked_sub(SEAL as u64) else { return Ok(None) };
     let mut buffer = [0; SEAL];
@@ -363,7 +391,8 @@ fn read_seal(
     let seal = (filled == SEAL)
         .then(|| FrameHeader::decode(header))
         .flatten()
-        .filter(|found| found.kind == Kind::Seal && found.salt == salt)
+        .filter(|found| found.kind == Kind::Seal && found.salt == segment.salt)
+        .filter(|found| found.sequence > segment.base)
         .filter(|found| found.payload_crc == payload_crc(&[payload]) && found.describes(payload))
         .filter(|_| u32_at(payload, 4) == 1);
     Ok(seal.map(|found| {

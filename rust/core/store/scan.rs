@@ -109,10 +109,6 @@ impl<F: StorageFile> Scan<F> {
         self.is_contradicted
     }
 
-    pub(crate) fn salt(&self) -> u32 {
-        self.salt
-    }
-
     pub(crate) fn file(&self) -> &F {
         &self.file
     }
@@ -188,8 +184,7 @@ impl<F: StorageFile> Scan<F> {
         let padded = &payload[..header.padded_bytes()];
         let is_whole = payload_crc(&[padded]) == header.payload_crc;
         let payload = &padded[..header.payload_bytes as usize];
-        let is_valid = (is_whole || is_broken(Mutant::NoPayloadCrc))
-            && (header.is_compressed || header.describes(payload));
+        let is_valid = (is_whole || is_broken(Mutant::NoPayloadCrc)) && header.describes(payload);
         let is_other = |chain| header.kind == Kind::Seal && u32_at(payload, 0) != chain;
         if is_valid && self.chain.is_some_and(is_other) {
             self.is_contradicted = true;

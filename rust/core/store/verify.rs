@@ -3,7 +3,7 @@
 use super::error::StoreError;
 use super::format::{SEGMENT_HEADER, segment_base, segment_name};
 use super::mutants::{Mutant, is_broken};
-use super::recovery::{open, read_header};
+use super::recovery::{missing, open, read_header};
 use super::scan::{Scan, Tail};
 use super::storage::{Storage, uninterrupted};
 
@@ -37,11 +37,13 @@ pub(crate) fn verify<S: Storage>(storage: &S) -> Result<Verification, StoreError
     let mut before: Option<(u128, u64, u32)> = None;
     // What is acknowledged as far as the log says, and where it first is not what it should be.
     let (mut durable, mut broken): (u64, Option<StoreError>) = (0, None);
+    let mut oldest = 0;
     for base in bases {
         let name = segment_name(base);
         let (_, header) = read_header(&open(storage, &name)?, &name)?;
         let salt = header.as_ref().map(|header| header.salt);
         durable = durable.max(header.as_ref().map_or(0, |header| header.durable));
+        oldest = oldest.max(header.as_ref().map_or(0, |header| header.oldest));
         let follows = header.filter(|header| {
             (base == found.next_sequence || is_broken(Mutant::NoBaseCheck))
                 && before.is_none_or(|(log, number, chain)| {
@@ -86,6 +88,9 @@ pub(crate) fn verify<S: Storage>(storage: &S) -> Result<Verification, StoreError
             let expected = "a frame that is whole, or the end of the log";
             broken = Some(corrupt(scan.offset(), scan.sequence(), expected));
         }
+    }
+    if found.oldest_sequence > oldest && durable > oldest {
+        return Err(missing(oldest));
     }
     match broken {
         Some(error) if durable > found.next_sequence => Err(error),
