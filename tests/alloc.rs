@@ -8,6 +8,8 @@ mod counting;
 mod support;
 
 use counting::{ALLOCATIONS, REPEATED, allocations};
+use std::future::Future;
+use std::task::{Context, Poll, Waker};
 use support::{FOREVER, assert_sums_close, bus_that_keeps, patient_bus};
 use tickbus::{
     AsyncEventSubscription, Backend, Event, EventBus, EventBusImpl, EventSubscription, EventSystem,
@@ -221,6 +223,33 @@ fn waking_a_sleeping_thread_allocates_nothing() {
             });
             assert_eq!((allocated, echo.join().unwrap()), (0, 0), "{}", backend.name());
         });
+    }
+}
+
+#[test]
+fn waking_sleeping_tasks_allocates_nothing() {
+    for &backend in Backend::ALL {
+        // As many as have a bit of their own to sleep by, and some that have none.
+        for count in [1, 16, 70] {
+            let bus = new_bus(backend);
+            let readers: Vec<AsyncEventSubscription<Tick>> =
+                subscriptions(&bus, count).into_iter().map(Into::into).collect();
+            let context = &mut Context::from_waker(Waker::noop());
+            let allocated = (0..REPEATED).map(|number| {
+                let mut waits: Vec<_> =
+                    readers.iter().map(|reader| Box::pin(reader.recv())).collect();
+                let before = ALLOCATIONS.get();
+                for wait in &mut waits {
+                    assert_eq!(wait.as_mut().poll(context), Poll::Pending);
+                }
+                assert_eq!(bus.publish(tick(number)), Ok(count));
+                for wait in &mut waits {
+                    assert_eq!(wait.as_mut().poll(context), Poll::Ready(Ok(tick(number))));
+                }
+                ALLOCATIONS.get() - before
+            });
+            assert_eq!(allocated.max(), Some(0), "{}, {count} readers", backend.name());
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Models of the protocols that locks alone do not carry, over every interleaving and every value
-//! that a relaxed load may return: parking and waking, waiting for room, telling a hole at the
-//! end, closing, joining and leaving, and names that are read while others are added. Each stands beside a twin that lacks one fence, ordering or
-//! lock, and in which loom must find the mistake.
+//! that a relaxed load may return: waiting for room, telling a hole at the end, closing, joining and
+//! leaving, and names that are read while others are added. Each stands beside a twin that lacks one
+//! fence, ordering or lock, and in which loom must find the mistake.
 //!
 //! The queues are stand-ins: loom cannot see into crossbeam's. Run by `make loom`.
 
@@ -76,94 +76,6 @@ impl Queue {
             true
         }
     }
-}
-
-/// A subscription's gate behind that of its bus, as in `collect_sleepers`.
-struct Gates {
-    queue: Queue,
-    bus: Sleepers,
-    subscription: Sleepers,
-    parked: Notify,
-}
-
-impl Gates {
-    fn new() -> Arc<Self> {
-        Arc::new(Self {
-            queue: Queue::holding(0),
-            bus: Sleepers::default(),
-            subscription: Sleepers::default(),
-            parked: Notify::new(),
-        })
-    }
-
-    fn publish<R: Exclusion>(&self) {
-        self.queue.push();
-        if self.bus.any_after_store::<R>(Fences::Symmetric) && self.subscription.any() {
-            self.parked.notify();
-        }
-    }
-
-    fn recv<R: Exclusion>(&self) {
-        while !self.queue.take() {
-            self.bus.arm::<R>(Fences::Symmetric);
-            self.subscription.arm::<R>(Fences::Symmetric);
-            let found = self.queue.take();
-            if !found {
-                self.parked.wait();
-            }
-            self.subscription.disarm::<R>();
-            self.bus.disarm::<R>();
-            if found {
-                return;
-            }
-        }
-    }
-}
-
-/// One thread publishes, this one receives; each with or without its fence.
-fn a_reader_and_a_publisher<Reader: Exclusion, Publisher: Exclusion>() {
-    let gates = Gates::new();
-    let publisher = {
-        let gates = gates.clone();
-        thread::spawn(move || gates.publish::<Publisher>())
-    };
-    gates.recv::<Reader>();
-    publisher.join().unwrap();
-    assert_eq!(gates.queue.len(), 0);
-}
-
-#[test]
-fn no_wake_up_of_a_reader_is_lost() {
-    model(a_reader_and_a_publisher::<Fenced, Fenced>);
-}
-
-#[test]
-fn without_the_readers_fence_a_wake_up_is_lost() {
-    assert_fails(a_reader_and_a_publisher::<Unfenced, Fenced>);
-}
-
-#[test]
-fn without_the_publishers_fence_a_wake_up_is_lost() {
-    assert_fails(a_reader_and_a_publisher::<Fenced, Unfenced>);
-}
-
-#[test]
-fn two_publishers_lose_no_wake_up_of_a_reader() {
-    // All interleavings of three threads are too many: those with up to two preemptions.
-    let mut bounded = loom::model::Builder::new();
-    bounded.preemption_bound = Some(2);
-    bounded.check(|| {
-        let gates = Gates::new();
-        let publishers: Vec<_> = (0..2)
-            .map(|_| {
-                let gates = gates.clone();
-                thread::spawn(move || gates.publish::<Fenced>())
-            })
-            .collect();
-        gates.recv::<Fenced>();
-        gates.recv::<Fenced>();
-        publishers.into_iter().for_each(|publisher| publisher.join().unwrap());
-    });
 }
 
 /// A queue for one event, with the publisher's line behind the token.

@@ -286,7 +286,7 @@ fn what_asks_to_be_told_is_refused() {
         for word in ["waker", "polling", "WakeMode::Auto"] {
             assert!(refused.contains(word), "{refused}");
         }
-        assert!(reader.notified_owned().is_none());
+        assert!(reader.place_in_line().is_none());
     }
 }
 

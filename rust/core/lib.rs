@@ -79,7 +79,7 @@ pub use system::{
     SystemSubscription, TakeError, WeakEventSystem,
 };
 pub use topic::{MAX_TOPIC_BYTES, Pattern, Topic};
-pub use wait::{AnySubscription, WaitStrategy, wake_last};
+pub use wait::{AnySubscription, PlaceInLine, WaitStrategy, wake_last};
 
 /// The names that were asked for, compiled.
 #[cfg(doctest)]

@@ -3,13 +3,10 @@
 use crate::subscription::EventSubscription;
 use crate::sync::{Exclusion, Flag};
 use crate::system::SystemSubscription;
-use crate::wait::{AnySubscription, park_on_any, pass_time_until};
+use crate::wait::{AnySubscription, Bell, PlaceInLine, park_on_any, pass_time_until};
 use std::fmt;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::Notify;
-use tokio::sync::futures::OwnedNotified;
 
 /// A signal that is given once and seen by everybody, for ending loops. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -20,7 +17,7 @@ pub struct Shutdown {
 #[derive(Debug, Default)]
 struct ShutdownInner {
     flag: Flag,
-    notify: Arc<Notify>,
+    bell: Arc<Bell>,
 }
 
 impl Shutdown {
@@ -32,7 +29,7 @@ impl Shutdown {
     /// Gives the signal; again does nothing.
     pub fn set(&self) {
         if self.inner.flag.set() {
-            self.inner.notify.notify_waiters();
+            self.inner.bell.wake_all();
         }
     }
 
@@ -43,10 +40,11 @@ impl Shutdown {
 
     /// Waits for the signal. Cancelling loses nothing.
     pub async fn wait(&self) {
-        let notified = self.inner.notify.notified();
-        // `notify_waiters` reaches every `Notified` that was made before it.
+        let mut sleeper = self.inner.bell.sleeper();
+        sleeper.enter();
+        // Whoever gives the signal wakes those who are in line by then.
         if !self.is_set() {
-            notified.await;
+            sleeper.await;
         }
     }
 }
@@ -78,8 +76,8 @@ macro_rules! any_subscription {
                 self.disarm();
             }
 
-            fn notified_owned(&self) -> Option<OwnedNotified> {
-                self.notified_owned()
+            fn place_in_line(&self) -> Option<PlaceInLine> {
+                self.place_in_line()
             }
 
             fn pass_on(&self) {
@@ -109,7 +107,7 @@ pub struct Selector<'a, S: AnySubscription + ?Sized> {
     shutdown: Option<&'a Shutdown>,
     /// The places in line of all subscriptions and the signal; `None` if nobody wakes the readers of
     /// one of them, so that all are looked at again and again.
-    notified: Option<Vec<Pin<Box<OwnedNotified>>>>,
+    places: Option<Vec<PlaceInLine>>,
     first: usize,
     /// How often it has looked again since something was ready.
     looks: u32,
@@ -129,20 +127,19 @@ impl<'a, S: AnySubscription + ?Sized> Selector<'a, S> {
     /// Returns a selector that looks at the subscriptions from place `first` on, round and round,
     /// so that a busy one cannot hide the others from a caller that advances `first`.
     pub fn new(subscriptions: &'a [&'a S], shutdown: Option<&'a Shutdown>, first: usize) -> Self {
-        let places = subscriptions.iter().map(|subscription| subscription.notified_owned());
-        let signal = shutdown.map(|shutdown| Some(shutdown.inner.notify.clone().notified_owned()));
-        let places = places.chain(signal).map(|place| place.map(Box::pin));
-        let mut notified: Option<Vec<_>> = places.collect();
-        if let Some(notified) = &mut notified {
+        let places = subscriptions.iter().map(|subscription| subscription.place_in_line());
+        let signal = shutdown.map(|shutdown| Some(PlaceInLine::new(&shutdown.inner.bell)));
+        let mut places: Option<Vec<_>> = places.chain(signal).collect();
+        if let Some(places) = &mut places {
+            places.iter_mut().for_each(PlaceInLine::enter);
             subscriptions.iter().for_each(|subscription| subscription.arm());
-            notified.iter_mut().for_each(|place| _ = place.as_mut().enable());
         }
-        Self { subscriptions, shutdown, notified, first, looks: 0, woken: None }
+        Self { subscriptions, shutdown, places, first, looks: 0, woken: None }
     }
 
     /// Returns what is ready now: the shutdown signal first.
     pub fn ready(&mut self) -> Option<Selected> {
-        // Who was woken says anew that it sleeps, before it looks: a ring has forgotten it.
+        // Who was woken and stands in line anew says so, before it looks.
         if let Some(woken) = self.woken.take() {
             self.subscriptions[woken].arm();
             self.subscriptions[woken].disarm();
@@ -163,17 +160,14 @@ impl<'a, S: AnySubscription + ?Sized> Selector<'a, S> {
     /// subscription among them of [`WakeMode::Polling`](crate::WakeMode::Polling), it spins a little
     /// or lets others run, once.
     pub fn park(&mut self, deadline: Option<Instant>) -> bool {
-        let Some(notified) = &mut self.notified else {
+        let Some(places) = &mut self.places else {
             return pass_time_until(&mut self.looks, deadline);
         };
-        let Some(woken) = park_on_any(notified, deadline) else { return false };
-        let Some(subscription) = self.subscriptions.get(woken) else { return true };
-        // A used-up place in line is taken anew before looking again.
-        let Some(fresh) = subscription.notified_owned() else { return true };
-        let mut fresh = Box::pin(fresh);
-        fresh.as_mut().enable();
-        notified[woken] = fresh;
-        self.woken = Some(woken);
+        let Some(woken) = park_on_any(places, deadline) else { return false };
+        if woken < self.subscriptions.len() {
+            places[woken].enter();
+            self.woken = Some(woken);
+        }
         true
     }
 }
@@ -181,7 +175,7 @@ impl<'a, S: AnySubscription + ?Sized> Selector<'a, S> {
 impl<S: AnySubscription + ?Sized> Drop for Selector<'_, S> {
     fn drop(&mut self) {
         // Its place in line goes first, and a wake-up that came to it goes to the next in line.
-        if self.notified.take().is_none() {
+        if self.places.take().is_none() {
             return;
         }
         for subscription in self.subscriptions {

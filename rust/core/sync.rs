@@ -104,7 +104,24 @@ unsafe impl Exclusion for ThreadExclusion {
 pub(crate) type Mutex<R, T> = lock_api::Mutex<R, T>;
 
 /// A lock between threads, whatever the bus's exclusion.
+#[cfg(not(tickbus_loom))]
 pub(crate) type ThreadMutex<T> = Mutex<ThreadExclusion, T>;
+
+/// As above, seen by loom.
+#[cfg(tickbus_loom)]
+#[derive(Debug)]
+pub(crate) struct ThreadMutex<T>(loom::sync::Mutex<T>);
+
+#[cfg(tickbus_loom)]
+impl<T> ThreadMutex<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(loom::sync::Mutex::new(value))
+    }
+
+    pub(crate) fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
 
 /// Shuttle runs its threads on a single one of the system, which a lock of the system would stop
 /// for good while another thread holds it.

@@ -45,10 +45,13 @@ pub(crate) struct Interest {
     mask: Counter,
 }
 
+/// The bit in [`Interest::mask`] of all slots that have none of their own.
+pub(crate) const OTHER_SLOTS: u64 = 1 << (u64::BITS - 1);
+
 /// Returns the bit of a slot in [`Interest::mask`].
 #[inline]
 pub(crate) fn interest_bit(slot: u32) -> u64 {
-    1 << slot.min(u64::BITS - 1)
+    1 << slot.min(OTHER_SLOTS.trailing_zeros())
 }
 
 impl Interest {

@@ -38,7 +38,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         publication: &mut Pending<T>,
         patience: Patience,
         shared: &Shared<T, R>,
-        aftermath: &mut Aftermath<T, R>,
+        aftermath: &mut Aftermath<T>,
     ) -> Verdict<T> {
         let mut at_once = publication.at_once.take().unwrap_or_default();
         if self.closed && at_once.taken == 0 {
@@ -64,7 +64,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
             }
             match self.stand_in_lines(publication, &missing, at_once.is_retry, shared) {
                 Some(true) => {
-                    self.collect_sleepers(publication.topic, shared, aftermath);
+                    self.look_for_sleepers(publication.topic, shared, aftermath);
                     at_once.missing = Some(missing);
                     publication.at_once = Some(at_once);
                     return Verdict::InLine;
@@ -78,7 +78,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
             shared.published.add_exclusive(u64::from(at_once.taken == 0));
             self.miss(&missing, waited);
         }
-        self.collect_sleepers(publication.topic, shared, aftermath);
+        self.look_for_sleepers(publication.topic, shared, aftermath);
         match missing.is_empty() {
             true => {
                 publication.event = None;
@@ -145,7 +145,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         &mut self,
         publication: &mut Pending<T>,
         shared: &Shared<T, R>,
-        aftermath: &mut Aftermath<T, R>,
+        aftermath: &mut Aftermath<T>,
     ) {
         self.leave_lines(publication);
         if let Some(AtOnce { taken: 1.., missing: Some(mut missing), is_retry: false }) =
@@ -155,7 +155,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
                 self.slots[*index as usize].as_ref().is_some_and(|slot| slot.inbox.id == *id)
             });
             self.miss(&missing, false);
-            self.collect_sleepers(publication.topic, shared, aftermath);
+            self.look_for_sleepers(publication.topic, shared, aftermath);
         }
     }
 }

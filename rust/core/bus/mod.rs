@@ -51,15 +51,16 @@ use crate::subscription::{EventSubscription, Inbox};
 use crate::sync::{
     AtomicU64, Counter, Exclusion, Flag, Mutex, Ordering, ThreadExclusion, store_load_fence,
 };
-use crate::topic::{Interest, NO_TOPIC, Topic, TopicTable, check_topic, interest_bit};
-use crate::wait::{Asleep, Bell, Gate, Sleepers, wake_together};
+use crate::topic::{Interest, NO_TOPIC, OTHER_SLOTS, Topic, TopicTable, check_topic, interest_bit};
+use crate::wait::{Bell, Calls, Dormitory, wake_together};
 use arc_swap::ArcSwap;
 use at_once::AtOnce;
 use on_ring::{RingState, apart};
 use parking_lot::RwLock;
 use publication::Pending;
-use publishing::{PublishState, wake_each};
+use publishing::PublishState;
 use slot::{Carrier, Conflating, OnRing, Other, Slot};
+use smallvec::SmallVec;
 use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
@@ -134,7 +135,8 @@ pub struct Shared<T: Clone, R: Exclusion> {
     /// What publishers on a ring look at without the token.
     pub(crate) ring: Option<Arc<Ring<T, R>>>,
     untitled: Arc<Interest>,
-    pub(crate) asleep: Asleep,
+    /// Where its readers sleep: with nobody there, publishing looks at no line.
+    pub(crate) dormitory: Arc<Dormitory>,
     /// Those between whoever publishes or reads and whoever is about to sleep.
     pub(crate) fences: Fences,
     /// Nobody sleeps for events: readers look again by themselves, and are not woken.
@@ -144,8 +146,6 @@ pub struct Shared<T: Clone, R: Exclusion> {
     latencies: Latencies<R>,
     /// By topic id, for readers of the shared channel, who never take the token.
     topic_names: RwLock<Vec<Arc<str>>>,
-    /// Sleeping readers over all subscriptions: with none, publishing looks at no gate.
-    pub(crate) sleepers: Sleepers,
     pub(crate) closed: Flag,
     published: Counter,
     /// Entries ever sent through the shared channel (`broadcast`).
@@ -172,6 +172,7 @@ impl<T: Clone, R: Exclusion> Default for Roster<T, R> {
 /// What subscriptions of several buses that are read together have in common.
 pub(crate) struct Joint {
     pub(crate) id: u64,
+    /// Of a line of the dormitory that the buses share.
     pub(crate) bell: Arc<Bell>,
 }
 
@@ -216,13 +217,7 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         self.ring.as_ref().map_or_else(|| self.published.value(), |ring| ring.right.tail())
     }
 
-    /// Step S1 for a reader: notes that it is about to sleep. It must look again.
-    pub(crate) fn arm(&self, inbox: &Inbox<T, R>) {
-        self.announce(inbox);
-        self.fence_asleep();
-    }
-
-    /// The fence of step S1 for a reader.
+    /// The fence of step S1, of a reader that is in line.
     pub(crate) fn fence_asleep(&self) {
         if !R::SERIALIZES_SLEEP && !self.is_polled {
             self.fences.rarely();
@@ -243,31 +238,31 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         true
     }
 
-    /// Step W2 without a ring: returns whether any reader may be asleep.
+    /// The fence of step W2 for one who was woken and goes away.
+    pub(crate) fn fence_waker(&self) {
+        self.fence_awake(self.fences);
+    }
+
+    /// Step W2: returns whether any reader may be asleep.
     #[inline]
     fn is_any_reader_asleep(&self) -> bool {
-        self.fence_awake(self.fences) && self.sleepers.any()
+        self.fence_awake(self.fences) && self.dormitory.asleep().any_of(u64::MAX)
     }
 
-    /// Step S1 without its fence.
-    pub(crate) fn announce(&self, inbox: &Inbox<T, R>) {
-        if self.is_polled {
-            return;
+    /// Wakes a reader of each subscription that wants the topic, whose mask is `wanted`, and sleeps.
+    /// Called without any lock; the token is taken where several subscriptions have one bit.
+    #[cold]
+    #[inline(never)]
+    fn wake(&self, topic: u32, wanted: u64) {
+        self.dormitory.wake(wanted);
+        if self.dormitory.asleep().any_of(wanted & OTHER_SLOTS) {
+            let is_other = |slot: &u32| interest_bit(*slot) == OTHER_SLOTS;
+            let others: SmallVec<[u32; 64]> = {
+                let state = self.token.lock();
+                state.topics.wanted(topic).iter().copied().filter(is_other).collect()
+            };
+            self.dormitory.wake_others(&others);
         }
-        self.sleepers.count_in::<R>();
-        inbox.gate.sleepers.count_in::<R>();
-        if self.ring.is_some() {
-            self.asleep.note(interest_bit(inbox.slot));
-        }
-    }
-
-    /// Takes one `arm` back.
-    pub(crate) fn disarm(&self, inbox: &Inbox<T, R>) {
-        if self.is_polled {
-            return;
-        }
-        inbox.gate.sleepers.disarm::<R>();
-        self.sleepers.disarm::<R>();
     }
 
     /// Begins to publish an event again, to those of the named subscriptions that are still here and
@@ -306,7 +301,7 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             store_load_fence::<R>();
             lines.iter().for_each(|notify| notify.notify_one());
             let roster = self.roster.load();
-            wake_together(|| roster.inboxes.iter().for_each(|inbox| inbox.gate.bell.wake_all()));
+            wake_together(|| roster.inboxes.iter().for_each(|inbox| inbox.bell.wake_all()));
         }
     }
 
@@ -361,9 +356,12 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             Some(capacity) => rounded_capacity(capacity)?,
             None => self.capacity,
         };
-        let (id, gate) = match joint {
-            Some(Joint { id, bell }) => (id, Gate { bell, ..Gate::default() }),
-            None => (self.next_subscription.fetch_add(1, Ordering::Relaxed), Gate::default()),
+        let (id, bell) = match joint {
+            Some(Joint { id, bell }) => (id, bell),
+            None => {
+                let id = self.next_subscription.fetch_add(1, Ordering::Relaxed);
+                (id, Arc::new(self.dormitory.bell()))
+            }
         };
         let joined = Instant::now();
         let mut state = self.token.lock();
@@ -441,15 +439,11 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
                 (self.capacity, Carrier::Other(Other::Shared), source)
             }
         };
-        let slot = match state.slots.iter().position(Option::is_none) {
-            Some(free) => free,
-            None => {
-                state.slots.push(None);
-                state.slots.len() - 1
-            }
-        };
-        let index = u32::try_from(slot)
-            .map_err(|_| ConfigError::new("a bus cannot have more than 2^32 subscriptions"))?;
+        let index = bell.line();
+        let slot = index as usize;
+        if state.slots.len() <= slot {
+            state.slots.resize_with(slot + 1, || None);
+        }
         state.topics.join(index, options.pattern.as_ref());
         let snapshot = match &state.last {
             Some(last) if options.snapshot => {
@@ -471,7 +465,7 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             joined_at,
             late,
             Reader::new(source.after(snapshot), offered),
-            gate,
+            bell,
         ));
         if let (Some(member), Some(ring)) = (member, &mut state.ring) {
             ring.join(slot, member);
@@ -524,7 +518,7 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         if let (Some(slot), _discarded) = left {
             slot.line.iter().for_each(|other| other.notify.notify_one());
         }
-        inbox.gate.bell.wake_all();
+        inbox.bell.wake_all();
     }
 
     fn rows(&self, roster: &Roster<T, R>) -> Vec<SubscriptionMetrics> {
@@ -572,6 +566,19 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
     ///
     /// `ConfigError` if a number is zero or too large.
     pub fn new(backend: Backend, config: BusConfig) -> Result<Self, ConfigError> {
+        let calls = match backend {
+            Backend::Ring if !R::SERIALIZES_SLEEP => Calls::Once,
+            _ => Calls::Every,
+        };
+        Self::beside(Arc::new(Dormitory::new(calls)), backend, config)
+    }
+
+    /// As [`Bus::new`], for a bus whose readers sleep together with those of others.
+    pub(crate) fn beside(
+        dormitory: Arc<Dormitory>,
+        backend: Backend,
+        config: BusConfig,
+    ) -> Result<Self, ConfigError> {
         let capacity = rounded_capacity(config.capacity)?;
         if config.max_topics == 0 || config.max_topics >= u32::MAX as usize {
             return Err(ConfigError::new(format!(
@@ -630,14 +637,13 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
                 ring: ring.clone().map(RingState::new),
             }),
             untitled,
-            asleep: Asleep::default(),
+            dormitory,
             fences,
             is_polled: config.wake_mode == WakeMode::Polling && !R::SERIALIZES_SLEEP,
             ring,
             roster: ArcSwap::default(),
             latencies,
             topic_names: RwLock::new(vec!["".into()]),
-            sleepers: Sleepers::default(),
             closed: Flag::default(),
             published: Counter::default(),
             sent: Counter::default(),
@@ -756,11 +762,13 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
             let taken = match ring.claim() {
                 Some(claim) => {
                     let fences = shared.fences;
-                    shared.publish_on_ring(ring, claim, topic, interest, event, fences)
+                    let asleep = shared.dormitory.asleep();
+                    shared.publish_on_ring(ring, claim, (topic, interest), event, fences, asleep)
                 }
                 None => {
                     let displaced = ring.publish_among_others(topic, event)?;
-                    let taken = shared.taken_on_ring(topic, interest, shared.fences);
+                    let asleep = shared.dormitory.asleep();
+                    let taken = shared.taken_on_ring((topic, interest), shared.fences, asleep);
                     drop(displaced);
                     taken
                 }
@@ -771,16 +779,13 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         if !shared.may_skip_decisions {
             return Err(event);
         }
-        let (topic, _) = shared.address(topic);
+        let (topic, interest) = shared.address(topic);
         let mut state = shared.token.lock();
         let taken = state.publish_ready(topic, event, shared)?;
         shared.published.add_exclusive(1);
+        drop(state);
         if shared.is_any_reader_asleep() {
-            let wake = state.sleepers_on(topic);
-            drop(state);
-            wake_each(wake);
-        } else {
-            drop(state);
+            shared.wake(topic, interest.mask());
         }
         shared.latencies.leave(entry);
         Ok(taken)
@@ -841,9 +846,9 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
         if let Some(ring) = shared.ring.as_deref()
             && let Some(claim) = ring.claim()
         {
-            let (id, interest) = shared.address(topic);
+            let (address, asleep) = (shared.address(topic), shared.dormitory.asleep());
             let fences = shared.fences.of_seat();
-            return Ok(shared.publish_on_ring(ring, claim, id, interest, event, fences));
+            return Ok(shared.publish_on_ring(ring, claim, address, event, fences, asleep));
         }
         self.publish_slowly(apart(event), topic, deadline)
     }

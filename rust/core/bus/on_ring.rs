@@ -7,7 +7,7 @@
 //! somebody stands in line, last events are kept, a threshold is watched, or the bus is closed.
 
 use super::publication::{Patience, Pending};
-use super::publishing::{Aftermath, PublishState, Verdict, Woken, wake_each};
+use super::publishing::{Aftermath, PublishState, Verdict};
 use super::slot::{Carrier, NEWCOMER, Other, Slot};
 use super::{Address, Shared};
 use crate::barrier::Fences;
@@ -19,7 +19,8 @@ use crate::ring::strict::{Passed, Turn};
 use crate::ring::sweep::{Member, Sweep};
 use crate::ring::{BATCH, Displaced, Ring};
 use crate::sync::{Exclusion, wait_a_moment};
-use crate::topic::{Interest, Topic, TopicTable, interest_bit};
+use crate::topic::{Topic, TopicTable};
+use crate::wait::Asleep;
 use smallvec::SmallVec;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
@@ -105,7 +106,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         publication: &mut Pending<T>,
         patience: Patience,
         shared: &Shared<T, R>,
-        aftermath: &mut Aftermath<T, R>,
+        aftermath: &mut Aftermath<T>,
     ) -> Verdict<T> {
         let Some(ring) = &shared.ring else { unreachable!("the bus has a ring") };
         let Some(held) = ring.right.seize(publication.by_producer) else {
@@ -235,7 +236,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         publication: &mut Pending<T>,
         held: &Held<'_>,
         shared: &Shared<T, R>,
-        aftermath: &mut Aftermath<T, R>,
+        aftermath: &mut Aftermath<T>,
     ) -> usize {
         let topic = publication.topic;
         let taken = self.topics.wanted(topic).len();
@@ -260,9 +261,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         if let Some(threshold) = shared.config.backpressure.warn_threshold {
             self.warn_on_ring(topic, threshold, shared, aftermath);
         }
-        if shared.is_anybody_asleep(self.topics.interest(topic), shared.fences) {
-            aftermath.wake = self.awaken(topic, shared);
-        }
+        self.look_for_sleepers(topic, shared, aftermath);
         taken
     }
 
@@ -272,7 +271,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         topic: u32,
         threshold: usize,
         shared: &Shared<T, R>,
-        aftermath: &mut Aftermath<T, R>,
+        aftermath: &mut Aftermath<T>,
     ) {
         let Some(state) = &self.ring else { return };
         for &index in self.topics.wanted(topic) {
@@ -290,32 +289,6 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
                 aftermath.warnings.push(slot.warning(shared.id, pending, threshold));
             }
         }
-    }
-
-    /// Returns who sleeps among those that want the topic, and forgets the others and those that
-    /// sleep alone: who is woken looks for itself, and says so before it sleeps again.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn awaken(&self, topic: u32, shared: &Shared<T, R>) -> Woken<T, R> {
-        let mut wake = Woken::new();
-        let wanted = self.topics.interest(topic).mask();
-        shared.asleep.forget(wanted);
-        for slot in self.slots.iter().flatten() {
-            let bit = interest_bit(slot.inbox.slot);
-            let sleeping = slot.inbox.gate.sleepers.count();
-            if wanted & bit == 0 || sleeping == 0 {
-                continue;
-            }
-            let wants = self.topics.wants(topic, slot.inbox.slot);
-            if wants {
-                wake.push(slot.inbox.clone());
-            }
-            // Where a foreign loop wakes them, each event wakes one.
-            if !wants || sleeping > 1 || R::SERIALIZES_SLEEP {
-                shared.asleep.note(bit);
-            }
-        }
-        wake
     }
 }
 
@@ -353,13 +326,13 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         &self,
         ring: &Ring<T, R>,
         claim: Claim<'_>,
-        topic: u32,
-        interest: &Interest,
+        (topic, interest): Address<'_>,
         event: T,
         fences: Fences,
+        asleep: &Asleep,
     ) -> usize {
         let displaced = ring.publish(claim, topic, event);
-        let taken = self.taken_on_ring(topic, interest, fences);
+        let taken = self.taken_on_ring((topic, interest), fences, asleep);
         drop(displaced);
         taken
     }
@@ -421,7 +394,7 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
         let Some(turn) = self.turn(ring, 1) else { return Err(event) };
         let mut passed = Passed::new();
         let displaced = ring.publish_turn(&turn, topic, event, &mut passed);
-        let taken = self.taken_on_ring(topic, interest, self.fences);
+        let taken = self.taken_on_ring((topic, interest), self.fences, self.dormitory.asleep());
         self.end_turn(ring, &turn, &passed);
         drop(displaced);
         Ok(taken)
@@ -499,8 +472,11 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
     #[cold]
     #[inline(never)]
     fn wake_passed(&self, passed: &Passed) {
-        if self.fence_awake(self.fences) && self.asleep.any_of(u64::MAX) {
-            passed.iter().for_each(|&topic| self.wake_on_ring(topic));
+        if self.is_any_reader_asleep() {
+            for &topic in passed {
+                let wanted = self.token.lock().topics.interest(topic).mask();
+                self.wake(topic, wanted);
+            }
         }
     }
 
@@ -514,10 +490,15 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
 
     /// Returns how many took what was published just now, and wakes those who slept.
     #[inline]
-    pub(super) fn taken_on_ring(&self, topic: u32, interest: &Interest, fences: Fences) -> usize {
+    pub(super) fn taken_on_ring(
+        &self,
+        (topic, interest): Address<'_>,
+        fences: Fences,
+        asleep: &Asleep,
+    ) -> usize {
         let taken = interest.wanting();
-        if self.is_anybody_asleep(interest, fences) {
-            self.wake_on_ring(topic);
+        if self.fence_awake(fences) && asleep.any_of(interest.mask()) {
+            self.wake(topic, interest.mask());
         }
         taken
     }
@@ -645,26 +626,13 @@ impl<T: Clone, R: Exclusion> Shared<T, R> {
             return;
         }
         let wanted = addresses.iter().fold(0, |wanted, (_, interest)| wanted | interest.mask());
-        if self.asleep.any_of(wanted) {
+        if self.dormitory.asleep().any_of(wanted) {
             for (id, interest) in addresses {
-                // The first one forgets whom it wakes.
-                if self.asleep.any_of(interest.mask()) {
-                    self.wake_on_ring(*id);
+                // Who was called by the first one sleeps no more.
+                if self.dormitory.asleep().any_of(interest.mask()) {
+                    self.wake(*id, interest.mask());
                 }
             }
         }
-    }
-
-    /// Step W2 on a ring: returns whether somebody who wants the topic may be asleep.
-    #[inline]
-    pub(super) fn is_anybody_asleep(&self, interest: &Interest, fences: Fences) -> bool {
-        self.fence_awake(fences) && self.asleep.any_of(interest.mask())
-    }
-
-    #[cold]
-    #[inline(never)]
-    pub(super) fn wake_on_ring(&self, topic: u32) {
-        let wake = self.token.lock().awaken(topic, self);
-        wake_each(wake);
     }
 }

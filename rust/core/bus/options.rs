@@ -254,6 +254,9 @@ mod tests {
     use super::{Backend, BusConfig, WakeMode};
     use crate::barrier::Fences;
     use crate::bus::Bus;
+    use crate::subscription::AsyncEventSubscription;
+    use std::future::Future;
+    use std::task::{Context, Waker};
 
     #[test]
     fn a_fenced_ring_asks_the_system_for_nothing() {
@@ -268,19 +271,20 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_counted_asleep_where_nobody_is_woken() {
+    fn nobody_stands_in_line_where_nobody_is_woken() {
         for &backend in Backend::ALL {
-            for (wake_mode, counted) in [(WakeMode::Auto, 1), (WakeMode::Polling, 0)] {
+            for (wake_mode, is_woken) in [(WakeMode::Auto, true), (WakeMode::Polling, false)] {
                 let config = BusConfig { wake_mode, ..Default::default() };
                 let bus = Bus::<u64>::new(backend, config).unwrap();
-                let subscription = bus.subscribe_with(Default::default()).unwrap();
-                subscription.arm();
-                let shared = bus.share();
-                assert_eq!(shared.sleepers.count(), counted);
-                let noted = backend == Backend::Ring && counted > 0;
-                assert_eq!(shared.asleep.any_of(u64::MAX), noted);
-                subscription.disarm();
-                assert_eq!(shared.sleepers.count(), 0);
+                let reader = bus.subscribe_with(Default::default()).unwrap();
+                let reader = AsyncEventSubscription::from(reader);
+                let is_anybody_asleep = || bus.share().dormitory.asleep().any_of(u64::MAX);
+                let mut recv = Box::pin(reader.recv());
+                let context = &mut Context::from_waker(Waker::noop());
+                assert!(recv.as_mut().poll(context).is_pending());
+                assert_eq!(is_anybody_asleep(), is_woken);
+                drop(recv);
+                assert!(!is_anybody_asleep());
             }
         }
     }

@@ -8,6 +8,7 @@ use crate::error::{ConfigError, PublishError, PublishManyError};
 use crate::ring::Ring;
 use crate::sync::{Exclusion, ThreadExclusion};
 use crate::topic::Topic;
+use crate::wait::Dormitory;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,6 +21,8 @@ use std::time::Instant;
 pub struct Producer<T: Clone, R: Exclusion = ThreadExclusion> {
     shared: Arc<Shared<T, R>>,
     ring: Arc<Ring<T, R>>,
+    /// The bus's, a step nearer.
+    dormitory: Arc<Dormitory>,
 }
 
 impl<T: Clone, R: Exclusion> fmt::Debug for Producer<T, R> {
@@ -66,7 +69,8 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
             ));
         };
         held.lend_to_producer();
-        Ok(Producer { shared: shared.clone(), ring: ring.clone() })
+        let dormitory = shared.dormitory.clone();
+        Ok(Producer { shared: shared.clone(), ring: ring.clone(), dormitory })
     }
 }
 
@@ -107,8 +111,8 @@ impl<T: Clone, R: Exclusion> Producer<T, R> {
         let Some(claim) = ring.right.claim_as_producer(fences) else {
             return self.publish_slowly(apart(event), topic);
         };
-        let (id, interest) = shared.address(topic);
-        Ok(shared.publish_on_ring(ring, claim, id, interest, event, fences))
+        let (address, asleep) = (shared.address(topic), self.dormitory.asleep());
+        Ok(shared.publish_on_ring(ring, claim, address, event, fences, asleep))
     }
 
     #[cold]
@@ -123,7 +127,8 @@ impl<T: Clone, R: Exclusion> Producer<T, R> {
         if let Some(entry) = shared.go_on(ring, true)
             && let Some(claim) = ring.right.claim_as_producer(fences)
         {
-            let taken = shared.publish_on_ring(ring, claim, id, interest, event, fences);
+            let asleep = self.dormitory.asleep();
+            let taken = shared.publish_on_ring(ring, claim, (id, interest), event, fences, asleep);
             shared.latencies.leave(entry);
             return Ok(taken);
         }
@@ -184,7 +189,8 @@ impl<T: Clone, R: Exclusion> Producer<T, R> {
         let (id, interest) = self.shared.address(topic);
         match self.ring.publish_in_place(id, T::default, f) {
             Ok(()) => {
-                let taken = self.shared.taken_on_ring(id, interest, self.shared.fences);
+                let (fences, asleep) = (self.shared.fences, self.dormitory.asleep());
+                let taken = self.shared.taken_on_ring((id, interest), fences, asleep);
                 if let Some(entry) = entry {
                     self.shared.latencies.leave(entry);
                 }

@@ -12,12 +12,9 @@ use crate::conflation::{Key, KeyFn};
 use crate::last::LastEvents;
 use crate::metrics::Warning;
 use crate::policy::Policy;
-use crate::subscription::Inbox;
 use crate::sync::Exclusion;
 use crate::topic::TopicTable;
-use crate::wait::wake_together;
 use smallvec::SmallVec;
-use std::sync::Arc;
 #[cfg(feature = "broadcast")]
 use tokio::sync::broadcast;
 
@@ -35,26 +32,20 @@ pub(super) struct PublishState<T: Clone, R: Exclusion> {
     pub(super) broadcast: Option<broadcast::Sender<Addressed<T>>>,
 }
 
-pub(super) type Woken<T, R> = SmallVec<[Arc<Inbox<T, R>>; 8]>;
-
-/// Wakes a reader of each. Called without any lock.
-pub(super) fn wake_each<T: Clone, R: Exclusion>(woken: Woken<T, R>) {
-    wake_together(|| woken.into_iter().for_each(|inbox| inbox.gate.bell.wake_one()));
-}
-
 /// What is done after the token was released.
-pub(super) struct Aftermath<T: Clone, R: Exclusion> {
-    pub(super) wake: Woken<T, R>,
+pub(super) struct Aftermath<T> {
+    /// The topic whose sleepers are woken, and its mask.
+    pub(super) wake: Option<(u32, u64)>,
     pub(super) displaced: SmallVec<[T; 8]>,
     pub(super) forgotten: SmallVec<[Key; 1]>,
     pub(super) warnings: SmallVec<[Warning; 1]>,
 }
 
-impl<T: Clone, R: Exclusion> Aftermath<T, R> {
+impl<T: Clone> Aftermath<T> {
     #[inline]
     pub(super) fn new() -> Self {
         Self {
-            wake: SmallVec::new(),
+            wake: None,
             displaced: SmallVec::new(),
             forgotten: SmallVec::new(),
             warnings: SmallVec::new(),
@@ -62,16 +53,18 @@ impl<T: Clone, R: Exclusion> Aftermath<T, R> {
     }
 
     #[inline]
-    pub(super) fn run(&mut self, shared: &Shared<T, R>) {
-        if !self.wake.is_empty() || !self.warnings.is_empty() {
+    pub(super) fn run<R: Exclusion>(&mut self, shared: &Shared<T, R>) {
+        if self.wake.is_some() || !self.warnings.is_empty() {
             self.wake_and_warn(shared);
         }
     }
 
     #[cold]
     #[inline(never)]
-    pub(super) fn wake_and_warn(&mut self, shared: &Shared<T, R>) {
-        wake_each(std::mem::take(&mut self.wake));
+    pub(super) fn wake_and_warn<R: Exclusion>(&mut self, shared: &Shared<T, R>) {
+        if let Some((topic, wanted)) = self.wake.take() {
+            shared.wake(topic, wanted);
+        }
         if let Some(sink) = shared.on_warning.get() {
             self.warnings.drain(..).for_each(sink);
         }
@@ -99,7 +92,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         publication: &mut Pending<T>,
         patience: Patience,
         shared: &Shared<T, R>,
-        aftermath: &mut Aftermath<T, R>,
+        aftermath: &mut Aftermath<T>,
     ) -> Verdict<T> {
         if !publication.stands.is_empty() {
             self.leave_lines(publication);
@@ -157,7 +150,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         &mut self,
         publication: &Pending<T>,
         shared: &Shared<T, R>,
-        aftermath: &mut Aftermath<T, R>,
+        aftermath: &mut Aftermath<T>,
     ) {
         if let Some(last) = &mut self.last
             && let Some(event) = &publication.event
@@ -245,7 +238,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         &mut self,
         publication: &mut Pending<T>,
         shared: &Shared<T, R>,
-        aftermath: &mut Aftermath<T, R>,
+        aftermath: &mut Aftermath<T>,
     ) -> usize {
         let wanted = self.topics.wanted(publication.topic);
         let threshold = shared.config.backpressure.warn_threshold;
@@ -305,7 +298,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
             }
         }
         shared.published.add_exclusive(1);
-        self.collect_sleepers(publication.topic, shared, aftermath);
+        self.look_for_sleepers(publication.topic, shared, aftermath);
         taken
     }
 
@@ -314,7 +307,7 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
         &mut self,
         publication: &mut Pending<T>,
         shared: &Shared<T, R>,
-        aftermath: &mut Aftermath<T, R>,
+        aftermath: &mut Aftermath<T>,
     ) -> usize {
         let wanted = self.topics.wanted(publication.topic);
         let taken = wanted.len();
@@ -352,30 +345,21 @@ impl<T: Clone, R: Exclusion> PublishState<T, R> {
             }
         }
         if taken > 0 {
-            self.collect_sleepers(publication.topic, shared, aftermath);
+            self.look_for_sleepers(publication.topic, shared, aftermath);
         }
         taken
     }
 
-    pub(super) fn collect_sleepers(
+    /// Step W2 under the token, for which `aftermath` does the rest.
+    pub(super) fn look_for_sleepers(
         &self,
         topic: u32,
         shared: &Shared<T, R>,
-        aftermath: &mut Aftermath<T, R>,
+        aftermath: &mut Aftermath<T>,
     ) {
-        // Step W2 for every subscription at once.
         if shared.is_any_reader_asleep() {
-            aftermath.wake = self.sleepers_on(topic);
+            aftermath.wake = Some((topic, self.topics.interest(topic).mask()));
         }
-    }
-
-    /// Returns who sleeps among those that want the topic.
-    #[inline(never)]
-    pub(super) fn sleepers_on(&self, topic: u32) -> Woken<T, R> {
-        let slots =
-            self.topics.wanted(topic).iter().filter_map(|&i| self.slots[i as usize].as_ref());
-        let sleeping = slots.filter(|slot| slot.inbox.gate.sleepers.any());
-        sleeping.map(|slot| slot.inbox.clone()).collect()
     }
 
     /// Puts the publication in line at a slot; false if room has appeared meanwhile.

@@ -158,7 +158,7 @@ impl<T: Clone, R: Exclusion> Slot<T, R> {
         publication: &Pending<T>,
         event: T,
         shared: &Shared<T, R>,
-        aftermath: &mut Aftermath<T, R>,
+        aftermath: &mut Aftermath<T>,
     ) {
         let Carrier::Other(Other::Conflating(conflating)) = &self.carrier else {
             unreachable!("a subscription that conflates has a map")

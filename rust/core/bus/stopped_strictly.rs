@@ -136,7 +136,7 @@ fn who_goes_on_wakes_those_that_sleep_for_events_published_after_it() {
     thread::scope(|scope| {
         let reading = scope.spawn(|| reader.recv());
         let wait_until_it_sleeps = || {
-            while !bus.shared().asleep.any_of(u64::MAX) {
+            while !bus.shared().dormitory.asleep().any_of(u64::MAX) {
                 thread::yield_now();
             }
         };

@@ -11,9 +11,8 @@ use super::strict::{Passed, Turn};
 use super::sweep::{Member, Sweep};
 use crate::barrier::Fences;
 use crate::sync::ThreadExclusion;
-use crate::wait::{Asleep, Sleepers};
-use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use loom::sync::{Arc, Mutex, Notify};
+use loom::sync::atomic::{AtomicU64, Ordering};
+use loom::sync::{Arc, Mutex};
 use loom::thread;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicBool;
@@ -417,69 +416,6 @@ fn with_one_cell_a_failed_move_spoils_what_the_last_one_lost() {
         }
         mover.join().unwrap();
     });
-}
-
-/// One reader that sleeps and one publisher without the token, as in `arm` and `awaken`.
-fn sleeping(publications: usize, forget_before_counting: bool, fences: Fences) {
-    struct Shared {
-        tail: AtomicUsize,
-        asleep: Asleep,
-        sleepers: Sleepers,
-        notify: Notify,
-    }
-    let shared = Arc::new(Shared {
-        tail: AtomicUsize::new(0),
-        asleep: Asleep::default(),
-        sleepers: Sleepers::default(),
-        notify: Notify::new(),
-    });
-    if publications > 1 {
-        // Somebody has slept here before.
-        shared.asleep.note(1);
-    }
-    let publisher = {
-        let shared = shared.clone();
-        thread::spawn(move || {
-            for _ in 0..publications {
-                shared.tail.fetch_add(1, Ordering::Release);
-                fences.often();
-                if shared.asleep.any_of(1) {
-                    let before = shared.sleepers.count();
-                    shared.asleep.forget(1);
-                    let count =
-                        if forget_before_counting { shared.sleepers.count() } else { before };
-                    if count > 0 {
-                        shared.notify.notify();
-                    }
-                }
-            }
-        })
-    };
-    while shared.tail.load(Ordering::Acquire) < publications {
-        shared.sleepers.count_in::<ThreadExclusion>();
-        shared.asleep.note(1);
-        fences.rarely();
-        if shared.tail.load(Ordering::Acquire) < publications {
-            shared.notify.wait();
-        }
-        shared.sleepers.disarm::<ThreadExclusion>();
-    }
-    publisher.join().unwrap();
-}
-
-#[test]
-fn a_reader_that_sleeps_is_woken_by_a_publisher_without_the_token() {
-    model(|| sleeping(2, true, Fences::Symmetric));
-}
-
-#[test]
-fn without_the_publishers_fence_the_reader_sleeps_on() {
-    assert_fails(|| sleeping(1, true, Fences::Asymmetric));
-}
-
-#[test]
-fn a_sleeper_counted_before_it_is_forgotten_sleeps_on() {
-    assert_fails(|| sleeping(2, false, Fences::Symmetric));
 }
 
 /// A reader that is overtaken while it reads; both words of an event are its number.

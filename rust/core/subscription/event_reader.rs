@@ -1,6 +1,6 @@
 //! A subscription that one thread reads by reference.
 
-use super::{EventSubscription, Sleeping, Step, received};
+use super::{EventSubscription, Step, received};
 use crate::backend::wanting;
 use crate::error::{Lagged, RecvError, TryRecvError};
 use crate::metrics::SubscriptionMetrics;
@@ -9,7 +9,7 @@ use crate::ring::reader::{BATCH, Missed, RingReader};
 use crate::sync::{Counter, Exclusion, ThreadExclusion, wait_a_moment};
 use crate::wait::{WaitStrategy, park_on};
 use std::fmt;
-use std::pin::pin;
+use std::pin::Pin;
 
 /// Who read fewer events than these, and found them at its first look, is faster than the publisher:
 /// it fetches the lines that the publisher writes for every event, which slows down both. So it
@@ -198,9 +198,9 @@ impl<T: Clone, R: Exclusion> EventReader<T, R> {
     #[cold]
     fn sleep(&mut self) {
         let Self { subscription: EventSubscription { shared, inbox }, ring, wanted, .. } = self;
-        let mut notified = pin!(inbox.gate.bell.notified());
-        notified.as_mut().enable();
-        let _sleeping = Sleeping::new(shared, inbox);
+        let mut sleeper = inbox.bell.sleeper();
+        sleeper.enter();
+        shared.fence_asleep();
         let is_ready = match ring {
             Some(ring) => {
                 let quiet = inbox.on_lag == OnLag::Count;
@@ -212,7 +212,7 @@ impl<T: Clone, R: Exclusion> EventReader<T, R> {
         // It may have stood in the way while it looked.
         inbox.pass_room_on(shared);
         if !is_ready {
-            park_on(notified.as_mut(), None);
+            park_on(Pin::new(&mut sleeper), None);
         }
     }
 

@@ -9,23 +9,22 @@ mod event_reader;
 pub use event_reader::EventReader;
 
 use crate::backend::{Found, Reader, Walked};
-use crate::barrier::Fences;
 use crate::bus::Shared;
 use crate::error::{ConfigError, Lagged, RecvError, RecvTimeoutError, TryRecvError};
 use crate::metrics::{Ages, DropCounters, Standing, SubscriptionMetrics};
 use crate::policy::{OnLag, Policy};
 use crate::sync::{Counter, Exclusion, Flag, Mutex, ThreadExclusion};
-use crate::topic::{Pattern, interest_bit};
+use crate::topic::Pattern;
 use crate::wait::{
-    Gate, Parked, Sleepers, WaitStrategy, breathe, come_round, park_on, pass_time_until,
+    Bell, Parked, PlaceInLine, Sleeper, Sleepers, WaitStrategy, breathe, come_round, entered,
+    park_on, pass_time_until,
 };
 use futures_core::Stream;
 use std::fmt;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
-use tokio::sync::futures::{Notified, OwnedNotified};
 
 /// What publishers and readers of one subscription share.
 pub(crate) struct Inbox<T: Clone, R: Exclusion> {
@@ -53,7 +52,8 @@ pub(crate) struct Inbox<T: Clone, R: Exclusion> {
     late: u64,
     /// How far publishers had come when a look found nothing: see `is_quiet`.
     quiet_at: Counter,
-    pub(crate) gate: Gate,
+    /// What wakes its readers.
+    pub(crate) bell: Arc<Bell>,
     /// Publishers in line for room.
     pub(crate) blocked: Sleepers,
     pub(crate) closed: Flag,
@@ -82,7 +82,7 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
         joined_at: u64,
         late: u64,
         reader: Reader<T, R>,
-        gate: Gate,
+        bell: Arc<Bell>,
     ) -> Self {
         let offered = Counter::default();
         offered.publish(snapshot);
@@ -108,7 +108,7 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
             left_at: Counter::default(),
             late,
             quiet_at,
-            gate,
+            bell,
             blocked: Sleepers::default(),
             closed: Flag::default(),
             reader: Mutex::new(reader),
@@ -214,26 +214,17 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
         self.come(shared) == self.quiet_at.value()
             && !shared.closed.is_set()
             && !self.closed.is_set()
-            && !self.is_forgotten(shared)
+            && !self.bell.is_forgotten()
     }
 
-    /// Returns whether a publisher on a ring, which forgets whom it wakes, counts on being told
-    /// that somebody sleeps on.
-    #[inline]
-    fn is_forgotten(&self, shared: &Shared<T, R>) -> bool {
-        shared.ring.is_some()
-            && self.gate.sleepers.any()
-            && !shared.asleep.any_of(interest_bit(self.slot))
-    }
-
-    /// Tells it, for those who were woken by an event that is gone, or have read it, and sleep on
-    /// without arming anew. Returns whether to look again.
+    /// Tells publishers who have called a foreign waker that its readers sleep on: an event that
+    /// woke them is gone, or they have read it. Returns whether to look again.
     #[inline]
     fn note_again(&self, shared: &Shared<T, R>) -> bool {
-        let is_forgotten = self.is_forgotten(shared);
+        let is_forgotten = self.bell.is_forgotten();
         if is_forgotten {
             // Step S1 again.
-            shared.asleep.note(interest_bit(self.slot));
+            self.bell.note();
             shared.fence_asleep();
         }
         is_forgotten
@@ -632,14 +623,12 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
                 Err(TryRecvError::Empty) => {}
                 result => return result.map_err(with_timeout),
             }
-            let mut notified = pin!(self.inbox.gate.bell.notified());
-            let sleeping = self.arm_notified(notified.as_mut());
+            let mut sleeper = self.enter_line();
             match self.try_recv() {
                 Err(TryRecvError::Empty) => {}
                 result => return result.map_err(with_timeout),
             }
-            if park_on(notified.as_mut(), deadline).is_none() {
-                drop(sleeping);
+            if park_on(Pin::new(&mut sleeper), deadline).is_none() {
                 return match self.try_recv() {
                     Err(TryRecvError::Empty) => Err(RecvTimeoutError::Timeout),
                     result => result.map_err(with_timeout),
@@ -662,10 +651,12 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
         }
     }
 
-    /// Step S1 for a reader that is woken through the gate's `Notify`.
-    fn arm_notified(&self, notified: Pin<&mut Notified<'_>>) -> Sleeping<'_, T, R> {
-        notified.enable();
-        Sleeping::new(&self.shared, &self.inbox)
+    /// Step S1 for a thread.
+    fn enter_line(&self) -> Sleeper<&Bell> {
+        let mut sleeper = self.inbox.bell.sleeper();
+        sleeper.enter();
+        self.fence();
+        sleeper
     }
 
     /// Returns whether receiving would give something else than `Empty`, as far as can be seen
@@ -682,27 +673,27 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
     /// Runs `sleep` with a handle to park on, unless there is something to receive. For runtimes
     /// that must do something around parking, such as releasing a global lock.
     pub fn sleep_unless_ready(&self, sleep: impl FnOnce(&mut Parking<'_, '_>)) {
-        let mut notified = pin!(self.inbox.gate.bell.notified());
-        let _sleeping = self.arm_notified(notified.as_mut());
+        let mut sleeper = (!self.shared.is_polled).then(|| self.enter_line());
         if !self.is_ready() {
-            let is_woken = !self.shared.is_polled;
-            sleep(&mut Parking::new(is_woken.then_some(notified.as_mut())));
+            sleep(&mut Parking::new(sleeper.as_mut()));
         }
     }
 
     /// Wakes another sleeper if something is left to receive: for a reader that was woken and goes
     /// away without receiving.
     pub fn pass_on(&self) {
-        if self.inbox.gate.sleepers.any_after_store::<R>(self.shared.fences) && self.is_ready() {
-            self.inbox.gate.bell.wake_one();
+        self.shared.fence_waker();
+        if self.inbox.bell.any_asleep() && self.is_ready() {
+            self.inbox.bell.wake_one();
         }
     }
 
     /// Returns a place in the line of those that sleep: it is done once it is worth looking again.
-    /// [`EventSubscription::arm`] it, look, and sleep. It is of no use where there is a waker. `None`
-    /// under [`WakeMode::Polling`](crate::WakeMode::Polling): whoever waits looks again by itself.
-    pub fn notified_owned(&self) -> Option<OwnedNotified> {
-        (!self.shared.is_polled).then(|| self.inbox.gate.bell.notified_owned())
+    /// Enter it, [`EventSubscription::arm`] it, look, and sleep. It is of no use where there is a
+    /// waker. `None` under [`WakeMode::Polling`](crate::WakeMode::Polling): whoever waits looks again
+    /// by itself.
+    pub fn place_in_line(&self) -> Option<PlaceInLine> {
+        (!self.shared.is_polled).then(|| PlaceInLine::new(&self.inbox.bell))
     }
 
     /// Sends every wake-up to `waker` instead of to sleeping threads and tasks, for readers that
@@ -720,28 +711,25 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
                  look for events without it, or make the bus with WakeMode::Auto or Fenced",
             ));
         }
-        Ok(self.inbox.gate.bell.set_waker(waker))
+        Ok(self.inbox.bell.set_waker(waker))
     }
 
-    /// Asks for wake-ups: from now on publishing calls the waker. Look again before sleeping, and
-    /// arm again to sleep on after a wake-up. Where there are none it does nothing
-    /// ([`EventSubscription::set_waker`] is refused).
+    /// Asks for wake-ups: from now on publishing calls the waker, or who stands in line. Look again
+    /// before sleeping, and arm again to sleep on after a wake-up. Where there are none it does
+    /// nothing ([`EventSubscription::set_waker`] is refused).
     pub fn arm(&self) {
-        self.shared.arm(&self.inbox);
-    }
-
-    /// As [`EventSubscription::arm`], for who fences once for several, the costliest way of theirs.
-    pub(crate) fn announce(&self) {
-        self.shared.announce(&self.inbox);
-    }
-
-    pub(crate) fn fences(&self) -> Fences {
-        self.shared.fences
+        self.inbox.bell.arm::<R>();
+        self.fence();
     }
 
     /// Takes one [`EventSubscription::arm`] back.
     pub fn disarm(&self) {
-        self.shared.disarm(&self.inbox);
+        self.inbox.bell.disarm::<R>();
+    }
+
+    /// The fence of step S1.
+    pub(crate) fn fence(&self) {
+        self.shared.fence_asleep();
     }
 }
 
@@ -761,29 +749,10 @@ fn without_timeout(error: RecvTimeoutError) -> RecvError {
     }
 }
 
-/// An announced sleeper; dropping it takes the announcement back.
-struct Sleeping<'a, T: Clone, R: Exclusion> {
-    shared: &'a Shared<T, R>,
-    inbox: &'a Inbox<T, R>,
-}
-
-impl<'a, T: Clone, R: Exclusion> Sleeping<'a, T, R> {
-    fn new(shared: &'a Shared<T, R>, inbox: &'a Inbox<T, R>) -> Self {
-        shared.arm(inbox);
-        Self { shared, inbox }
-    }
-}
-
-impl<T: Clone, R: Exclusion> Drop for Sleeping<'_, T, R> {
-    fn drop(&mut self) {
-        self.shared.disarm(self.inbox);
-    }
-}
-
 /// A thread about to sleep for an event.
 pub struct Parking<'a, 'b> {
     /// `None` if nobody wakes it.
-    notified: Option<Pin<&'a mut Notified<'b>>>,
+    sleeper: Option<&'a mut Sleeper<&'b Bell>>,
 }
 
 impl fmt::Debug for Parking<'_, '_> {
@@ -793,16 +762,16 @@ impl fmt::Debug for Parking<'_, '_> {
 }
 
 impl<'a, 'b> Parking<'a, 'b> {
-    pub(crate) fn new(notified: Option<Pin<&'a mut Notified<'b>>>) -> Self {
-        Self { notified }
+    pub(crate) fn new(sleeper: Option<&'a mut Sleeper<&'b Bell>>) -> Self {
+        Self { sleeper }
     }
 
     /// Parks the thread until it is worth receiving again, at most until the deadline; false if
     /// the deadline passed. Under [`WakeMode::Polling`](crate::WakeMode::Polling) it lets others run
     /// once instead.
     pub fn park(&mut self, deadline: Instant) -> bool {
-        match &mut self.notified {
-            Some(notified) => park_on(notified.as_mut(), Some(deadline)).is_some(),
+        match &mut self.sleeper {
+            Some(sleeper) => park_on(Pin::new(&mut **sleeper), Some(deadline)).is_some(),
             None => pass_time_until(&mut { u32::MAX }, Some(deadline)),
         }
     }
@@ -903,13 +872,13 @@ impl<T: Clone, R: Exclusion> AsyncEventSubscription<T, R> {
                 come_round().await;
                 continue;
             }
-            let mut notified = pin!(inbox.gate.bell.notified());
-            notified.as_mut().enable();
-            let _sleeping = Sleeping::new(shared, inbox);
+            let mut sleeper = inbox.bell.sleeper();
+            entered(&mut sleeper).await;
+            shared.fence_asleep();
             if let Some(result) = received(self.try_recv()) {
                 return result;
             }
-            notified.await;
+            sleeper.await;
         }
     }
 

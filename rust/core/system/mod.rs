@@ -27,7 +27,7 @@ use crate::policy::{BackpressureConfig, OnLag, Policy};
 use crate::ring::BATCH;
 use crate::sync::{Flag, ThreadMutex};
 use crate::topic::{NO_TOPIC, Pattern, Topic};
-use crate::wait::{Bell, breathe, park_on};
+use crate::wait::{Calls, Dormitory, breathe, park_on};
 use std::fmt;
 use std::pin::pin;
 use std::sync::{Arc, Weak};
@@ -220,6 +220,8 @@ pub struct EventSystem {
 struct Inner {
     /// In the order of [`Lane::ALL`].
     lanes: [Bus<Event>; 3],
+    /// Where the readers of all lanes sleep.
+    dormitory: Arc<Dormitory>,
     topics: Topics,
     max_block_duration: Duration,
     /// Held while a subscription joins the lanes: the next one's id.
@@ -285,6 +287,7 @@ impl EventSystem {
     ///
     /// `ConfigError` if a number is zero or too large.
     pub fn new(config: EventSystemConfig) -> Result<Self, ConfigError> {
+        let dormitory = Arc::new(Dormitory::new(Calls::Once));
         let bus = |lane: Lane, backend, capacity| {
             let backpressure = BackpressureConfig {
                 drop_oldest: lane != Lane::Critical,
@@ -293,7 +296,8 @@ impl EventSystem {
             };
             let EventSystemConfig { max_topics, latency_sampling, .. } = config;
             let keep_last = None;
-            Bus::new(
+            Bus::beside(
+                dormitory.clone(),
                 backend,
                 BusConfig {
                     capacity,
@@ -312,6 +316,7 @@ impl EventSystem {
                 bus(Lane::High, Backend::Ring, config.high_capacity)?,
                 bus(Lane::Normal, Backend::Ring, config.normal_capacity)?,
             ],
+            dormitory,
             topics: Topics::new(),
             max_block_duration: config.max_block_duration,
             joining: ThreadMutex::new(0),
@@ -536,8 +541,8 @@ impl EventSystem {
         options: SystemSubscribeOptions,
     ) -> Result<SystemSubscription, SubscribeError> {
         let pattern = options.pattern()?;
-        let bell = Arc::<Bell>::default();
         let mut id = self.inner.joining.lock();
+        let bell = Arc::new(self.inner.dormitory.bell());
         let join = |lane: Lane| {
             let policy = match lane {
                 Lane::Critical => Policy::Block,

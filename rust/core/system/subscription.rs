@@ -5,16 +5,16 @@ use crate::error::{ConfigError, Lagged, TryRecvError};
 use crate::event::{Event, Lane};
 use crate::metrics::SubscriptionMetrics;
 use crate::subscription::{EventSubscription, Parking};
+use crate::sync::ThreadExclusion;
 use crate::topic::Pattern;
-use crate::wait::{Bell, Parked, breathe, park_on};
+use crate::wait::{Bell, Parked, PlaceInLine, breathe, entered, park_on};
 use futures_core::Stream;
 use std::fmt;
 use std::ops::Deref;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
-use tokio::sync::futures::OwnedNotified;
 
 /// Events of one lane were overwritten, or found no room, before they were read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -217,15 +217,14 @@ impl SystemSubscription {
                 Err(TakeError::Empty) => {}
                 result => return result,
             }
-            let mut notified = pin!(self.bell.notified());
-            notified.as_mut().enable();
-            let sleeping = Sleeping::new(self);
+            let mut sleeper = self.bell.sleeper();
+            sleeper.enter();
+            self.fence();
             match take() {
                 Err(TakeError::Empty) => {}
                 result => return result,
             }
-            if park_on(notified.as_mut(), deadline.flatten()).is_none() {
-                drop(sleeping);
+            if park_on(Pin::new(&mut sleeper), deadline.flatten()).is_none() {
                 return take();
             }
         }
@@ -262,14 +261,14 @@ impl SystemSubscription {
                 Err(TakeError::Empty) => {}
                 result => return result,
             }
-            let mut notified = pin!(self.bell.notified());
-            notified.as_mut().enable();
-            let _sleeping = Sleeping::new(self);
+            let mut sleeper = self.bell.sleeper();
+            entered(&mut sleeper).await;
+            self.fence();
             match take() {
                 Err(TakeError::Empty) => {}
                 result => return result,
             }
-            notified.await;
+            sleeper.await;
         }
     }
 
@@ -280,11 +279,11 @@ impl SystemSubscription {
 
     /// As [`EventSubscription::sleep_unless_ready`].
     pub fn sleep_unless_ready(&self, sleep: impl FnOnce(&mut Parking<'_, '_>)) {
-        let mut notified = pin!(self.bell.notified());
-        notified.as_mut().enable();
-        let _sleeping = Sleeping::new(self);
+        let mut sleeper = self.bell.sleeper();
+        sleeper.enter();
+        self.fence();
         if !self.is_ready() {
-            sleep(&mut Parking::new(Some(notified.as_mut())));
+            sleep(&mut Parking::new(Some(&mut sleeper)));
         }
     }
 
@@ -302,38 +301,27 @@ impl SystemSubscription {
         self.lanes[0].set_waker(waker)
     }
 
-    /// As [`EventSubscription::notified_owned`].
-    pub fn notified_owned(&self) -> Option<OwnedNotified> {
-        self.lanes[0].notified_owned()
+    /// As [`EventSubscription::place_in_line`].
+    pub fn place_in_line(&self) -> Option<PlaceInLine> {
+        self.lanes[0].place_in_line()
     }
 
     /// Asks for wake-ups from all lanes. Look again before sleeping, and arm again to sleep on after
     /// a wake-up.
     pub fn arm(&self) {
-        self.lanes.iter().for_each(EventSubscription::announce);
-        // The fences of the rings: the costliest that a lane has, so it is good for all.
-        self.lanes[Lane::Normal as usize].fences().rarely();
+        self.bell.arm::<ThreadExclusion>();
+        self.fence();
     }
 
     /// Takes one [`SystemSubscription::arm`] back.
     pub fn disarm(&self) {
-        self.lanes.iter().for_each(EventSubscription::disarm);
+        self.bell.disarm::<ThreadExclusion>();
     }
-}
 
-/// An announced sleeper; dropping it takes the announcement back.
-struct Sleeping<'a>(&'a SystemSubscription);
-
-impl<'a> Sleeping<'a> {
-    fn new(subscription: &'a SystemSubscription) -> Self {
-        subscription.arm();
-        Self(subscription)
-    }
-}
-
-impl Drop for Sleeping<'_> {
-    fn drop(&mut self) {
-        self.0.disarm();
+    /// The fence of step S1, that of the rings: the costliest that a lane has, so it is good for
+    /// all.
+    fn fence(&self) {
+        self.lanes[Lane::Normal as usize].fence();
     }
 }
 

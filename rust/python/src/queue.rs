@@ -28,14 +28,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Instant;
-use tokio::sync::futures::OwnedNotified;
+use tickbus::PlaceInLine;
 
 /// A task that waits for an event.
 #[derive(Debug)]
 struct Sleeper {
     waking: Arc<Waking>,
     /// Its place in line.
-    notified: Own<Pin<Box<OwnedNotified>>>,
+    place: Own<PlaceInLine>,
     /// Whether somebody has looked after it since it was woken.
     seen: GilFlag,
 }
@@ -275,15 +275,14 @@ impl LockFreeEventQueue {
         let wakeup = bridge.get().wakeup(py)?;
         let waking = Arc::new(Waking::new(wakeup.clone_ref(py), bridge));
         let core = &self.reading.core;
-        let Some(notified) = core.notified_owned() else { return Ok(None) };
-        let mut notified = Box::pin(notified);
+        let Some(mut place) = core.place_in_line() else { return Ok(None) };
         let waker = Waker::from(waking.clone());
-        if notified.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
+        if Pin::new(&mut place).poll(&mut Context::from_waker(&waker)).is_ready() {
             return Ok(None);
         }
         core.arm();
-        let (notified, seen) = (Own::new(notified), GilFlag::default());
-        let sleeper = Sleeper { waking, notified, seen };
+        let (place, seen) = (Own::new(place), GilFlag::default());
+        let sleeper = Sleeper { waking, place, seen };
         self.line.with(|line| line.push_back(sleeper));
         if core.is_ready() {
             self.leave_line(&wakeup);
@@ -330,7 +329,7 @@ impl LockFreeEventQueue {
         if let Some(mut left) = left
             && self.reading.process().is_current()
         {
-            let _ = left.notified.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            let _ = Pin::new(&mut *left.place).poll(&mut Context::from_waker(Waker::noop()));
             self.reading.core.disarm();
         }
     }

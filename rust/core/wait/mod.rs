@@ -5,34 +5,37 @@
 //!
 //! ```text
 //!  sleeper                                 waker
-//!  S1  sleepers += 1                       W1  make the event (or the room) visible
+//!  S1  say so: a bit, or sleepers += 1     W1  make the event (or the room) visible
 //!      fence                                   fence
-//!  S2  look again; leave if there is one   W2  sleepers > 0 ? wake one : nothing to do
+//!  S2  look again; leave if there is one   W2  said so ? wake one : nothing to do
 //!  S3  park until woken
 //! ```
 //!
 //! | store | load that may miss it | why not both |
 //! |---|---|---|
-//! | W1 event, room, closed | S2 | one of the two fences comes first: either S2 sees W1 or W2 sees S1 |
-//! | S1 `sleepers` | W2 | as above |
+//! | W1 event, room | S2 | one of the two fences comes first: either S2 sees W1 or W2 sees S1 |
+//! | S1 bit, `sleepers` | W2 | as above |
+//! | W1 closed | S2 | the end is told to lines under their lock, which S1 takes too |
+//! | W2 forgets a bit | S1 | both under the lock of the lines: who enters after it sees W1 |
 //!
-//! Readers sleep for events and publishers sleep for room by the same protocol.
-//! `tests/loom.rs` checks it, and that it fails without either fence.
+//! Readers sleep for events (`dormitory.rs`) and publishers sleep for room (`Sleepers`) by the same
+//! protocol. `models.rs` and `tests/loom.rs` check it, and that it fails without either fence.
+
+mod dormitory;
+#[cfg(all(test, tickbus_loom))]
+mod models;
+
+pub(crate) use dormitory::{Asleep, Bell, Calls, Dormitory, Sleeper};
 
 use crate::barrier::Fences;
-use crate::sync::{
-    AtomicU64, AtomicUsize, Exclusion, Ordering, thread, thread_local, wait_a_moment,
-};
+use crate::sync::{AtomicUsize, Exclusion, Ordering, thread, thread_local, wait_a_moment};
 use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
-use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
-use tokio::sync::Notify;
-use tokio::sync::futures::OwnedNotified;
 
 /// What a thread does while there is nothing to receive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -124,135 +127,69 @@ impl Sleepers {
     }
 }
 
-/// In which slots somebody is asleep, or was not long ago, a bit each: what a publisher who holds no
-/// lock compares with those that want its event.
-#[derive(Debug)]
-pub struct Asleep(AtomicU64);
-
-impl Default for Asleep {
-    fn default() -> Self {
-        Self(AtomicU64::new(0))
-    }
-}
-
-impl Asleep {
-    /// Notes a sleeper in a slot with this bit, who was counted before and has still to fence and to
-    /// look again.
-    pub fn note(&self, bit: u64) {
-        // ORDERING: with `forget`, in whose order it is: a publisher that forgets a sleeper noted
-        // before counts it afterwards.
-        self.0.fetch_or(bit, Ordering::AcqRel);
-    }
-
-    /// Forgets the sleepers of the slots with these bits; the caller counts them afterwards, and
-    /// notes them again if some are left that nobody wakes.
-    pub fn forget(&self, bits: u64) {
-        self.0.fetch_and(!bits, Ordering::AcqRel);
-    }
-
-    /// Returns whether somebody sleeps in a slot of the mask.
-    #[inline]
-    pub fn any_of(&self, mask: u64) -> bool {
-        self.0.load(Ordering::Relaxed) & mask != 0
-    }
-}
-
-/// What wakes the readers of one subscription, or of several that are read together.
-#[derive(Default)]
-pub(crate) struct Bell {
-    notify: Arc<Notify>,
-    waker: OnceLock<Waker>,
-}
-
-impl fmt::Debug for Bell {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bell").finish_non_exhaustive()
-    }
-}
-
-impl Bell {
-    /// Sends all wake-ups to `waker` from now on, for readers that live in a foreign event loop.
-    /// Returns false if there was one already.
-    pub(crate) fn set_waker(&self, waker: Waker) -> bool {
-        self.waker.set(waker).is_ok()
-    }
-
-    /// Wakes the reader that sleeps longest. Called without any lock.
-    pub(crate) fn wake_one(&self) {
-        match self.waker.get() {
-            Some(waker) => waker.wake_by_ref(),
-            None => self.notify.notify_one(),
-        }
-    }
-
-    /// Wakes every reader: the end is near.
-    pub(crate) fn wake_all(&self) {
-        match self.waker.get() {
-            Some(waker) => waker.wake_by_ref(),
-            None => self.notify.notify_waiters(),
-        }
-    }
-
-    pub(crate) fn notified(&self) -> tokio::sync::futures::Notified<'_> {
-        self.notify.notified()
-    }
-
-    pub(crate) fn notified_owned(&self) -> tokio::sync::futures::OwnedNotified {
-        self.notify.clone().notified_owned()
-    }
+/// Whether a thread wakes several in a row, and has somebody to wake after all of them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Row {
+    No,
+    Nobody,
+    Somebody,
 }
 
 thread_local! {
-    /// While several are woken in a row: who is woken after all of them.
-    static LAST: RefCell<Option<SmallVec<[Waker; 4]>>> = const { RefCell::new(None) };
+    static ROW: Cell<Row> = const { Cell::new(Row::No) };
+    /// Who is woken at the end of the row.
+    static LAST: RefCell<SmallVec<[Waker; 4]>> = RefCell::default();
 }
 
-/// Wakes the last ones when it is dropped.
+/// Ends a row when it is dropped.
 struct Together;
 
 impl Drop for Together {
     fn drop(&mut self) {
-        let last = LAST.with(RefCell::take);
-        last.iter().flatten().for_each(Waker::wake_by_ref);
+        if ROW.with(|row| row.replace(Row::No)) == Row::Somebody {
+            LAST.with(RefCell::take).into_iter().for_each(Waker::wake);
+        }
     }
 }
 
 /// Runs `wake`, which wakes several, and then wakes whom their wakers named by [`wake_last`].
 pub(crate) fn wake_together(wake: impl FnOnce()) {
-    let is_outermost = LAST.with(|last| match &mut *last.borrow_mut() {
-        last @ None => last.replace(SmallVec::new()).is_none(),
-        Some(_) => false,
+    let is_outermost = ROW.with(Cell::get) == Row::No;
+    let _together = is_outermost.then(|| {
+        ROW.with(|row| row.set(Row::Nobody));
+        Together
     });
-    let _together = is_outermost.then_some(Together);
     wake();
 }
 
 /// Wakes `waker` once, after all others that the same event wakes: called by their wakers, of which
 /// several may stand for one sleeper, such as an event loop.
 pub fn wake_last(waker: Waker) {
-    let alone = LAST.with(|last| match &mut *last.borrow_mut() {
-        None => Some(waker),
-        Some(last) => {
-            if !last.iter().any(|other| other.will_wake(&waker)) {
-                last.push(waker);
-            }
-            None
-        }
-    });
-    if let Some(waker) = alone {
-        waker.wake();
+    if ROW.with(Cell::get) == Row::No {
+        return waker.wake();
     }
-}
-
-/// Where the readers of one subscription sleep.
-#[derive(Debug, Default)]
-pub(crate) struct Gate {
-    pub(crate) sleepers: Sleepers,
-    pub(crate) bell: Arc<Bell>,
+    ROW.with(|row| row.set(Row::Somebody));
+    let _known = LAST.with(|last| {
+        let mut last = last.borrow_mut();
+        if last.iter().any(|other| other.will_wake(&waker)) {
+            return Some(waker);
+        }
+        last.push(waker);
+        None
+    });
 }
 
 /// The most ready completions in a row on one thread before a task lets others run.
 const READY_RUN: u16 = 256;
+
+/// Enters a line, for the task that is polled.
+pub(crate) async fn entered(sleeper: &mut Sleeper<&Bell>) {
+    poll_fn(|context| {
+        sleeper.enter_for(context);
+        Poll::Ready(())
+    })
+    .await;
+}
 
 /// Suspends the task once in every 256 calls on one thread.
 pub(crate) async fn breathe() {
@@ -291,7 +228,8 @@ pub trait AnySubscription {
     /// Returns whether receiving would give something else than `Empty`.
     fn is_ready(&self) -> bool;
 
-    /// Asks for wake-ups. Look again before sleeping, and arm again to sleep on after one.
+    /// Asks for wake-ups, once there is a place in line. Look again before sleeping, and arm again
+    /// to sleep on after one.
     fn arm(&self);
 
     /// Takes one [`AnySubscription::arm`] back.
@@ -299,15 +237,40 @@ pub trait AnySubscription {
 
     /// Returns a place in the line of those that sleep; `None` if nobody wakes them, so that whoever
     /// waits looks again by itself.
-    fn notified_owned(&self) -> Option<OwnedNotified>;
+    fn place_in_line(&self) -> Option<PlaceInLine>;
 
     /// Wakes another sleeper if something is left to receive.
     fn pass_on(&self);
 }
 
+/// A place in the line of those that sleep: a future that is done once it is worth looking again.
+///
+/// Dropped after it was woken and before it was polled, it wakes the next in line.
+#[derive(Debug)]
+pub struct PlaceInLine(Sleeper);
+
+impl PlaceInLine {
+    pub(crate) fn new(bell: &Arc<Bell>) -> Self {
+        Self(bell.owned_sleeper())
+    }
+
+    /// Enters the line, or enters it anew after it was woken. Polling it does that too.
+    pub fn enter(&mut self) {
+        self.0.enter();
+    }
+}
+
+impl Future for PlaceInLine {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        Pin::new(&mut self.0).poll(context)
+    }
+}
+
 /// A stream's place in the line of those that sleep, between two polls.
 #[derive(Debug, Default)]
-pub(crate) struct Parked(Option<Pin<Box<OwnedNotified>>>);
+pub(crate) struct Parked(Option<PlaceInLine>);
 
 impl Parked {
     /// Polls for what `look` finds in the subscription, and sleeps while that is nothing.
@@ -326,21 +289,20 @@ impl Parked {
                 return Poll::Ready(found);
             }
             match &mut self.0 {
-                Some(notified) => {
-                    if notified.as_mut().poll(context).is_pending() {
+                Some(place) => {
+                    if Pin::new(place).poll(context).is_pending() {
                         return Poll::Pending;
                     }
                     self.leave(subscription);
                 }
                 None => {
-                    let Some(notified) = subscription.notified_owned() else {
+                    let Some(mut place) = subscription.place_in_line() else {
                         context.waker().wake_by_ref();
                         return Poll::Pending;
                     };
-                    let mut notified = Box::pin(notified);
-                    notified.as_mut().enable();
+                    place.0.enter_for(context);
                     subscription.arm();
-                    self.0 = Some(notified);
+                    self.0 = Some(place);
                 }
             }
         }
@@ -403,12 +365,12 @@ pub(crate) fn park_on<F: Future>(
 
 /// Parks the thread until one of `futures` is done, and returns its place, or the deadline has
 /// passed.
-pub(crate) fn park_on_any<F: Future>(
-    futures: &mut [Pin<Box<F>>],
+pub(crate) fn park_on_any<F: Future + Unpin>(
+    futures: &mut [F],
     deadline: Option<Instant>,
 ) -> Option<usize> {
     park_until(deadline, |context| {
-        futures.iter_mut().position(|future| future.as_mut().poll(context).is_ready())
+        futures.iter_mut().position(|future| Pin::new(future).poll(context).is_ready())
     })
 }
 
