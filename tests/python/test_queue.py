@@ -550,7 +550,7 @@ def test_after_fork_the_child_is_refused_and_the_parent_goes_on() -> None:
                 try:
                     call()
                 except ForkedError as error:
-                    assert "a new bus here" in str(error)
+                    assert "a new one here" in str(error)
                 else:
                     os._exit(100 + number)
             mine = tickbus.LockFreeEventQueue(4)
