@@ -29,7 +29,16 @@ from tickbus.errors import ConfigError, StoreError
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["EventStore", "Gap", "Record", "Recovery", "StoreStats", "Verification"]
+__all__ = [
+    "EventStore",
+    "Gap",
+    "Record",
+    "Recovery",
+    "SegmentReport",
+    "StoreStats",
+    "Verification",
+    "inspect",
+]
 
 _Path: TypeAlias = str | os.PathLike[str]
 
@@ -125,6 +134,43 @@ class Verification:
     segments: int
     bytes: int
     torn_bytes: int
+
+
+class SegmentReport(NamedTuple):
+    """What is in a file of a log, whole or not.
+
+    Attributes:
+        name: The file.
+        log: The identity of its log, in hexadecimal digits.
+        number: Its number in the log, from 0.
+        base: The sequence of the first record.
+        next_sequence: The sequence after the last record that is whole.
+        durable: Records below this sequence were durable, as the file says.
+        created: When it was begun, in ns since the Unix epoch, UTC; 0 where its header is damaged.
+        bytes: Bytes of the file.
+        whole_bytes: Bytes up to the end of the last frame that is whole.
+        sealed: Whether it ends with its seal; otherwise it is being written, was torn or is
+            damaged.
+        frames: Frames of any kind.
+        events: Compact events.
+        objects: Objects.
+        gaps: Notes of events that were lost.
+    """
+
+    name: str
+    log: str
+    number: int
+    base: int
+    next_sequence: int
+    durable: int
+    created: int
+    bytes: int
+    whole_bytes: int
+    sealed: bool
+    frames: int
+    events: int
+    objects: int
+    gaps: int
 
 
 class EventStore(_core.EventStore):
@@ -266,6 +312,19 @@ class EventStore(_core.EventStore):
         path = self.path if isinstance(self, EventStore) else self
         _check_log(path)
         return Verification(*_core._verify_store(os.fspath(path)))
+
+
+def inspect(path: _Path) -> list[SegmentReport]:
+    """Reads all of a log and returns what is in each of its files, in order.
+
+    Raises:
+        VersionError: It was written in a format that this version does not know.
+        Corrupt: A file has the name of another one.
+        StoreError: The folder holds no log.
+        StoreIO: It cannot be read.
+    """
+    _check_log(path)
+    return [SegmentReport(*row) for row in _core._inspect_store(os.fspath(path))]
 
 
 def _durability(text: str) -> tuple[str, float | None]:

@@ -278,7 +278,7 @@ sys.exit(code)
         timeout=60,
         check=False,
     )
-    assert done.stderr == "tickbus: interrupted; the bus is closed\n"
+    assert done.stderr == "tickbus: interrupted; everything is closed\n"
     assert done.returncode == 130
 
 

@@ -7,21 +7,41 @@ import gc
 import heapq
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace as changed
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
-from tickbus import ConfigError, ParseError, __version__, _core
+from tickbus import (
+    ConfigError,
+    Corrupt,
+    EventStore,
+    ParseError,
+    StoreError,
+    StoreIO,
+    __version__,
+    _core,
+)
 from tickbus.captures import CaptureReport, MarketEvent, Trade, read_capture, recognize_format
+from tickbus.cli.log_report import InspectReport, RecordReport, VerifyReport
 from tickbus.cli.oracle import tally_capture, tally_synthetic
+from tickbus.cli.record import InexactError, record
 from tickbus.cli.replay import ReplayOutcome, ReplayPlan, replay
 from tickbus.cli.report import ReplayReport
 from tickbus.cli.totals import Instruments
+from tickbus.store import inspect
 from tickbus.synthetic import SyntheticMarket
 
 __all__ = ["DONE", "FAILED", "INTERRUPTED", "UNREADABLE", "USAGE", "run"]
@@ -37,6 +57,8 @@ app = App(
     ),
     suppress_keyboard_interrupt=False,
 )
+log = App(name="log", help="Look into event logs.")
+app.command(log)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -49,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
         _complain(str(why))
         return USAGE
     except KeyboardInterrupt:
-        _complain("interrupted; the bus is closed")
+        _complain("interrupted; everything is closed")
         return INTERRUPTED
     return code if isinstance(code, int) else DONE
 
@@ -125,6 +147,89 @@ def replay_command(
     return _conclude(result, as_json=json)
 
 
+@app.command(
+    name="record", help_epilogue="Example: tickbus record spot_btcusdt_20240808.gz --to LOG"
+)
+def record_command(
+    file: Path,
+    *files: Path,
+    to: Path,
+    format: Literal["binance", "lean-forex", "lean-equity", "csv"] | None = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
+    strict: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Record market data into an event log, as compact events, behind what it has.
+
+    A trade becomes an event of type trade, a quote one of type bid and one of type ask. Their value
+    is the price and their metadata the size in 1e-8 units; what does not fit exactly is an error.
+
+    Args:
+        file: A capture.
+        files: More of them; all are merged by their times.
+        to: The folder of the log, made where there is none.
+        format: The files' format; recognized when left out.
+        json: Print one JSON object instead of a table.
+        strict: Stop at the first malformed line.
+    """
+    captures = (file, *files)
+    report = CaptureReport()
+    try:
+        formats = [format or recognize_format(path) for path in captures]
+        with EventStore.open(to) as store, _counting("recording") as progress:
+            messages = _merge(captures, formats, report, stops_at_malformed=strict)
+            recorded = record(messages, store, progress)
+    except (StoreError, InexactError) as why:
+        _complain(str(why))
+        return FAILED
+    except (OSError, ParseError) as why:
+        return _unreadable(why)
+    except _StoppedAtMalformedError:
+        return FAILED
+    source = ", ".join(path.name for path in captures)
+    result = RecordReport(source, to, report, recorded)
+    _show(result, as_json=json)
+    return DONE
+
+
+@log.command(name="inspect")
+def inspect_command(path: Path, *, json: Annotated[bool, Parameter(negative="")] = False) -> int:
+    """Show what is in the files of a log, whole or not.
+
+    Args:
+        path: The folder of the log.
+        json: Print one JSON object instead of a table.
+    """
+    try:
+        with _counting("reading"):
+            segments = inspect(path)
+    except StoreError as why:
+        return _unreadable_log(why)
+    _show(InspectReport(path, tuple(segments)), as_json=json)
+    return DONE
+
+
+@log.command(
+    name="verify", help_epilogue="Exit codes: 0 sound, 1 damaged, 2 wrong usage, 3 unreadable."
+)
+def verify_command(path: Path, *, json: Annotated[bool, Parameter(negative="")] = False) -> int:
+    """Read all of a log and compare it with its checksums; it may be written meanwhile.
+
+    Args:
+        path: The folder of the log.
+        json: Print one JSON object instead of a table.
+    """
+    try:
+        with _counting("verifying"):
+            result = VerifyReport(path, EventStore.verify(path))
+    except Corrupt as why:
+        result = VerifyReport(path, why)
+        _complain(str(why))
+    except StoreError as why:
+        return _unreadable_log(why)
+    _show(result, as_json=json)
+    return DONE if result.sound else FAILED
+
+
 class _StoppedAtMalformedError(Exception):
     """A malformed line was found and reported, and the user asked to stop there."""
 
@@ -146,6 +251,17 @@ def _load(
     stops_at_malformed: bool,
 ) -> list[MarketEvent]:
     """Returns the events of all files in the order of time, each file's own order kept."""
+    return list(_merge(files, formats, report, stops_at_malformed=stops_at_malformed))
+
+
+def _merge(
+    files: Sequence[Path],
+    formats: Sequence[str],
+    report: CaptureReport,
+    *,
+    stops_at_malformed: bool,
+) -> Iterator[MarketEvent]:
+    """Returns the events of all files as they are read, in the order of time."""
 
     def on_malformed(error: ParseError) -> None:
         _complain(str(error))
@@ -156,7 +272,7 @@ def _load(
         read_capture(path, format, report=report, on_malformed=on_malformed)
         for path, format in zip(files, formats, strict=True)
     ]
-    return list(heapq.merge(*streams, key=lambda event: event.ts_recv))
+    return heapq.merge(*streams, key=lambda event: event.ts_recv)
 
 
 def _synthesize(market: SyntheticMarket, report: CaptureReport) -> list[MarketEvent]:
@@ -187,6 +303,32 @@ def _replay_showing_progress(events: Sequence[MarketEvent], plan: ReplayPlan) ->
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("", total=len(events))
         return asyncio.run(replay(events, plan, lambda done: progress.update(bar, completed=done)))
+
+
+@contextmanager
+def _counting(what: str) -> Iterator[Callable[[int], None]]:
+    """Shows how much was done, on stderr if that is a terminal; gives what is to be told."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    columns = SpinnerColumn(), TextColumn(what), TextColumn("{task.fields[done]}")
+    console = Console(stderr=True)
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+        bar = progress.add_task("", total=None, done="")
+        yield lambda done: progress.update(bar, done=f"{done:,}")
+
+
+def _show(report: RecordReport | InspectReport | VerifyReport, *, as_json: bool) -> None:
+    if as_json:
+        print(report.as_json())
+    else:
+        report.print(_console())
+
+
+def _unreadable_log(why: StoreError) -> int:
+    reason = why.strerror if isinstance(why, StoreIO) else str(why)
+    _complain(f"the log cannot be read; {reason}")
+    return UNREADABLE
 
 
 def _conclude(report: ReplayReport, *, as_json: bool) -> int:

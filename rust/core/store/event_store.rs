@@ -5,6 +5,7 @@ use super::commit::Committed;
 use super::directory::{Directory, Lock};
 use super::error::StoreError;
 use super::format::segment_base;
+use super::inspect::{SegmentReport, inspect};
 use super::log::{Limits, Log, MAX_SCHEMA_BYTES, Object};
 use super::query::{Found, Indexes, LogQuery, Query};
 use super::reader::{Batch, LogReader};
@@ -187,6 +188,17 @@ impl EventStore {
     pub fn verify(path: impl AsRef<Path>) -> Result<Verification, StoreError> {
         let folder = Directory::open(path.as_ref())?;
         settled(|| verify(&folder))
+    }
+
+    /// Reads all of a log and tells what is in each of its files, whole or not. It may be written
+    /// meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// `Version`, `Io`; `Corrupt` only if a file has the name of another one.
+    pub fn inspect(path: impl AsRef<Path>) -> Result<Vec<SegmentReport>, StoreError> {
+        let folder = Directory::open(path.as_ref())?;
+        settled(|| inspect(&folder))
     }
 
     /// Returns the folder.

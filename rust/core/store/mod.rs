@@ -23,6 +23,7 @@ mod error;
 mod event_store;
 mod format;
 mod index;
+mod inspect;
 mod log;
 mod mutants;
 mod query;
@@ -40,6 +41,7 @@ pub use event_store::{
     AppendError, Durability, EventStore, NewRecords, StoreConfig, StoreQuery, StoreReader,
     StoreStats, Ticket,
 };
+pub use inspect::SegmentReport;
 pub use log::Object;
 pub use query::{Found, Query};
 pub use reader::{Batch, Gap, Objects, Records};

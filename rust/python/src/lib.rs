@@ -78,6 +78,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(event::_use_codes, module)?)?;
     module.add_function(wrap_pyfunction!(process::_after_fork, module)?)?;
     module.add_function(wrap_pyfunction!(select::select, module)?)?;
+    module.add_function(wrap_pyfunction!(store::_inspect_store, module)?)?;
     module.add_function(wrap_pyfunction!(store::_verify_store, module)?)?;
     module.add_function(wrap_pyfunction!(warnings::_recv_warning, module)?)?;
     module.add_function(wrap_pyfunction!(warnings::_stop_warnings, module)?)?;

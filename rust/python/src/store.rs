@@ -21,7 +21,7 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
+use pyo3::types::{PyBool, PyBytes, PyInt, PyList, PyRange, PyString, PyTuple};
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -30,7 +30,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tickbus::{
     AppendError, Durability, Event, EventStore as Core, Gap, NewRecords, Object, Records, Recovery,
-    StoreConfig, StoreError, StoreReader as CoreReader, Ticket as CoreTicket,
+    SegmentReport, StoreConfig, StoreError, StoreReader as CoreReader, Ticket as CoreTicket,
 };
 
 /// Stores that are alive, to be closed at exit.
@@ -229,7 +229,7 @@ impl EventStore {
         let records = NewBatch::of(events, topic)?;
         let sequences =
             self.append_batch(py, &records, |core, records| core.append_many(records))?;
-        py.get_type::<pyo3::types::PyRange>().call1((sequences.start, sequences.end))
+        py.get_type::<PyRange>().call1((sequences.start, sequences.end))
     }
 
     /// Appends an event, or events, and returns a ticket that waits until all of them are durable.
@@ -775,6 +775,28 @@ impl StoreReader {
         };
         Ok(Some((sequence, records)))
     }
+}
+
+/// What is in each file of a log, as rows of (name, log, number, base, next_sequence, durable, created,
+/// bytes, whole_bytes, sealed, frames, events, objects, gaps).
+#[pyfunction]
+pub(crate) fn _inspect_store<'py>(py: Python<'py>, path: PathBuf) -> PyResult<Bound<'py, PyList>> {
+    let reports = py.detach(|| Core::inspect(path)).map_err(|error| error::store(py, &error))?;
+    let rows = reports.into_iter().map(|report| {
+        let SegmentReport { name, number, base, next_sequence, durable, created, .. } = report;
+        let SegmentReport { bytes, whole_bytes, is_sealed, frames, .. } = report;
+        let SegmentReport { events, objects, gaps, .. } = report;
+        let log = format!("{:032x}", report.log);
+        let head: [Bound<'py, PyAny>; 2] =
+            [PyString::new(py, &name).into_any(), PyString::new(py, &log).into_any()];
+        let numbers = [number, base, next_sequence, durable, created, bytes, whole_bytes];
+        let sealed = PyBool::new(py, is_sealed).to_owned().into_any();
+        let counts = [frames, events, objects, gaps];
+        let int = |number: u64| PyInt::new(py, number).into_any();
+        let row = head.into_iter().chain(numbers.map(int)).chain([sealed]).chain(counts.map(int));
+        PyTuple::new(py, row.collect::<Vec<_>>())
+    });
+    PyList::new(py, rows.collect::<PyResult<Vec<_>>>()?)
 }
 
 /// Reads all of a log and compares it with its checksums: (oldest_sequence, next_sequence, segments,

@@ -1,0 +1,134 @@
+"""What the commands about event logs print: tables, or one JSON object."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tickbus import Corrupt, Verification
+from tickbus.captures import CaptureReport
+from tickbus.cli.record import Recorded
+from tickbus.store import SegmentReport
+
+__all__ = ["InspectReport", "RecordReport", "VerifyReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordReport:
+    """What `tickbus record` did."""
+
+    source: str
+    log: Path
+    input: CaptureReport
+    recorded: Recorded
+
+    def _numbers(self) -> dict[str, Any]:
+        sequences = self.recorded.sequences
+        return {
+            "source": self.source,
+            "log": str(self.log),
+            "messages": self.input.messages,
+            "recorded": self.recorded.messages,
+            "trades": self.input.trades,
+            "quotes": self.input.quotes,
+            "ignored": dict(sorted(self.input.ignored.items())),
+            "malformed": self.input.malformed,
+            "events": len(sequences),
+            "first_sequence": sequences[0] if sequences else None,
+            "last_sequence": sequences[-1] if sequences else None,
+        }
+
+    def as_json(self) -> str:
+        """Returns the report as a JSON object."""
+        return json.dumps(self._numbers(), indent=2)
+
+    def print(self, console: Console) -> None:
+        """Prints a table."""
+        console.print(_rows(f"Recorded into {self.log}", self._numbers()))
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What `tickbus log verify` found."""
+
+    log: Path
+    found: Verification | Corrupt
+
+    @property
+    def sound(self) -> bool:
+        """Whether everything is what was written."""
+        return isinstance(self.found, Verification)
+
+    def _numbers(self) -> dict[str, Any]:
+        head = {"log": str(self.log), "sound": self.sound}
+        if isinstance(self.found, Verification):
+            return head | asdict(self.found)
+        place = {name: getattr(self.found, name) for name in ("segment", "offset", "sequence")}
+        return head | place | {"error": str(self.found)}
+
+    def as_json(self) -> str:
+        """Returns the report as a JSON object."""
+        return json.dumps(self._numbers(), indent=2)
+
+    def print(self, console: Console) -> None:
+        """Prints a table; what is wrong has been told before."""
+        numbers = {name: value for name, value in self._numbers().items() if name != "error"}
+        console.print(_rows(f"Log {self.log}", numbers))
+
+
+@dataclass(frozen=True, slots=True)
+class InspectReport:
+    """What `tickbus log inspect` found."""
+
+    log: Path
+    segments: tuple[SegmentReport, ...]
+
+    def as_json(self) -> str:
+        """Returns the report as a JSON object."""
+        segments = [segment._asdict() for segment in self.segments]
+        return json.dumps({"log": str(self.log), "segments": segments}, indent=2)
+
+    def print(self, console: Console) -> None:
+        """Prints a table with a row for each file."""
+        columns = (
+            "segment", "first", "last", "events", "objects", "gaps", "durable below", "frames",
+            "bytes", "whole bytes", "sealed", "begun",
+        )  # fmt: skip
+        table = Table(title=Text(f"Log {self.log}", "bold"), title_justify="left")
+        for column in columns:
+            table.add_column(column, justify="right", overflow="fold")
+        for segment in self.segments:
+            last = segment.next_sequence - 1
+            begun = datetime.fromtimestamp(segment.created // 10**9, UTC)
+            table.add_row(
+                f"{segment.number}",
+                f"{segment.base:,}",
+                f"{last:,}" if last >= segment.base else "none",
+                f"{segment.events:,}",
+                f"{segment.objects:,}",
+                f"{segment.gaps:,}",
+                f"{segment.durable:,}",
+                f"{segment.frames:,}",
+                f"{segment.bytes:,}",
+                f"{segment.whole_bytes:,}",
+                "yes" if segment.sealed else "no",
+                f"{begun:%Y-%m-%d %H:%M:%S}" if segment.created else "?",
+            )
+        console.print(table)
+
+
+def _rows(title: str, rows: dict[str, Any]) -> Table:
+    table = Table(title=Text(title, "bold"), title_justify="left", show_header=False)
+    for name, value in rows.items():
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+        if isinstance(shown, dict):
+            shown = ", ".join(f"{count:,} {kind}" for kind, count in shown.items()) or 0
+        table.add_row(name.replace("_", " "), Text(f"{shown}"))
+    return table

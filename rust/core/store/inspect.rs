@@ -1,0 +1,74 @@
+//! What is in the files of a log, as docs/format.md describes them, for people who look into one.
+
+use super::error::StoreError;
+use super::format::{Kind, SEGMENT_HEADER, segment_base, segment_name};
+use super::recovery::{open, read_header};
+use super::scan::Scan;
+use super::storage::{Storage, uninterrupted};
+
+/// A segment as it is found, which may be torn or damaged.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SegmentReport {
+    /// The file.
+    pub name: String,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Bytes up to the end of the last frame that is whole.
+    pub whole_bytes: u64,
+    /// The sequence of the first record.
+    pub base: u64,
+    /// The sequence after the last record that is whole.
+    pub next_sequence: u64,
+    /// Whether it ends with its seal.
+    pub is_sealed: bool,
+    /// The identity of its log; 0 where its header is damaged.
+    pub log: u128,
+    /// Its number in the log, from 0.
+    pub number: u64,
+    /// When it began: nanoseconds since the Unix epoch, UTC; 0 where its header is damaged.
+    pub created: u64,
+    /// Records below were durable, as it says.
+    pub durable: u64,
+    /// Events.
+    pub events: u64,
+    /// Objects.
+    pub objects: u64,
+    /// Notes of events that were lost.
+    pub gaps: u64,
+    /// Frames of any kind.
+    pub frames: u64,
+}
+
+/// Looks at every segment, in order.
+pub(crate) fn inspect<S: Storage>(storage: &S) -> Result<Vec<SegmentReport>, StoreError> {
+    let names = uninterrupted(|| storage.names()).map_err(StoreError::io("listing", "."))?;
+    let mut bases: Vec<u64> = names.iter().filter_map(|name| segment_base(name)).collect();
+    bases.sort_unstable();
+    bases.into_iter().map(|base| inspect_one(storage, base)).collect()
+}
+
+fn inspect_one<S: Storage>(storage: &S, base: u64) -> Result<SegmentReport, StoreError> {
+    let name = segment_name(base);
+    let file = open(storage, &name)?;
+    let (bytes, header) = read_header(&file, &name)?;
+    let mut report =
+        SegmentReport { name, bytes, base, next_sequence: base, ..SegmentReport::default() };
+    let Some(header) = header else { return Ok(report) };
+    (report.log, report.number, report.created) = (header.log, header.number, header.created);
+    let mut scan = Scan::new(file, header.salt, SEGMENT_HEADER as u64, base);
+    while let Some(frame) = scan.next().map_err(StoreError::io("reading", &report.name))? {
+        let records = u64::from(frame.header.count);
+        report.frames += 1;
+        match frame.header.kind {
+            Kind::Events => report.events += records,
+            Kind::Objects => report.objects += records,
+            Kind::Gap => report.gaps += records,
+            _ => {}
+        }
+    }
+    report.durable = header.durable.max(scan.durable());
+    report.next_sequence = scan.sequence();
+    report.whole_bytes = scan.offset();
+    report.is_sealed = scan.has_seal();
+    Ok(report)
+}
