@@ -20,8 +20,8 @@ EXTRAS := cli,events,numpy,anyio,prometheus
 export PYO3_PYTHON := $(CURDIR)/.venv/bin/python
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
-.PHONY: help demo test check wheel test-pythons bench bench-pythons bench-decision bench-setup loom \
-	shuttle crash soak sanitize coverage clean
+.PHONY: help demo test check wheel test-pythons bench bench-pythons bench-decision bench-setup \
+	bench-store loom shuttle crash soak sanitize coverage clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -88,6 +88,11 @@ bench-decision: bench-setup ## compare future_into_py with the awaitable of tick
 		--manifest-path benches/future_into_py/$$way/Cargo.toml || exit; done
 	$(PY) -m pytest -rP benches/future_into_py
 	$(PY) benches/future_into_py/measure.py
+
+STORE_BENCH := --manifest-path benches/peers/store/Cargo.toml --target-dir target/bench-store
+bench-store: ## measure the event log against raw system calls and databases; exit 1 on a miss
+	benches/peers/store/setup.sh
+	cargo run --quiet --release --locked $(STORE_BENCH) -- $(ARGS)
 
 bench-setup: .venv/dev.stamp
 	$(PY) -m pip install --quiet --group bench

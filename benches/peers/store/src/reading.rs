@@ -1,0 +1,303 @@
+//! Opening logs, after a crash and after an orderly end, and reading them.
+
+use crate::harness::{Comparison, Row, Target, case};
+use crate::writing::{event_at, fill, open};
+use crate::{Folder, SEGMENT_BYTES};
+use rustix::fs::{FallocateFlags, fallocate};
+use std::cell::LazyCell;
+use std::fs::File;
+use std::hint::black_box;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::rc::Rc;
+use std::time::Instant;
+use tickbus::{Durability, Event, EventStore, Records, StoreConfig};
+
+const EVENTS: usize = 8_000_000;
+/// Bytes that the bare loops read at once: they stay in a core's cache until they are looked at.
+const READ: usize = 256 << 10;
+const SEGMENT_HEADER: usize = 4096;
+const FRAME_HEADER: usize = 40;
+const SEAL: u64 = 56;
+const EVENTS_KIND: u16 = 1;
+
+/// What a process is told that is to be killed.
+pub(crate) const WRITE_AND_WAIT: &str = "--write-and-wait";
+
+/// Appends to a log without ever syncing it, says so, and waits to be killed.
+pub(crate) fn write_and_wait(folder: &Path) -> ! {
+    let (store, _) = open(folder, Durability::None);
+    fill(&store, EVENTS, 1_000);
+    println!("written");
+    loop {
+        std::thread::park();
+    }
+}
+
+/// A log whose writer was killed.
+struct Killed {
+    folder: Folder,
+    /// Its segments, and how many bytes of each were written.
+    segments: Vec<(PathBuf, u64)>,
+}
+
+impl Killed {
+    fn new() -> Self {
+        let folder = Folder::new();
+        let mut writer = Command::new(std::env::current_exe().expect("a path"))
+            .arg(WRITE_AND_WAIT)
+            .arg(folder.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let mut line = String::new();
+        let output = writer.stdout.take().expect("it is piped");
+        BufReader::new(output).read_line(&mut line).expect("it says something");
+        assert_eq!(line.trim(), "written");
+        writer.kill().expect("it can be killed");
+        writer.wait().expect("it is dead");
+        let names = segments(folder.path());
+        let bytes = |path: &PathBuf| path.metadata().expect("it is there").len();
+        let segments: Vec<_> = names.into_iter().map(|path| (path.clone(), bytes(&path))).collect();
+        let mut killed = Self { folder, segments };
+        // How much of the last segment was written shows where it is cut.
+        killed.recover();
+        let (last, written) = killed.segments.last_mut().expect("there are segments");
+        *written = bytes(last) - SEAL;
+        killed.restore();
+        killed
+    }
+
+    /// Returns what it takes to open the log, in nanoseconds.
+    fn recover(&self) -> f64 {
+        let start = Instant::now();
+        let (store, recovery) = open(self.folder.path(), Durability::None);
+        let spent = start.elapsed().as_nanos() as f64;
+        assert_eq!(recovery.next_sequence, EVENTS as u64, "all events are there");
+        assert!(recovery.scanned_bytes > 32 * EVENTS as u64, "all of it was scanned");
+        store.close().expect("it closes");
+        spent
+    }
+
+    /// Makes the last segment what it was when its writer was killed.
+    fn restore(&self) {
+        let (last, written) = self.segments.last().expect("there are segments");
+        let file = File::options().write(true).open(last).expect("it opens");
+        file.set_len(*written).expect("it can be cut");
+        fallocate(&file, FallocateFlags::empty(), 0, SEGMENT_BYTES).expect("there is room");
+        file.sync_all().expect("it can be synced");
+    }
+
+    /// Returns what it takes to read and checksum what was written, in nanoseconds.
+    fn checksum(&self) -> f64 {
+        let start = Instant::now();
+        let mut buffer = vec![0; READ];
+        for (path, bytes) in &self.segments {
+            let mut file = File::open(path).expect("it opens").take(*bytes);
+            let mut crc = 0;
+            loop {
+                match file.read(&mut buffer).expect("it can be read") {
+                    0 => break,
+                    count => crc = crc32c::crc32c_append(crc, &buffer[..count]),
+                }
+            }
+            black_box(crc);
+        }
+        start.elapsed().as_nanos() as f64
+    }
+}
+
+/// Returns the segments of a log in order.
+fn segments(folder: &Path) -> Vec<PathBuf> {
+    let entries = folder.read_dir().expect("a folder").map(|entry| entry.expect("an entry").path());
+    let is_segment = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "elog");
+    let mut segments: Vec<_> = entries.filter(is_segment).collect();
+    segments.sort();
+    segments
+}
+
+/// What is made of all events that are read, so that none is left out.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Fold {
+    timestamps: u64,
+    symbols: u64,
+    values: u64,
+    metadata: u64,
+}
+
+impl Fold {
+    #[inline(always)]
+    fn take(&mut self, events: &[Event]) {
+        for event in events {
+            self.timestamps ^= event.timestamp;
+            self.symbols += u64::from(event.symbol.0);
+            self.values = self.values.wrapping_add(event.value.to_bits());
+            self.metadata = self.metadata.wrapping_add(event.metadata);
+        }
+    }
+
+    fn of_all() -> Self {
+        let mut fold = Self::default();
+        (0..EVENTS as u64).for_each(|sequence| fold.take(std::slice::from_ref(event_at(sequence))));
+        fold
+    }
+}
+
+/// Returns what reading an event takes a reader of a store, in nanoseconds.
+fn replay(store: &EventStore, expected: Fold) -> f64 {
+    let start = Instant::now();
+    let mut fold = Fold::default();
+    let mut reader = store.read(0);
+    while let Some(batch) = reader.next_batch().expect("the log is sound") {
+        let Records::Events(events) = batch.records else { panic!("only events were appended") };
+        fold.take(events);
+    }
+    let spent = start.elapsed().as_nanos() as f64;
+    assert_eq!((fold, reader.sequence()), (expected, EVENTS as u64), "it read something else");
+    spent / EVENTS as f64
+}
+
+/// Returns what reading an event takes a loop that only compares the checksums of payloads, in
+/// nanoseconds.
+fn bare(folder: &Path, expected: Fold) -> f64 {
+    let start = Instant::now();
+    let mut fold = Fold::default();
+    let mut buffer = vec![0_u64; READ / 8];
+    for path in segments(folder) {
+        let file = File::open(path).expect("it opens");
+        let (mut offset, mut filled) = (SEGMENT_HEADER as u64, 0);
+        loop {
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut buffer);
+            let count = file.read_at(&mut bytes[filled..], offset).expect("it can be read");
+            filled += count;
+            offset += count as u64;
+            let taken = fold_frames(&bytes[..filled], &mut fold);
+            bytes.copy_within(taken..filled, 0);
+            filled -= taken;
+            if count == 0 {
+                assert_eq!(filled, 0, "the last frame is whole");
+                break;
+            }
+        }
+    }
+    let spent = start.elapsed().as_nanos() as f64;
+    assert_eq!(fold, expected, "it read something else");
+    spent / EVENTS as f64
+}
+
+/// Takes all frames that are whole, and returns their bytes.
+fn fold_frames(bytes: &[u8], fold: &mut Fold) -> usize {
+    let mut at = 0;
+    while let Some(header) = bytes[at..].first_chunk::<FRAME_HEADER>() {
+        let number = |at: usize| {
+            u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+        };
+        let payload_bytes = number(4) as usize;
+        let Some(payload) = bytes[at + FRAME_HEADER..].get(..payload_bytes.next_multiple_of(8))
+        else {
+            break;
+        };
+        assert_eq!(crc32c::crc32c(payload), number(36), "the log is sound");
+        if number(32) as u16 == EVENTS_KIND {
+            fold.take(bytemuck::cast_slice(payload));
+        }
+        at += FRAME_HEADER + payload.len();
+    }
+    at
+}
+
+/// Returns a log of sealed segments, each of a mebibyte.
+fn sealed(segments_wanted: usize) -> Folder {
+    let folder = Folder::new();
+    let mut config = StoreConfig::default();
+    config.segment_bytes = 1 << 20;
+    let (store, _) = EventStore::open(folder.path(), config).expect("it opens");
+    while store.stats().segments < segments_wanted {
+        fill(&store, 10_000, 1_000);
+    }
+    store.close().expect("it closes");
+    assert_eq!(segments(folder.path()).len(), segments_wanted);
+    folder
+}
+
+/// Returns what it takes to open and recover a log, in nanoseconds.
+fn opening(folder: &Path) -> f64 {
+    let start = Instant::now();
+    let (store, _) = open(folder, Durability::Group);
+    let spent = start.elapsed().as_nanos() as f64;
+    store.close().expect("it closes");
+    spent
+}
+
+/// Something that is made when it is first measured, and that several cases share.
+type Shared<T> = Rc<LazyCell<T, Box<dyn FnOnce() -> T>>>;
+
+fn shared<T>(make: impl FnOnce() -> T + 'static) -> Shared<T> {
+    Rc::new(LazyCell::new(Box::new(make)))
+}
+
+pub(crate) fn comparisons() -> Vec<Comparison> {
+    vec![
+        recovery(),
+        opening_sealed(),
+        reading("reading, frames of 1,000", 1_000),
+        reading("reading, frames of 256", 256),
+    ]
+}
+
+const OURS: &str = "tickbus";
+
+fn recovery() -> Comparison {
+    const LIMIT: &str = "read and checksum";
+    let ours = shared(Killed::new);
+    let limit = ours.clone();
+    let run = move || {
+        let spent = ours.recover();
+        ours.restore();
+        spent
+    };
+    let name = "opening a log of 256 MB whose writer was killed";
+    let target = Target::TimesLess(0.6);
+    Comparison {
+        limit: case(LIMIT, move || limit.checksum()),
+        cases: vec![case(OURS, run)],
+        rows: vec![Row { name, ours: OURS, against: LIMIT, target }],
+    }
+}
+
+fn opening_sealed() -> Comparison {
+    const LIMIT: &str = "of 8";
+    let (few, many) = (shared(|| sealed(8)), shared(|| sealed(64)));
+    let name = "opening a log of 64 sealed segments";
+    let target = Target::TimesAsMuch(1.25);
+    Comparison {
+        limit: case(LIMIT, move || opening(few.path())),
+        cases: vec![case(OURS, move || opening(many.path()))],
+        rows: vec![Row { name, ours: OURS, against: LIMIT, target }],
+    }
+}
+
+fn reading(name: &'static str, batch: usize) -> Comparison {
+    const LIMIT: &str = "read, checksum and decode";
+    let ours = shared(move || {
+        let folder = Folder::new();
+        let (store, _) = open(folder.path(), Durability::None);
+        fill(&store, EVENTS, batch);
+        // All of it is in sealed segments, and so the last frame ends where the file does.
+        store.seal().expect("it is sealed");
+        (store, folder, Fold::of_all())
+    });
+    let limit = ours.clone();
+    let run = move || {
+        let (store, _, expected) = &**ours;
+        replay(store, *expected)
+    };
+    let bare = move || {
+        let (_, folder, expected) = &**limit;
+        bare(folder.path(), *expected)
+    };
+    let row = Row { name, ours: OURS, against: LIMIT, target: Target::TimesLess(0.5) };
+    Comparison { limit: case(LIMIT, bare), cases: vec![case(OURS, run)], rows: vec![row] }
+}
