@@ -290,7 +290,6 @@ impl EventStore {
     /// Waits until everything that was appended is durable.
     ///
     /// Raises:
-    ///     StoreFull: There is no room for it yet; it becomes durable once there is.
     ///     Poisoned, StoreIO: A write or a sync failed, now or earlier; open the log again, which
     ///         recovers all that was acknowledged.
     ///     ReadOnly, Closed: As `append`.
@@ -302,7 +301,7 @@ impl EventStore {
     /// Makes everything durable and finishes the current segment, so that it can be copied.
     ///
     /// Raises:
-    ///     StoreFull, Poisoned, StoreIO, ReadOnly, Closed: As `sync`.
+    ///     Poisoned, StoreIO, ReadOnly, Closed: As `sync`.
     fn seal(&self, py: Python<'_>) -> PyResult<()> {
         let core = self.writer()?;
         py.detach(|| core.seal()).map_err(|error| error::store(py, &error))
@@ -337,7 +336,7 @@ impl EventStore {
     /// Makes everything durable and ends the log. Again does nothing.
     ///
     /// Raises:
-    ///     StoreFull, Poisoned, StoreIO: As `sync`; it is closed all the same.
+    ///     Poisoned, StoreIO: As `sync`; it is closed all the same.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         self.process().check()?;
         match &self.access {
@@ -606,7 +605,6 @@ impl StoreTicket {
     ///
     /// Raises:
     ///     SyncTimeout: They are not durable yet; wait again.
-    ///     StoreFull: There is no room for them yet; wait again once there is.
     ///     Poisoned, StoreIO: A write or a sync failed, so that nobody knows whether they are;
     ///         open the log again, which recovers all that was acknowledged.
     ///     RuntimeError: The thread runs an event loop.
