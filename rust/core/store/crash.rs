@@ -114,10 +114,10 @@ impl Workload {
             // Others append while the disk is waited for.
             16 => {
                 if let Some(job) = self.log.begin_sync()? {
-                    self.append(2)?;
-                    self.log.flush()?;
+                    let appended = self.append(2).and_then(|()| self.log.flush());
                     let result = job.run();
                     self.log.end_sync(job, result)?;
+                    appended?;
                 }
             }
             17 => _ = self.log.mark()?,
@@ -345,7 +345,8 @@ fn fail(seed: u64, operations: usize, call: u64, fault: Fault) -> Result<bool, W
     }
     // Nobody knows whether what has failed is there; whoever was not told does not count on it.
     let durable = workload.log.durable();
-    check(&disk.rebooted(seed), limits, durable, &workload.records)?;
+    check(&disk.rebooted(seed), limits, durable, &workload.records)
+        .map_err(|wrong| format!("{wrong}, after {failed:?}"))?;
     Ok(disk.has_failed())
 }
 

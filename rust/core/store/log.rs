@@ -446,7 +446,9 @@ impl<S: Storage> Log<S> {
     #[cold]
     fn make_room_and_define(&mut self, bytes: usize, now: &Defined) -> Result<(), StoreError> {
         let has_room = self.current.as_ref().is_some_and(|current| {
-            current.has_room(bytes + current.defined.bytes_until(now, &self.names))
+            // One without records is the newest that there can be: it grows.
+            current.base == self.written
+                || current.has_room(bytes + current.defined.bytes_until(now, &self.names))
         });
         if !has_room {
             self.rotate(bytes + Defined::default().bytes_until(now, &self.names))?;
@@ -476,7 +478,6 @@ impl<S: Storage> Log<S> {
             let why = format!("it has {} of at most {max} bytes", self.bytes());
             return Err(StoreError::Full { wanted, why });
         }
-        debug_assert!(self.current.as_ref().is_none_or(|current| current.base < self.written));
         let salt = self.storage.random() as u32 | 1;
         // Nothing has happened to the log until the file gets its name.
         let file = self.create(NEW_SEGMENT, wanted)?;
