@@ -67,7 +67,7 @@ pub use ring::overwrite::{OverwritePublisher, OverwriteReader, OverwriteRing, Pl
 pub use select::{Selected, Selector, Shutdown, select};
 #[cfg(all(feature = "store", unix))]
 pub use store::{
-    AppendError, Attachment, Batch, Durability, EventStore, Found, Gap, NewRecords, Object,
+    AppendError, Attachment, Batch, Durability, EventStore, Found, Gap, Hold, NewRecords, Object,
     Objects, Query, Records, Recovery, SegmentReport, Source, StoreConfig, StoreError, StoreQuery,
     StoreReader, StoreStats, Ticket, Verification,
 };

@@ -5,6 +5,7 @@ use super::commit::Committed;
 use super::directory::{Directory, Lock};
 use super::error::StoreError;
 use super::format::segment_base;
+use super::holds::{Hold, Holds};
 use super::inspect::{SegmentReport, inspect};
 use super::log::{Limits, Log, MAX_SCHEMA_BYTES, Object};
 use super::query::{Found, Indexes, LogQuery, Query};
@@ -119,6 +120,7 @@ pub struct EventStore {
     is_closed: Flag,
     attached: Mutex<Vec<Weak<Attached>>>,
     indexes: Arc<Indexes<Directory>>,
+    holds: Arc<Holds>,
 }
 
 impl fmt::Debug for EventStore {
@@ -140,6 +142,8 @@ pub struct StoreStats {
     pub segments: usize,
     /// Bytes in them.
     pub bytes: u64,
+    /// The lowest sequence that is held ([`EventStore::hold`]), for which older segments stay.
+    pub held_from: Option<u64>,
 }
 
 impl EventStore {
@@ -176,6 +180,7 @@ impl EventStore {
             is_closed: Flag::default(),
             attached: Mutex::default(),
             indexes: Arc::default(),
+            holds: Arc::default(),
         };
         Ok((store, recovery))
     }
@@ -343,6 +348,11 @@ impl EventStore {
         self.committed.seal()
     }
 
+    /// Keeps the records from a sequence on in the log until what is returned is dropped or advanced.
+    pub fn hold(&self, from: u64) -> Hold {
+        self.holds.hold(from)
+    }
+
     /// Returns a reader of the records from a sequence on, up to what is appended when it is asked.
     pub fn read(&self, from: u64) -> StoreReader {
         let storage = self.committed.log().storage().clone();
@@ -424,7 +434,10 @@ impl EventStore {
             ..Recovery::default()
         };
         let durable_end = findings.durable;
-        Ok((recovery, StoreStats { oldest_sequence, next_sequence, durable_end, segments, bytes }))
+        let held_from = None;
+        let stats =
+            StoreStats { oldest_sequence, next_sequence, durable_end, segments, bytes, held_from };
+        Ok((recovery, stats))
     }
 
     /// Returns the numbers of this moment.
@@ -438,6 +451,7 @@ impl EventStore {
             durable_end,
             segments: log.segments().len(),
             bytes: log.bytes(),
+            held_from: self.holds.lowest(),
         }
     }
 

@@ -22,6 +22,7 @@ mod directory;
 mod error;
 mod event_store;
 mod format;
+mod holds;
 mod index;
 mod inspect;
 mod log;
@@ -41,6 +42,7 @@ pub use event_store::{
     AppendError, Durability, EventStore, NewRecords, StoreConfig, StoreQuery, StoreReader,
     StoreStats, Ticket,
 };
+pub use holds::Hold;
 pub use inspect::SegmentReport;
 pub use log::Object;
 pub use query::{Found, Query};
