@@ -9,8 +9,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tickbus::{
     Durability, Event, EventBus, EventStore, EventSystem, EventSystemConfig, EventType, Found, Gap,
-    NewRecords, Object, Policy, Priority, Query, Records, RingEventBus, SourceId, StoreConfig,
-    StoreError, StoreReader, SubscribeOptions, Symbol, SystemSubscribeOptions,
+    NewRecords, Object, Policy, Priority, Query, Records, Retention, RingEventBus, SourceId,
+    StoreConfig, StoreError, StoreReader, SubscribeOptions, Symbol, SystemSubscribeOptions,
 };
 
 fn folder() -> TempDir {
@@ -719,4 +719,125 @@ fn a_log_is_looked_at_while_it_is_written() {
     let written = store.stats();
     assert_eq!((recovery.next_sequence, recovery.segments), (5_000, written.segments));
     assert_eq!(stats, written);
+}
+
+/// Appends so many segments of 100 events each, which are durable.
+fn append_segments(store: &EventStore, count: u64) {
+    for _ in 0..count {
+        store.append(&events(100)).expect("there is room");
+        store.seal().expect("it is durable");
+    }
+}
+
+fn retained(bytes: Option<u64>, records: Option<u64>, age: Option<Duration>) -> Retention {
+    Retention { bytes, records, age }
+}
+
+#[test]
+fn retaining_keeps_what_it_promises_and_readers_behind_it_are_told_what_is_gone() {
+    let folder = folder();
+    let store = open(folder.path());
+    append_segments(&store, 10);
+    let mut behind = store.read(0);
+    assert!(behind.next_batch().expect("it is there").is_some());
+    assert_eq!(store.retain(&Retention::default()).expect("it can").segments, 0);
+    let an_hour = Some(Duration::from_secs(3_600));
+    assert_eq!(store.retain(&retained(None, None, an_hour)).expect("it can").segments, 0);
+    let retired = store.retain(&retained(None, Some(750), None)).expect("it can");
+    assert_eq!((retired.segments, retired.records), (2, 200), "750 records are kept, and 800 are");
+    let bytes = store.stats().bytes;
+    let retired = store.retain(&retained(Some(bytes / 2), None, None)).expect("it can");
+    assert_eq!((retired.segments, retired.records), (4, 400));
+    assert_eq!(store.stats().oldest_sequence, 600);
+    assert!(store.stats().bytes >= bytes / 2);
+
+    assert_eq!(read(&mut store.read(750)).len(), 250);
+    let missing = Record::Gap(Gap { missed: 600, is_exact: true });
+    assert_eq!(read(&mut store.read(0))[0], missing);
+    assert_eq!(read(&mut behind)[0], Record::Gap(Gap { missed: 500, is_exact: true }));
+
+    let retired = store.retain(&retained(None, None, Some(Duration::ZERO))).expect("it can");
+    assert_eq!(retired.records, 300, "the last segment stays, however old it is");
+    store.close().expect("it is durable");
+    drop(store);
+    let (store, recovery) =
+        EventStore::open(folder.path(), config(Durability::Group)).expect("it is sound");
+    assert_eq!((recovery.oldest_sequence, recovery.next_sequence), (900, 1_000));
+    assert_eq!(store.append(&events(1)).expect("there is room"), 1_000);
+    store.sync().expect("it is durable");
+    assert_eq!(EventStore::verify(folder.path()).expect("it is sound").oldest_sequence, 900);
+}
+
+#[test]
+fn what_somebody_holds_is_not_retired() {
+    let folder = folder();
+    let store = open(folder.path());
+    append_segments(&store, 4);
+    let all = retained(None, Some(0), None);
+    let (slow, fast) = (store.hold(150), store.hold(399));
+    assert_eq!(store.retain(&all).expect("it can").segments, 1);
+    assert_eq!(store.stats().held_from, Some(150));
+    slow.advance(250);
+    assert_eq!(store.retain(&all).expect("it can").segments, 1);
+    assert_eq!(store.hold(0).sequence(), 200, "what is gone cannot be held");
+    drop(slow);
+    assert_eq!(store.retain(&all).expect("it can").segments, 1);
+    drop(fast);
+    assert_eq!(store.retain(&all).expect("it can").segments, 0);
+    assert_eq!(read(&mut store.read(0)).len(), 101);
+}
+
+#[test]
+fn a_log_that_is_retained_uses_its_files_again_and_finds_nothing_old_in_them() {
+    let folder = folder();
+    let store = open(folder.path());
+    let files = || std::fs::read_dir(folder.path()).expect("it is there").count();
+    let mut next = 0;
+    let mut most = 0;
+    for round in 0..20 {
+        // The second half of each file is what it was before.
+        append_segments(&store, 1);
+        next += 100;
+        store.append(&events(if round % 2 == 0 { 1_500 } else { 10 })).expect("there is room");
+        next += if round % 2 == 0 { 1_500 } else { 10 };
+        store.retain(&retained(None, Some(0), None)).expect("it can");
+        most = most.max(files());
+    }
+    assert!(most <= 6, "{most} files");
+    store.close().expect("it is durable");
+    drop(store);
+    let (store, recovery) =
+        EventStore::open(folder.path(), config(Durability::None)).expect("it is sound");
+    assert_eq!(recovery.next_sequence, next);
+    append_segments(&store, 3);
+    let mut reader = store.read(store.stats().oldest_sequence);
+    assert_eq!(read(&mut reader).len() as u64, next + 300 - recovery.oldest_sequence);
+    EventStore::verify(folder.path()).expect("it is sound");
+}
+
+#[test]
+fn a_segment_that_comes_back_after_it_was_retired_is_none_of_the_log() {
+    let folder = folder();
+    let store = open(folder.path());
+    append_segments(&store, 3);
+    let first = folder.path().join(format!("{:020}.elog", 0));
+    let bytes = std::fs::read(&first).expect("it is there");
+    store.retain(&retained(None, Some(0), None)).expect("it can");
+    std::fs::write(&first, bytes).expect("it is written");
+    assert_eq!(EventStore::verify(folder.path()).expect("it is sound").oldest_sequence, 200);
+    store.close().expect("it is durable");
+    drop(store);
+    let (store, recovery) =
+        EventStore::open(folder.path(), config(Durability::Group)).expect("it is sound");
+    assert_eq!(recovery.oldest_sequence, 200);
+    assert!(!first.exists(), "whoever opens it for writing removes it");
+    // The note without what it is about is damage.
+    store.close().expect("it is durable");
+    drop(store);
+    let last = folder.path().join(format!("{:020}.elog", 200));
+    std::fs::remove_file(last).expect("it is there");
+    let is_corrupt = |error: StoreError| matches!(error, StoreError::Corrupt { .. });
+    assert!(EventStore::verify(folder.path()).is_err_and(is_corrupt));
+    let opened = EventStore::open(folder.path(), config(Durability::Group));
+    assert!(opened.map(|_| ()).is_err_and(is_corrupt));
 }

@@ -63,7 +63,15 @@ from tickbus.errors import (
     WrongLoop,
 )
 from tickbus.event import EventType, Priority
-from tickbus.store import EventStore, Gap, Record, Recovery, StoreStats, Verification
+from tickbus.store import (
+    EventStore,
+    Gap,
+    Record,
+    Recovery,
+    Retired,
+    StoreStats,
+    Verification,
+)
 from tickbus.system import EventSystem
 
 if TYPE_CHECKING:
@@ -109,6 +117,7 @@ __all__ = [
     "ReceiveTimeout",
     "Record",
     "Recovery",
+    "Retired",
     "RingEventBus",
     "Shutdown",
     "StoreError",

@@ -34,6 +34,7 @@ __all__ = [
     "Gap",
     "Record",
     "Recovery",
+    "Retired",
     "SegmentReport",
     "StoreStats",
     "Verification",
@@ -107,12 +108,30 @@ class StoreStats:
         durable_sequence: The last sequence up to which all records are durable; `None` if none is.
         segments: Segments, the one that is written included.
         bytes: Bytes in them; opened with `read_only=True`, with what is reserved for the last one.
+        held_from: The lowest sequence that consumers of this process still need, for which older
+            segments stay; `None` if there is none.
     """
 
     oldest_sequence: int
     next_sequence: int
     durable_sequence: int | None
     segments: int
+    bytes: int
+    held_from: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """What was removed from the beginning of a log.
+
+    Attributes:
+        segments: Segments.
+        records: Records in them.
+        bytes: Bytes of them.
+    """
+
+    segments: int
+    records: int
     bytes: int
 
 
@@ -294,9 +313,34 @@ class EventStore(_core.EventStore):
         Raises:
             Corrupt, StoreIO: As `open`, of a log that another process writes.
         """
-        oldest, following, durable_end, segments, size = self._stats()
+        oldest, following, durable_end, segments, size, held_from = self._stats()
         durable = durable_end - 1 if durable_end else None
-        return StoreStats(oldest, following, durable, segments, size)
+        return StoreStats(oldest, following, durable, segments, size, held_from)
+
+    def retain(
+        self, size: int | None = None, count: int | None = None, age: float | None = None
+    ) -> Retired:
+        """Retires the oldest segments, whole ones only, and returns what that was.
+
+        What was asked for is kept at least; of what is given, any one is reason enough to retire a
+        segment, and nothing that a consumer has not committed is retired. The last segment with
+        records stays, and so do segments that are not durable. A reader that is behind gets a
+        `Gap`.
+
+        Args:
+            size: So many of the last bytes are kept.
+            count: So many of the last records are kept.
+            age: What was written in the last `age` seconds is kept, by the wall clock.
+
+        Raises:
+            ConfigError: A number is negative.
+            StoreIO, Poisoned: The folder cannot be changed.
+            ReadOnly, Closed: As `append`.
+        """
+        for name, value in (("size", size), ("count", count), ("age", age)):
+            if value is not None and value < 0:
+                raise ConfigError(f"{name} was {value}; it must be at least 0")
+        return Retired(*self._retain(size, count, age))
 
     def verify(self: EventStore | _Path) -> Verification:
         """Reads all of a log and compares it with its checksums; it may be written meanwhile.

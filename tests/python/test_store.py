@@ -333,7 +333,7 @@ def test_opening_again_goes_on_and_the_recovery_says_what_was_found(folder: Path
 def test_stats_and_the_durable_sequence_say_how_far_the_log_is(folder: Path) -> None:
     with EventStore.open(folder, durability="none") as store:
         assert store.durable_sequence is None
-        assert store.stats() == tickbus.StoreStats(0, 0, None, 0, 0)
+        assert store.stats() == tickbus.StoreStats(0, 0, None, 0, 0, None)
         store.append_many(events(10))
         assert store.durable_sequence is None
         assert store.stats().next_sequence == 10
@@ -977,3 +977,36 @@ def test_a_log_may_be_closed_and_opened_again_while_a_child_lives_on(folder: Pat
         os.waitpid(process, 0)
         """)
     assert (child.returncode, child.stderr) == (0, "")
+
+
+def _segments(store: EventStore, count: int) -> None:
+    for _ in range(count):
+        store.append_many(events(100))
+        store.seal()
+
+
+def test_retaining_keeps_what_was_asked_for_and_readers_are_told_what_is_gone(
+    folder: Path,
+) -> None:
+    with EventStore.open(folder) as store:
+        _segments(store, 5)
+        assert store.retain() == tickbus.Retired(0, 0, 0)
+        assert store.retain(age=3600.0).segments == 0
+        retired = store.retain(count=250)
+        assert (retired.segments, retired.records) == (2, 200)
+        assert store.stats().oldest_sequence == 200
+        assert next(store.read()).event == Gap(200, True)
+        assert store.retain(size=store.stats().bytes).segments == 0
+        assert store.retain(size=0).records == 200
+    with EventStore.open(folder) as store:
+        assert store.recovery.oldest_sequence == 400
+        assert len(list(store.read(400))) == 100
+        assert EventStore.verify(folder).oldest_sequence == 400
+
+
+@pytest.mark.parametrize("wrong", [{"size": -1}, {"count": -1}, {"age": -0.5}])
+def test_what_cannot_be_retained_is_a_config_error(
+    store: EventStore, wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(tickbus.ConfigError, match="at least 0"):
+        store.retain(**wrong)

@@ -2,9 +2,10 @@
 //! there, nothing else is, and nothing is called damaged that is not.
 
 use super::error::StoreError;
-use super::format::{Kind, OBJECT_HEAD, SEGMENT_HEADER, u32_at, u64_at};
+use super::format::{Kind, OBJECT_HEAD, SEGMENT_HEADER, segment_name, u32_at, u64_at};
+use super::listing::{Listing, open_segment};
 use super::log::{Limits, Log, Object};
-use super::recovery::{Findings, Recovery, open, read_header};
+use super::recovery::{Findings, Recovery, read_header};
 use super::scan::Scan;
 use super::sim::{Fault, Moment, Random, SimDisk};
 use super::storage::Storage;
@@ -34,16 +35,15 @@ pub(super) fn open_log(
 
 /// Reads all records of a log that was recovered.
 pub(super) fn read(disk: &SimDisk) -> Result<(u64, Vec<Record>), StoreError> {
-    let mut names: Vec<_> = disk.names().unwrap_or_default();
-    names.retain(|name| name.ends_with(".elog"));
     let mut records = Vec::new();
     let mut first = None;
-    for name in names {
-        let (_, header) = read_header(&open(disk, &name)?, &name)?;
+    for base in Listing::of(disk)?.bases {
+        let name = segment_name(base);
+        let (_, header) = read_header(&open_segment(disk, base)?, &name)?;
         let Some(header) = header else { panic!("{name} has no header after a recovery") };
         first.get_or_insert(header.base);
         let mut scan =
-            Scan::new(open(disk, &name)?, header.salt, SEGMENT_HEADER as u64, header.base);
+            Scan::new(open_segment(disk, base)?, header.salt, SEGMENT_HEADER as u64, header.base);
         while let Some(frame) = scan.next().map_err(StoreError::io("reading", &name))? {
             match frame.header.kind {
                 Kind::Events => records.extend(
@@ -78,13 +78,20 @@ pub(super) struct Workload {
     pub(super) log: Log<SimDisk>,
     disk: SimDisk,
     pub(super) records: Vec<Record>,
+    /// Records below may be retired.
+    pub(super) retired: u64,
     symbol: Symbol,
 }
 
 impl Workload {
     pub(super) fn new(disk: SimDisk, log: Log<SimDisk>, records: Vec<Record>, seed: u64) -> Self {
         let symbol = Symbol::new("BTCUSDT").unwrap_or(Symbol::NONE);
-        Self { random: Random(seed), log, disk, records, symbol }
+        Self { random: Random(seed), log, disk, records, retired: 0, symbol }
+    }
+
+    /// Returns what a recovery is compared with once so many records were acknowledged.
+    fn written(&self, acknowledged: u64) -> Written<'_> {
+        Written { records: &self.records, acknowledged, retired: self.retired }
     }
 
     fn event(&mut self) -> Event {
@@ -126,13 +133,26 @@ impl Workload {
                 self.log.append_gap(missed, true)?;
                 self.records.push(Record::Gap(missed));
             }
-            _ => {
-                if self.random.once_in(3) {
-                    self.log.seal()?;
-                }
-            }
+            _ => match self.random.below(3) {
+                0 => self.log.seal()?,
+                1 => self.retire()?,
+                _ => {}
+            },
         }
         self.disk.acknowledge(self.log.durable());
+        Ok(())
+    }
+
+    /// Retires some of what there is, while others append.
+    fn retire(&mut self) -> Result<(), StoreError> {
+        let upto = self.random.below(self.records.len() as u64 + 1);
+        self.retired = self.retired.max(upto);
+        if let Some(job) = self.log.begin_retire(upto)? {
+            let appended = self.append(2).and_then(|()| self.log.flush());
+            let result = job.run();
+            self.log.end_retire(&job, result)?;
+            appended?;
+        }
         Ok(())
     }
 
@@ -176,32 +196,39 @@ pub(super) struct Tried {
 /// Why a recovery is wrong.
 pub(super) type Wrong = String;
 
-/// Recovers a crashed disk and compares it with what was written. Returns how many records there
-/// are.
+/// What a recovery is compared with.
+#[derive(Debug, Clone, Copy)]
+struct Written<'a> {
+    records: &'a [Record],
+    acknowledged: u64,
+    /// Records below may be gone.
+    retired: u64,
+}
+
+/// Recovers a crashed disk and compares it with what was written. Returns the log and where it
+/// ends.
 fn check(
     disk: &SimDisk,
     limits: Limits,
-    acknowledged: u64,
-    written: &[Record],
+    written: Written<'_>,
 ) -> Result<(Log<SimDisk>, usize), Wrong> {
+    let Written { records: written, acknowledged, retired } = written;
     let (log, _) = open_log(disk, limits).map_err(|error| format!("false alarm: {error}"))?;
     let (first, records) = read(disk).map_err(|error| format!("unreadable: {error}"))?;
-    if first != 0 {
+    if first > retired {
         return Err(format!("begins with {first}"));
     }
-    if (records.len() as u64) < acknowledged {
-        return Err(format!(
-            "lost {} of {acknowledged} acknowledged",
-            acknowledged - records.len() as u64
-        ));
+    let end = first + records.len() as u64;
+    if end < acknowledged {
+        return Err(format!("lost {} of {acknowledged} acknowledged", acknowledged - end));
     }
-    if written.get(..records.len()) != Some(&records) {
+    if written.get(first as usize..end as usize) != Some(&records) {
         return Err(format!("{} records are not what was written", records.len()));
     }
-    if log.next() != records.len() as u64 {
-        return Err(format!("goes on with {} after {}", log.next(), records.len()));
+    if log.next() != end {
+        return Err(format!("goes on with {} after {end}", log.next()));
     }
-    Ok((log, records.len()))
+    Ok((log, end as usize))
 }
 
 /// Cuts the power at a moment in many ways.
@@ -209,9 +236,10 @@ fn cut(
     moment: &Moment,
     random: &mut Random,
     limits: Limits,
-    written: &[Record],
+    workload: &Workload,
     tried: &mut Tried,
 ) -> Result<(), Wrong> {
+    let written = workload.written(moment.acknowledged);
     const ALL_UP_TO: usize = 9;
     const SAMPLES: u64 = 40;
     let changes = moment.changes();
@@ -237,10 +265,9 @@ fn cut(
             },
             || is_tearing && tear.once_in(3),
         );
-        let (log, kept) = check(&crashed, limits, moment.acknowledged, written)?;
+        let (log, kept) = check(&crashed, limits, written)?;
         if is_double {
-            let acknowledged = moment.acknowledged;
-            cut_again(&crashed, log, random, limits, acknowledged, (written, kept), tried)?;
+            cut_again(&crashed, log, random, limits, (written, kept), tried)?;
         }
     }
     Ok(())
@@ -252,8 +279,7 @@ fn cut_again(
     log: Log<SimDisk>,
     random: &mut Random,
     limits: Limits,
-    acknowledged: u64,
-    (written, kept): (&[Record], usize),
+    (written, kept): (Written<'_>, usize),
     tried: &mut Tried,
 ) -> Result<(), Wrong> {
     let crash = |moment: &Moment, random: &mut Random| {
@@ -263,17 +289,19 @@ fn cut_again(
     };
     for moment in disk.take_moments() {
         tried.double += 1;
-        check(&crash(&moment, random), limits, acknowledged, written)
+        check(&crash(&moment, random), limits, written)
             .map_err(|w| format!("while recovering: {w}"))?;
     }
     disk.acknowledge(log.durable());
-    let mut workload = Workload::new(disk.clone(), log, written[..kept].to_vec(), random.next());
+    let records = written.records[..kept].to_vec();
+    let mut workload = Workload::new(disk.clone(), log, records, random.next());
+    workload.retired = written.retired;
     for _ in 0..3 {
         workload.step().map_err(|error| format!("after a recovery: {error}"))?;
     }
     for moment in disk.take_moments() {
         tried.double += 1;
-        check(&crash(&moment, random), limits, moment.acknowledged, &workload.records)
+        check(&crash(&moment, random), limits, workload.written(moment.acknowledged))
             .map_err(|w| format!("going on: {w}"))?;
     }
     verify(disk).map_err(|error| format!("going on: {error}"))?;
@@ -293,7 +321,7 @@ pub(super) fn power_cuts(seed: u64, states: u64) -> Result<Tried, Wrong> {
         for _ in 0..12 {
             workload.step().map_err(|error| format!("{workload_seed}: {error}"))?;
             for moment in disk.take_moments() {
-                cut(&moment, &mut random, limits, &workload.records, &mut tried)
+                cut(&moment, &mut random, limits, &workload, &mut tried)
                     .map_err(|wrong| format!("{workload_seed}, after {tried:?}: {wrong}"))?;
             }
         }
@@ -316,7 +344,10 @@ fn fail(seed: u64, operations: usize, call: u64, fault: Fault) -> Result<bool, W
     let mut workload = match open_log(&disk, limits) {
         Ok((log, _)) => Workload::new(disk.clone(), log, Vec::new(), seed),
         // Nothing was written yet.
-        Err(_) => return check(&disk.rebooted(seed), limits, 0, &[]).map(|_| true),
+        Err(_) => {
+            let nothing = Written { records: &[], acknowledged: 0, retired: 0 };
+            return check(&disk.rebooted(seed), limits, nothing).map(|_| true);
+        }
     };
     let mut left = operations;
     let mut failed = None;
@@ -330,9 +361,9 @@ fn fail(seed: u64, operations: usize, call: u64, fault: Fault) -> Result<bool, W
             return Err(format!("was not completed: {error}"));
         }
         let is_poisoned = workload.log.check().is_err();
-        // Before a file has its name a failure is none of the log's.
+        // Before a file has its name, or once it has lost it, a failure is none of the log's.
         let is_harmless = matches!(error, StoreError::Full { .. })
-            || matches!(error, StoreError::Io { what: "creating", .. });
+            || matches!(error, StoreError::Io { what: "creating" | "keeping" | "removing", .. });
         if is_poisoned == is_harmless {
             return Err(format!("is poisoned: {is_poisoned}, after {error}"));
         }
@@ -345,7 +376,7 @@ fn fail(seed: u64, operations: usize, call: u64, fault: Fault) -> Result<bool, W
     }
     // Nobody knows whether what has failed is there; whoever was not told does not count on it.
     let durable = workload.log.durable();
-    check(&disk.rebooted(seed), limits, durable, &workload.records)
+    check(&disk.rebooted(seed), limits, workload.written(durable))
         .map_err(|wrong| format!("{wrong}, after {failed:?}"))?;
     Ok(disk.has_failed())
 }
@@ -392,11 +423,11 @@ pub(super) fn room() -> Result<(), Wrong> {
     if bytes as u64 > 3 * segment_bytes {
         return Err(format!("the log has {bytes} bytes"));
     }
-    check(&disk.rebooted(1), full, refused, &workload.records)?;
+    check(&disk.rebooted(1), full, workload.written(refused))?;
     // What waits in memory is stored as soon as there is room.
     workload.log.raise_max_bytes(10 * segment_bytes);
     workload.log.sync().map_err(|error| format!("with room: {error}"))?;
-    check(&disk.rebooted(1), full, workload.log.next(), &workload.records).map(|_| ())
+    check(&disk.rebooted(1), full, workload.written(workload.log.next())).map(|_| ())
 }
 
 #[test]

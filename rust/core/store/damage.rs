@@ -5,7 +5,7 @@ use super::crash::{Record, Workload, Wrong, from_environment, open_log, read};
 use super::error::StoreError;
 use super::format::{FRAME_HEADER, SEGMENT_HEADER, segment_name};
 use super::log::Limits;
-use super::recovery::{open, read_header};
+use super::recovery::read_header;
 use super::scan::Scan;
 use super::sim::{Random, SimDisk};
 use super::storage::Storage;
@@ -44,7 +44,8 @@ fn segments(disk: &SimDisk) -> Vec<String> {
 
 /// Returns the offsets of the frames of a segment, and of its end.
 fn frames(disk: &SimDisk, name: &str) -> Vec<usize> {
-    let (Ok(file), Ok(again)) = (open(disk, name), open(disk, name)) else { return Vec::new() };
+    let open = || disk.open(name, false);
+    let (Ok(file), Ok(again)) = (open(), open()) else { return Vec::new() };
     let Ok((_, Some(header))) = read_header(&file, name) else { return Vec::new() };
     let mut scan = Scan::new(again, header.salt, SEGMENT_HEADER as u64, header.base);
     let mut offsets = vec![SEGMENT_HEADER];

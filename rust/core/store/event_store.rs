@@ -4,14 +4,15 @@ use super::attach::Attached;
 use super::commit::Committed;
 use super::directory::{Directory, Lock};
 use super::error::StoreError;
-use super::format::segment_base;
 use super::holds::{Hold, Holds};
 use super::inspect::{SegmentReport, inspect};
+use super::listing::{Listing, open_segment};
 use super::log::{Limits, Log, MAX_SCHEMA_BYTES, Object};
 use super::query::{Found, Indexes, LogQuery, Query};
 use super::reader::{Batch, LogReader};
 use super::recovery::{Findings, Recovery, settled};
-use super::storage::{Storage, StorageFile};
+use super::retire::{Retention, Retired};
+use super::storage::StorageFile;
 use super::verify::{Verification, verify};
 use crate::error::ConfigError;
 use crate::event::Event;
@@ -121,6 +122,8 @@ pub struct EventStore {
     attached: Mutex<Vec<Weak<Attached>>>,
     indexes: Arc<Indexes<Directory>>,
     holds: Arc<Holds>,
+    /// One thread at a time retires segments.
+    retiring: Mutex<()>,
 }
 
 impl fmt::Debug for EventStore {
@@ -181,6 +184,7 @@ impl EventStore {
             attached: Mutex::default(),
             indexes: Arc::default(),
             holds: Arc::default(),
+            retiring: Mutex::default(),
         };
         Ok((store, recovery))
     }
@@ -348,9 +352,36 @@ impl EventStore {
         self.committed.seal()
     }
 
-    /// Keeps the records from a sequence on in the log until what is returned is dropped or advanced.
+    /// Keeps the records from a sequence on in the log, or from the oldest one on, until what is
+    /// returned is dropped or advanced.
     pub fn hold(&self, from: u64) -> Hold {
-        self.holds.hold(from)
+        // What is being retired is gone.
+        let _alone = self.retiring.lock();
+        let oldest = self.stats().oldest_sequence;
+        self.holds.hold(from.max(oldest))
+    }
+
+    /// Retires the oldest segments, as far as they are not wanted and nobody holds them. The last
+    /// one with records stays. Readers that are behind get a [`Gap`](crate::Gap).
+    ///
+    /// # Errors
+    ///
+    /// `Io`, `Poisoned`, `Closed`, `Corrupt`.
+    pub fn retain(&self, retention: &Retention) -> Result<Retired, StoreError> {
+        self.check()?;
+        let _alone = self.retiring.lock();
+        let (storage, segments, end) = {
+            let log = self.committed.log();
+            (log.storage().clone(), log.segments().to_vec(), log.next())
+        };
+        let wanted = retention.first_kept(&*storage, &segments, end)?;
+        let upto = wanted.min(self.holds.lowest().unwrap_or(u64::MAX));
+        let Some(job) = self.committed.log().begin_retire(upto)? else {
+            return Ok(Retired::default());
+        };
+        let result = job.run();
+        self.committed.log().end_retire(&job, result)?;
+        Ok(job.retired())
     }
 
     /// Returns a reader of the records from a sequence on, up to what is appended when it is asked.
@@ -410,20 +441,17 @@ impl EventStore {
     pub fn look(path: impl AsRef<Path>) -> Result<(Recovery, StoreStats), StoreError> {
         let storage = Directory::open(path.as_ref())?;
         let findings = Findings::of_live(&storage)?;
-        let listing =
-            |error| StoreError::io("listing", &path.as_ref().display().to_string())(error);
-        let mut bases = Vec::new();
+        let mut bases = Listing::of(&storage)?.bases;
         let mut bytes = 0;
-        for name in storage.names().map_err(listing)? {
-            let Some(base) = segment_base(&name) else { continue };
-            // It may have been retired meanwhile.
-            if let Ok(file) = storage.open(&name, false) {
-                bytes += StorageFile::len(&file).map_err(StoreError::io("reading", &name))?;
-                bases.push(base);
-            }
-        }
+        // Some may have been retired meanwhile.
+        bases.retain(|base| {
+            let file = open_segment(&storage, *base);
+            let found = file.ok().and_then(|file| StorageFile::len(&file).ok());
+            bytes += found.unwrap_or_default();
+            found.is_some()
+        });
         let next_sequence = findings.sequence;
-        let oldest_sequence = bases.iter().min().map_or(next_sequence, |first| *first);
+        let oldest_sequence = bases.first().map_or(next_sequence, |first| *first);
         let segments = bases.len();
         let scanned_bytes = findings.scanned_bytes;
         let recovery = Recovery {

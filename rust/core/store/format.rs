@@ -21,6 +21,8 @@ const MAJOR: u16 = 1;
 const MINOR: u16 = 0;
 /// The incompatible features that this version knows.
 const FEATURES: u64 = 0;
+/// A compatible feature: behind the last frame stands what the file held before.
+const REUSED: u64 = 1;
 
 /// What a frame holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +56,8 @@ pub(crate) struct SegmentHeader {
     pub(crate) created: u64,
     pub(crate) salt: u32,
     pub(crate) chain: u32,
+    /// The file was another segment before.
+    pub(crate) is_reused: bool,
 }
 
 /// Why bytes are not the header of a segment.
@@ -72,6 +76,8 @@ impl SegmentHeader {
         bytes[8..10].copy_from_slice(&MAJOR.to_le_bytes());
         bytes[10..12].copy_from_slice(&MINOR.to_le_bytes());
         bytes[12..16].copy_from_slice(&(SEGMENT_HEADER as u32).to_le_bytes());
+        let features = if self.is_reused { REUSED } else { 0 };
+        bytes[24..32].copy_from_slice(&features.to_le_bytes());
         bytes[32..48].copy_from_slice(&self.log.to_le_bytes());
         let numbers = [self.number, self.base, self.durable, self.oldest, self.created];
         for (place, number) in bytes[48..88].chunks_exact_mut(8).zip(numbers) {
@@ -113,6 +119,7 @@ impl SegmentHeader {
             created: u64_at(bytes, 80),
             salt: u32_at(bytes, 88),
             chain: u32_at(bytes, 92),
+            is_reused: u64_at(bytes, 24) & REUSED != 0,
         })
     }
 }
@@ -262,7 +269,21 @@ pub(crate) fn segment_name(base: u64) -> String {
 
 /// Returns the sequence with which the segment of a name begins, if it is the name of one.
 pub(crate) fn segment_base(name: &str) -> Option<u64> {
-    let digits = name.strip_suffix(".elog")?;
+    sequence_in(name, ".elog")
+}
+
+/// Returns the name of the empty file that says that all before a sequence was retired.
+pub(crate) fn oldest_name(sequence: u64) -> String {
+    format!("{sequence:020}.oldest")
+}
+
+/// Returns the sequence in such a name.
+pub(crate) fn oldest_in(name: &str) -> Option<u64> {
+    sequence_in(name, ".oldest")
+}
+
+fn sequence_in(name: &str, suffix: &str) -> Option<u64> {
+    let digits = name.strip_suffix(suffix)?;
     (digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit()))
         .then(|| digits.parse().ok())?
         .filter(|base| *base < END)

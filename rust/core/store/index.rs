@@ -6,7 +6,8 @@
 use super::dictionary::Translation;
 use super::error::StoreError;
 use super::format::{Kind, OBJECT_HEAD, SEGMENT_HEADER, segment_name, u64_at};
-use super::recovery::{open, read_header};
+use super::listing::open_segment;
+use super::recovery::read_header;
 use super::scan::{Frame, Scan};
 use super::storage::Storage;
 use crate::event::{EVENT_BYTES, Event};
@@ -83,10 +84,10 @@ impl<S: Storage> SegmentIndex<S> {
     /// Returns the index of nothing of a segment yet.
     pub(crate) fn new(storage: &S, base: u64) -> Result<Self, StoreError> {
         let name = segment_name(base);
-        let (_, Some(header)) = read_header(&open(storage, &name)?, &name)? else {
+        let (_, Some(header)) = read_header(&open_segment(storage, base)?, &name)? else {
             return Err(corrupt(name, 0, base, "the header of a segment"));
         };
-        let file = open(storage, &name)?;
+        let file = open_segment(storage, base)?;
         let scan = Scan::new(file, header.salt, SEGMENT_HEADER as u64, base);
         Ok(Self {
             scan: Some(scan),

@@ -1,10 +1,11 @@
 //! What is in the files of a log, as docs/format.md describes them, for people who look into one.
 
 use super::error::StoreError;
-use super::format::{Kind, SEGMENT_HEADER, segment_base, segment_name};
-use super::recovery::{open, read_header};
+use super::format::{Kind, SEGMENT_HEADER, segment_name};
+use super::listing::{Listing, open_segment};
+use super::recovery::read_header;
 use super::scan::Scan;
-use super::storage::{Storage, uninterrupted};
+use super::storage::Storage;
 
 /// A segment as it is found, which may be torn or damaged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -41,15 +42,12 @@ pub struct SegmentReport {
 
 /// Looks at every segment, in order.
 pub(crate) fn inspect<S: Storage>(storage: &S) -> Result<Vec<SegmentReport>, StoreError> {
-    let names = uninterrupted(|| storage.names()).map_err(StoreError::io("listing", "."))?;
-    let mut bases: Vec<u64> = names.iter().filter_map(|name| segment_base(name)).collect();
-    bases.sort_unstable();
-    bases.into_iter().map(|base| inspect_one(storage, base)).collect()
+    Listing::of(storage)?.bases.into_iter().map(|base| inspect_one(storage, base)).collect()
 }
 
 fn inspect_one<S: Storage>(storage: &S, base: u64) -> Result<SegmentReport, StoreError> {
     let name = segment_name(base);
-    let file = open(storage, &name)?;
+    let file = open_segment(storage, base)?;
     let (bytes, header) = read_header(&file, &name)?;
     let mut report =
         SegmentReport { name, bytes, base, next_sequence: base, ..SegmentReport::default() };

@@ -14,7 +14,9 @@ use super::format::{
     FRAME_HEADER, FrameHeader, Kind, MAX_PAYLOAD, OBJECT_HEAD, SEAL, SEGMENT_HEADER, SegmentHeader,
     chained, padded, padding, payload_crc, seal_payload, segment_name, u32_at,
 };
+use super::listing::{NEW_SEGMENT, SPARE};
 use super::mutants::{Mutant, is_broken};
+use super::retire::{RetireError, RetireJob};
 use super::storage::{Storage, StorageFile, uninterrupted, write_all};
 use crate::event::{EVENT_BYTES, Event};
 use crate::topic::MAX_TOPIC_BYTES;
@@ -72,6 +74,8 @@ pub(crate) struct Continuation {
     pub(crate) number: u64,
     pub(crate) chain: u32,
     pub(crate) sequence: u64,
+    /// Records below were retired.
+    pub(crate) retired: u64,
 }
 
 /// The segment that is written.
@@ -89,8 +93,6 @@ struct Current<F> {
     synced: u64,
 }
 
-/// The name of a segment that is not finished.
-pub(crate) const NEW_SEGMENT: &str = "segment.tmp";
 /// Bytes that are kept free for a marker and a seal.
 const ENDING: usize = FRAME_HEADER + SEAL;
 /// The most bytes of a schema's name.
@@ -145,6 +147,10 @@ pub(crate) struct Log<S: Storage> {
     unsynced: Vec<Arc<S::File>>,
     /// A file was created since the folder was synced.
     has_new_names: bool,
+    /// Records below were retired.
+    retired: u64,
+    /// There is a file that can be a segment again.
+    has_spare: bool,
     poison: Option<String>,
     is_closed: bool,
 }
@@ -181,7 +187,7 @@ impl<S: Storage> SyncJob<S> {
 
 impl<S: Storage> Log<S> {
     pub(crate) fn new(storage: Arc<S>, limits: Limits, after: Continuation) -> Self {
-        let Continuation { identity, segments, number, chain, sequence } = after;
+        let Continuation { identity, segments, number, chain, sequence, retired } = after;
         let (written, durable, marked) = (sequence, sequence, sequence);
         let (current, names, pending) = (None, LogNames::default(), Pending::default());
         let (unsynced, has_new_names, poison, is_closed) = (Vec::new(), false, None, false);
@@ -200,6 +206,8 @@ impl<S: Storage> Log<S> {
             marked,
             unsynced,
             has_new_names,
+            retired,
+            has_spare: false,
             poison,
             is_closed,
         }
@@ -480,7 +488,7 @@ impl<S: Storage> Log<S> {
         }
         let salt = self.storage.random() as u32 | 1;
         // Nothing has happened to the log until the file gets its name.
-        let file = self.create(NEW_SEGMENT, wanted)?;
+        let (file, file_name, room) = self.new_file(wanted)?;
         self.seal_current()?;
         let header = SegmentHeader {
             log: self.identity,
@@ -491,11 +499,12 @@ impl<S: Storage> Log<S> {
             created: self.storage.now(),
             salt,
             chain: self.chain,
+            is_reused: file_name == SPARE,
         };
         let result = write_all(&file, &mut [IoSlice::new(&*header.encode())], 0);
         self.poisoning("writing to", result)?;
         let name = segment_name(self.written);
-        let result = uninterrupted(|| self.storage.rename(NEW_SEGMENT, &name));
+        let result = uninterrupted(|| self.storage.rename(file_name, &name));
         self.poisoning("renaming to", result)?;
         self.has_new_names = true;
         self.marked = self.durable;
@@ -505,7 +514,7 @@ impl<S: Storage> Log<S> {
         self.current = Some(Current {
             file: Arc::new(file),
             base: self.written,
-            room: wanted,
+            room,
             salt,
             position,
             chain: 0,
@@ -516,13 +525,18 @@ impl<S: Storage> Log<S> {
         Ok(())
     }
 
-    /// Creates a file with room for so many bytes.
-    fn create(&mut self, name: &str, bytes: u64) -> Result<S::File, StoreError> {
-        let created = uninterrupted(|| self.storage.create(name)).and_then(|file| {
+    /// Returns a file with room for so many bytes, its name, and how many bytes it has.
+    fn new_file(&mut self, bytes: u64) -> Result<(S::File, &'static str, u64), StoreError> {
+        let (name, opened) = match std::mem::take(&mut self.has_spare) {
+            true => (SPARE, uninterrupted(|| self.storage.open(SPARE, true))),
+            false => (NEW_SEGMENT, uninterrupted(|| self.storage.create(NEW_SEGMENT))),
+        };
+        let made = opened.and_then(|file| {
             uninterrupted(|| file.allocate(bytes))?;
-            Ok(file)
+            let room = uninterrupted(|| file.len())?;
+            Ok((file, name, room))
         });
-        created.map_err(|error| {
+        made.map_err(|error| {
             // It is removed at the latest when the log is opened the next time.
             _ = self.storage.remove(name);
             match error.kind() {
@@ -626,6 +640,52 @@ impl<S: Storage> Log<S> {
         let sealed = self.seal();
         self.is_closed = true;
         sealed
+    }
+
+    /// Returns what has to be done so that no records below a sequence are kept, as far as whole
+    /// segments go; `None` if nothing has. A segment stays until a record behind it is durable. Only
+    /// one job may be on its way at a time.
+    pub(crate) fn begin_retire(&self, upto: u64) -> Result<Option<RetireJob<S>>, StoreError> {
+        self.check()?;
+        let is_retired = |pair: &&[Segment]| pair[1].base <= upto && pair[1].base < self.durable;
+        let count = self.segments.windows(2).take_while(is_retired).count();
+        let (Some(last), storage) = (count.checked_sub(1), self.storage.clone()) else {
+            return Ok(None);
+        };
+        let retired = self.segments[..count].to_vec();
+        let limit = self.limits.max_bytes.unwrap_or(u64::MAX);
+        let kept: u64 = self.segments[count..].iter().map(|segment| segment.bytes).sum();
+        let bytes = self.limits.segment_bytes;
+        let wants_spare = !self.has_spare && kept + bytes <= limit;
+        let spare = wants_spare.then(|| (self.segments[last].base, bytes));
+        let oldest = self.segments[count].base;
+        Ok(Some(RetireJob { storage, retired, spare, before: self.retired, oldest }))
+    }
+
+    /// Notes how a job ended.
+    pub(crate) fn end_retire(
+        &mut self,
+        job: &RetireJob<S>,
+        result: Result<bool, RetireError>,
+    ) -> Result<(), StoreError> {
+        let has_spare = match result {
+            Ok(has_spare) => has_spare,
+            Err(RetireError::Refused(error)) => return Err(error),
+            Err(RetireError::Sync(error)) => return self.poisoning("syncing", Err(error)),
+            Err(RetireError::Left(error)) => {
+                self.forget(job);
+                return Err(error);
+            }
+        };
+        self.forget(job);
+        self.has_spare |= has_spare;
+        Ok(())
+    }
+
+    /// Has no segments any more that a job has retired.
+    fn forget(&mut self, job: &RetireJob<S>) {
+        self.segments.retain(|segment| segment.base >= job.oldest);
+        self.retired = job.oldest;
     }
 
     /// Returns an error if an earlier call failed, or if the log is closed.

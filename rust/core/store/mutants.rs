@@ -55,11 +55,19 @@ pub(crate) enum Mutant {
     NoMarker,
     /// A log without room says that it took the event.
     FullTakes,
+    /// What was retired is part of the log as long as it is there.
+    KeepsRetired,
+    /// Segments are retired without a note of it.
+    RetiresWithoutNote,
+    /// The note that segments are retired is not synced before they are removed.
+    NoSyncOfNote,
+    /// A file is used again with the header of the segment before.
+    NoWipe,
 }
 
 #[cfg(test)]
 impl Mutant {
-    pub(crate) const ALL: [Self; 25] = [
+    pub(crate) const ALL: [Self; 29] = [
         Self::AckBeforeSync,
         Self::SyncOnlyNewest,
         Self::NoFolderSync,
@@ -85,6 +93,10 @@ impl Mutant {
         Self::ShortWriteIsWhole,
         Self::FullTakes,
         Self::NoMarker,
+        Self::KeepsRetired,
+        Self::RetiresWithoutNote,
+        Self::NoSyncOfNote,
+        Self::NoWipe,
     ];
 }
 

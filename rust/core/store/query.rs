@@ -2,13 +2,13 @@
 
 use super::dictionary::Translation;
 use super::error::StoreError;
-use super::format::{Kind, segment_base, segment_name};
+use super::format::{Kind, segment_name};
 use super::index::{Block, SegmentIndex, corrupt};
+use super::listing::{Listing, open_segment};
 use super::log::Object;
 use super::reader::{Objects, native};
-use super::recovery::open;
 use super::scan::Scan;
-use super::storage::{Storage, uninterrupted};
+use super::storage::Storage;
 use crate::event::Event;
 use crate::event_type::EventType;
 use crate::names::Symbol;
@@ -105,6 +105,7 @@ impl<S: Storage> Default for Indexes<S> {
 
 /// What of a segment a query has to look at.
 struct Part<F> {
+    base: u64,
     name: String,
     scan: Scan<F>,
     names: Arc<Translation>,
@@ -135,13 +136,10 @@ impl<S: Storage> LogQuery<S> {
         query: &Query,
         limit: u64,
     ) -> Result<Self, StoreError> {
-        let names = uninterrupted(|| storage.names()).map_err(StoreError::io("listing", "."))?;
-        let mut segments: Vec<u64> = names
-            .iter()
-            .filter_map(|name| segment_base(name))
-            .filter(|base| *base < limit)
-            .collect();
-        segments.sort_unstable_by(|one, other| other.cmp(one));
+        let mut segments = Listing::of(&*storage)?.bases;
+        segments.retain(|base| *base < limit);
+        indexes.0.lock().retain(|base, _| segments.binary_search(base).is_ok());
+        segments.reverse();
         let (part, sequences, events) = (None, Vec::new(), Vec::new());
         let filter = Filter::new(query);
         Ok(Self { storage, indexes, filter, segments, limit, part, sequences, events })
@@ -150,9 +148,31 @@ impl<S: Storage> LogQuery<S> {
     /// Returns the next records that are wanted, in the order of the log.
     pub(crate) fn next_found(&mut self) -> Result<Option<Found<'_>>, StoreError> {
         loop {
+            match self.advance() {
+                Ok(Some((sequence, Kind::Events))) if self.select_events(sequence) => {
+                    return Ok(Some(self.found(sequence)));
+                }
+                Ok(Some((sequence, Kind::Objects))) if self.has_objects(sequence) => {
+                    return Ok(Some(self.found(sequence)));
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => return Ok(None),
+                Err((base, error)) => match Listing::of(&*self.storage)?.has(base) {
+                    true => return Err(error),
+                    // It was retired meanwhile.
+                    false => self.part = None,
+                },
+            }
+        }
+    }
+
+    /// Reads the next frame that may be wanted, and returns its sequence and its kind. An error is
+    /// that of the segment that begins with a sequence.
+    fn advance(&mut self) -> Result<Option<(u64, Kind)>, (u64, StoreError)> {
+        loop {
             let Some(part) = &mut self.part else {
                 let Some(base) = self.segments.pop() else { return Ok(None) };
-                self.part = Some(self.part(base)?);
+                self.part = Some(self.part(base).map_err(|error| (base, error))?);
                 continue;
             };
             let sequence = part.scan.sequence();
@@ -167,20 +187,15 @@ impl<S: Storage> LogQuery<S> {
                 continue;
             }
             let offset = part.scan.offset();
-            let read = part.scan.next().map_err(StoreError::io("reading", &part.name))?;
-            let Some(frame) = read else {
-                let name = part.name.clone();
-                return Err(corrupt(name, offset, sequence, "a frame that is whole"));
+            return match part.scan.next() {
+                Ok(Some(frame)) => Ok(Some((sequence, frame.header.kind))),
+                Ok(None) => {
+                    let name = part.name.clone();
+                    let error = corrupt(name, offset, sequence, "a frame that is whole");
+                    Err((part.base, error))
+                }
+                Err(error) => Err((part.base, StoreError::io("reading", &part.name)(error))),
             };
-            let kind = frame.header.kind;
-            let has_found = match kind {
-                Kind::Events => self.select_events(sequence),
-                Kind::Objects => self.has_objects(sequence),
-                _ => false,
-            };
-            if has_found {
-                return Ok(Some(self.found(sequence)));
-            }
         }
     }
 
@@ -220,8 +235,8 @@ impl<S: Storage> LogQuery<S> {
         runs.reverse();
         let (name, names, salt) = (index.name().to_owned(), index.names.clone(), index.salt());
         drop(indexes);
-        let scan = Scan::new(open(&*self.storage, &name)?, salt, u64::MAX, 0);
-        Ok(Part { name, scan, names, runs, end: 0 })
+        let scan = Scan::new(open_segment(&*self.storage, base)?, salt, u64::MAX, 0);
+        Ok(Part { base, name, scan, names, runs, end: 0 })
     }
 
     /// Selects what is wanted of the events that were read last; false if nothing is.

@@ -3,12 +3,13 @@
 use super::dictionary::Translation;
 use super::error::StoreError;
 use super::format::{
-    Kind, OBJECT_HEAD, SEGMENT_HEADER, SegmentHeader, segment_base, segment_name, u32_at, u64_at,
+    Kind, OBJECT_HEAD, SEGMENT_HEADER, SegmentHeader, segment_name, u32_at, u64_at,
 };
+use super::listing::{Listing, open_segment};
 use super::log::Object;
 use super::recovery::read_header;
 use super::scan::{Frame, Scan};
-use super::storage::{Storage, uninterrupted};
+use super::storage::Storage;
 use crate::event::{EVENT_BYTES, Event};
 use std::io;
 use std::sync::Arc;
@@ -18,6 +19,8 @@ use std::sync::Arc;
 pub struct Batch<'a> {
     /// The sequence of the first one.
     pub sequence: u64,
+    /// The sequence after the last one.
+    pub end: u64,
     /// The records.
     pub records: Records<'a>,
 }
@@ -47,11 +50,7 @@ pub struct Gap {
 impl Batch<'_> {
     /// Returns how many records there are, those included that the log no longer has.
     pub fn len(&self) -> u64 {
-        match &self.records {
-            Records::Events(events) => events.len() as u64,
-            Records::Objects(objects) => objects.count as u64,
-            Records::Gap(_) => 1,
-        }
+        self.end - self.sequence
     }
 
     /// Returns false: a batch has at least one record.
@@ -65,7 +64,6 @@ impl Batch<'_> {
 pub struct Objects<'a> {
     heads: &'a [u8],
     bodies: &'a [u8],
-    count: usize,
     names: &'a Translation,
 }
 
@@ -73,7 +71,7 @@ impl<'a> Objects<'a> {
     /// Returns the objects of a frame.
     pub(crate) fn of(payload: &'a [u8], count: usize, names: &'a Translation) -> Self {
         let (heads, bodies) = payload.split_at(count * OBJECT_HEAD);
-        Self { heads, bodies, count, names }
+        Self { heads, bodies, names }
     }
 
     /// Returns `count` of them behind the first ones.
@@ -81,7 +79,7 @@ impl<'a> Objects<'a> {
         let (read, heads) = self.heads.split_at(skipped * OBJECT_HEAD);
         let lengths = read.chunks_exact(OBJECT_HEAD).map(|head| u32_at(head, 16) as usize);
         let bodies = &self.bodies[lengths.sum()..];
-        Self { heads: &heads[..count * OBJECT_HEAD], bodies, count, names: self.names }
+        Self { heads: &heads[..count * OBJECT_HEAD], bodies, names: self.names }
     }
 
     /// Returns them in order.
@@ -142,7 +140,8 @@ impl<S: Storage> LogReader<S> {
                     let sequence = self.next;
                     self.next += missed;
                     let gap = Gap { missed, is_exact: true };
-                    return Ok(Some(Batch { sequence, records: Records::Gap(gap) }));
+                    let records = Records::Gap(gap);
+                    return Ok(Some(Batch { sequence, end: self.next, records }));
                 }
             }
             if self.holds_next()? {
@@ -155,31 +154,28 @@ impl<S: Storage> LogReader<S> {
     /// Opens the segment with the next record, or the first one behind it, and returns how many
     /// records are missing before that.
     fn begin(&mut self) -> Result<u64, StoreError> {
-        let names =
-            uninterrupted(|| self.storage.names()).map_err(StoreError::io("listing", "."))?;
-        let mut bases: Vec<u64> = names.iter().filter_map(|name| segment_base(name)).collect();
-        bases.sort_unstable();
-        let at = bases.partition_point(|base| *base <= self.next);
-        let Some(&base) = bases.get(at.saturating_sub(1)) else {
-            return Err(self.corrupt(segment_name(self.next), 0, "a segment with the next record"));
-        };
-        self.open(base)?;
-        Ok(base.saturating_sub(self.next))
+        loop {
+            let Some(base) = Listing::of(&*self.storage)?.base_for(self.next) else {
+                let name = segment_name(self.next);
+                return Err(self.corrupt(name, 0, "a segment with the next record"));
+            };
+            match self.open(base) {
+                Ok(()) => return Ok(base.saturating_sub(self.next)),
+                Err(error) if self.has(base)? => return Err(error),
+                // It was retired meanwhile.
+                Err(_) => {}
+            }
+        }
     }
 
-    /// Returns the first sequences of all segments, in order.
-    fn bases(&self) -> Result<Vec<u64>, StoreError> {
-        let names =
-            uninterrupted(|| self.storage.names()).map_err(StoreError::io("listing", "."))?;
-        let mut bases: Vec<u64> = names.iter().filter_map(|name| segment_base(name)).collect();
-        bases.sort_unstable();
-        Ok(bases)
+    /// Returns whether the log has the segment that begins with a sequence.
+    fn has(&self, base: u64) -> Result<bool, StoreError> {
+        Ok(Listing::of(&*self.storage)?.has(base))
     }
 
     fn open(&mut self, base: u64) -> Result<(), StoreError> {
         let name = segment_name(base);
-        let file = uninterrupted(|| self.storage.open(&name, false))
-            .map_err(StoreError::io("opening", &name))?;
+        let file = open_segment(&*self.storage, base)?;
         let (_, Some(header)) = read_header(&file, &name)? else {
             return Err(self.corrupt(name, 0, "the header of a segment"));
         };
@@ -225,19 +221,28 @@ impl<S: Storage> LogReader<S> {
         }
         let (name, base, offset, end) = (name.clone(), *base, scan.offset(), scan.sequence());
         if !scan.has_seal() || end == base {
+            if !self.has(base)? {
+                // It was retired, and its file may be another segment's by now.
+                self.segment = None;
+                return Ok(false);
+            }
             return Err(self.corrupt(name, offset, "a frame that is whole"));
         }
         let before = scan.chain().map(|chain| (header.log, header.number, chain));
         match self.open(end) {
-            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                // It may have been retired meanwhile, with all before it.
+            Err(error) => {
                 self.segment = None;
-                match self.bases()?.first() {
-                    Some(first) if *first > end => Ok(false),
-                    _ => Err(self.corrupt(segment_name(end), 0, FOLLOWS)),
+                match (Listing::of(&*self.storage)?.bases.first(), error) {
+                    // It was retired meanwhile, with all before it.
+                    (Some(first), _) if *first > end => Ok(false),
+                    (_, StoreError::Io { source, .. })
+                        if source.kind() == io::ErrorKind::NotFound =>
+                    {
+                        Err(self.corrupt(segment_name(end), 0, FOLLOWS))
+                    }
+                    (_, error) => Err(error),
                 }
             }
-            Err(error) => Err(error),
             Ok(()) => {
                 let opened = self.segment.as_ref().map(|opened| &opened.header);
                 let follows = opened.zip(before).is_none_or(|(opened, (log, number, chain))| {
@@ -264,6 +269,7 @@ impl<S: Storage> LogReader<S> {
         let skipped = (sequence - header.sequence) as usize;
         let count = (u64::from(header.count) - skipped as u64).min(limit - sequence) as usize;
         self.next += count as u64;
+        let end = self.next;
         let records = match header.kind {
             Kind::Events => {
                 let bytes = &mut payload[skipped * EVENT_BYTES..][..count * EVENT_BYTES];
@@ -277,7 +283,7 @@ impl<S: Storage> LogReader<S> {
                 Records::Gap(Gap { missed: u64_at(payload, 0), is_exact: u64_at(payload, 8) == 1 })
             }
         };
-        Batch { sequence, records }
+        Batch { sequence, end, records }
     }
 
     fn corrupt(&self, segment: String, offset: u64, expected: &'static str) -> StoreError {

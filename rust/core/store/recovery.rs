@@ -7,9 +7,10 @@
 use super::error::StoreError;
 use super::format::{
     BadHeader, FrameHeader, Kind, SEAL, SEGMENT_HEADER, SegmentHeader, payload_crc, seal_payload,
-    segment_base, segment_name, u32_at,
+    segment_base, segment_name, u32_at, u64_at,
 };
-use super::log::{Continuation, NEW_SEGMENT, Segment};
+use super::listing::{Listing, open_segment};
+use super::log::{Continuation, Segment};
 use super::mutants::{Mutant, is_broken};
 use super::scan::{Scan, Tail};
 use super::storage::{Storage, StorageFile, read_all, uninterrupted, write_all};
@@ -39,8 +40,10 @@ struct Break {
 #[derive(Debug, Clone)]
 pub(crate) struct Findings {
     segments: Vec<Found>,
-    /// There is a segment that was not finished.
-    is_unfinished: bool,
+    /// Records below were retired.
+    retired: u64,
+    /// What is none of the log any more.
+    leftovers: Vec<String>,
     /// The first segment that had to be scanned, by its place.
     scanned_from: usize,
     /// Where it breaks off, unless the last segment is sealed.
@@ -75,22 +78,24 @@ pub struct Recovery {
 impl Findings {
     /// Reads what has to be read to know how the log ends.
     pub(crate) fn of<S: Storage>(storage: &S) -> Result<Self, StoreError> {
-        let names = uninterrupted(|| storage.names()).map_err(StoreError::io("listing", "."))?;
-        let mut bases: Vec<u64> = names.iter().filter_map(|name| segment_base(name)).collect();
-        bases.sort_unstable();
+        let Listing { bases, retired, leftovers } = Listing::of(storage)?;
         let segments =
             bases.into_iter().map(|base| Found { base, bytes: 0, header: None }).collect();
         let mut findings = Self {
             segments,
-            is_unfinished: names.iter().any(|name| name == NEW_SEGMENT),
+            retired,
+            leftovers,
             scanned_from: 0,
             end: None,
             sequence: 0,
             chain: 0,
-            durable: 0,
+            durable: durable_behind(retired),
             scanned_bytes: 0,
             identity: None,
         };
+        if findings.segments.is_empty() && retired > 0 {
+            return Err(missing(retired));
+        }
         findings.find_start(storage)?;
         findings.scan(storage)?;
         Ok(findings)
@@ -108,15 +113,16 @@ impl Findings {
         for place in (0..self.segments.len()).rev() {
             let found = &mut self.segments[place];
             let name = segment_name(found.base);
-            let file = open(storage, &name)?;
+            let file = open_segment(storage, found.base)?;
             let (bytes, header) = read_header(&file, &name)?;
             found.bytes = bytes;
             found.header = header;
             let Some(header) = &found.header else { continue };
             self.durable = self.durable.max(header.durable);
             self.identity = self.identity.or(Some(header.log));
-            let (oldest, has_oldest) = (header.oldest, header.oldest >= first);
-            if let Some(seal) = read_seal(&file, &name, bytes, header)? {
+            let oldest = header.oldest.max(self.retired);
+            let has_oldest = oldest >= first;
+            if let Some(seal) = read_seal(&file, &name, bytes, header)?.filter(|s| s.is_whole) {
                 (self.sequence, self.chain) = (seal.sequence, seal.chain);
                 self.durable = self.durable.max(seal.durable);
                 self.scanned_from = place + 1;
@@ -132,9 +138,9 @@ impl Findings {
         let first = self.segments.first().and_then(|first| first.header.as_ref());
         self.sequence = match first {
             // None before it can have been retired if it began before they were durable.
-            Some(first) if first.durable < first.base => first.oldest,
+            Some(first) if first.durable < first.base => first.oldest.max(self.retired),
             Some(first) => first.base,
-            None => 0,
+            None => self.retired,
         };
         Ok(())
     }
@@ -152,7 +158,7 @@ impl Findings {
         for place in self.scanned_from..self.segments.len() {
             let Found { base, bytes, header } = self.segments[place].clone();
             let name = segment_name(base);
-            let file = open(storage, &name)?;
+            let file = open_segment(storage, base)?;
             let before =
                 place.checked_sub(1).and_then(|before| self.segments[before].header.as_ref());
             let follows = |header: &&SegmentHeader| {
@@ -207,9 +213,9 @@ impl Findings {
         let mut all = Tail::default();
         for (behind, found) in self.segments.iter().enumerate().skip(place) {
             let name = segment_name(found.base);
-            let salt = found.header.as_ref().map(|header| header.salt);
             let from = if behind == place { offset } else { 0 };
-            let tail = Tail::of(&open(storage, &name)?, salt, from)
+            let file = open_segment(storage, found.base)?;
+            let tail = Tail::of(&file, found.header.as_ref(), from, sequence)
                 .map_err(StoreError::io("reading", &name))?;
             all.durable = all.durable.max(tail.durable);
             all.end = all.end.max(tail.end);
@@ -238,9 +244,8 @@ impl Findings {
             scanned_bytes: self.scanned_bytes,
             ..Recovery::default()
         };
-        if self.is_unfinished {
-            uninterrupted(|| storage.remove(NEW_SEGMENT))
-                .map_err(StoreError::io("removing", NEW_SEGMENT))?;
+        for name in &self.leftovers {
+            uninterrupted(|| storage.remove(name)).map_err(StoreError::io("removing", name))?;
         }
         if let Some(end) = self.end {
             recovery.cut_bytes = end.tail.bytes;
@@ -263,8 +268,8 @@ impl Findings {
         }
         // Those that nobody had to look at count too.
         for found in self.segments.iter_mut().filter(|found| found.bytes == 0) {
+            let file = open_segment(storage, found.base)?;
             let name = segment_name(found.base);
-            let file = open(storage, &name)?;
             found.bytes = uninterrupted(|| file.len()).map_err(StoreError::io("reading", &name))?;
         }
         let last = self.segments.last().and_then(|last| last.header.as_ref());
@@ -279,6 +284,7 @@ impl Findings {
             number: last.map_or(0, |last| last.number + 1),
             chain: self.chain,
             sequence,
+            retired: self.retired,
             segments: self
                 .segments
                 .iter()
@@ -305,6 +311,12 @@ impl Findings {
         }
         Ok(())
     }
+}
+
+/// Returns below which sequence all was durable if what is before `retired` was: a segment is retired
+/// once there is a durable record behind it.
+pub(crate) fn durable_behind(retired: u64) -> u64 {
+    if retired > 0 { retired + 1 } else { 0 }
 }
 
 /// Returns the error of a log without the segment that begins with `oldest`.
@@ -371,14 +383,18 @@ fn seal<S: Storage>(
 }
 
 /// The seal of a segment.
-struct Seal {
+pub(crate) struct Seal {
     sequence: u64,
     durable: u64,
     chain: u32,
+    /// All before it was synced when it was written.
+    is_whole: bool,
+    /// When it was written: nanoseconds since the Unix epoch.
+    pub(crate) at: u64,
 }
 
-/// Returns the seal at the end of a file, if there is one and all before it was synced.
-fn read_seal(
+/// Returns the seal at the end of a file, if there is one.
+pub(crate) fn read_seal(
     file: &impl StorageFile,
     name: &str,
     bytes: u64,
@@ -393,11 +409,11 @@ fn read_seal(
         .flatten()
         .filter(|found| found.kind == Kind::Seal && found.salt == segment.salt)
         .filter(|found| found.sequence > segment.base)
-        .filter(|found| found.payload_crc == payload_crc(&[payload]) && found.describes(payload))
-        .filter(|_| u32_at(payload, 4) == 1);
+        .filter(|found| found.payload_crc == payload_crc(&[payload]) && found.describes(payload));
     Ok(seal.map(|found| {
         let (sequence, durable) = (found.sequence, found.durable);
-        Seal { sequence, durable, chain: u32_at(payload, 0) }
+        let (chain, is_whole) = (u32_at(payload, 0), u32_at(payload, 4) == 1);
+        Seal { sequence, durable, chain, is_whole, at: u64_at(payload, 8) }
     }))
 }
 
@@ -428,10 +444,6 @@ pub(crate) fn read_header(
             Err(StoreError::Version { segment: name.to_owned(), major, features })
         }
     }
-}
-
-pub(crate) fn open<S: Storage>(storage: &S, name: &str) -> Result<S::File, StoreError> {
-    uninterrupted(|| storage.open(name, false)).map_err(StoreError::io("opening", name))
 }
 
 fn open_to_write<S: Storage>(storage: &S, name: &str) -> Result<S::File, StoreError> {

@@ -1,8 +1,8 @@
 //! Frames of a segment, read one after another and checked.
 
 use super::format::{
-    FRAME_HEADER, FrameHeader, Kind, MAX_PAYLOAD, SEGMENT_HEADER, chained, padded, payload_crc,
-    u32_at,
+    FRAME_HEADER, FrameHeader, Kind, MAX_PAYLOAD, SEGMENT_HEADER, SegmentHeader, chained, padded,
+    payload_crc, u32_at,
 };
 use super::mutants::{Mutant, is_broken};
 use super::storage::{StorageFile, read_all};
@@ -237,22 +237,40 @@ pub(crate) struct Tail {
     pub(crate) durable: u64,
     /// Where the last of those frames ends, as a sequence.
     pub(crate) end: u64,
-    /// Bytes until only zeros follow.
+    /// Bytes of what was written there, as far as that can be told from what the file held before.
     pub(crate) bytes: u64,
 }
 
 impl Tail {
-    /// Returns what is in a file from `offset` on, where frames have this salt if it is known.
-    pub(crate) fn of(file: &impl StorageFile, salt: Option<u32>, from: u64) -> io::Result<Self> {
+    /// Returns what is in a file from an offset on, behind the record before `sequence`; its header is
+    /// not known where it is damaged.
+    pub(crate) fn of(
+        file: &impl StorageFile,
+        header: Option<&SegmentHeader>,
+        from: u64,
+        sequence: u64,
+    ) -> io::Result<Self> {
+        let salt = header.map(|header| header.salt);
+        let is_new = header.is_some_and(|header| !header.is_reused);
         let mut tail = Self::default();
         let mut buffer = vec![0; READ];
         let mut offset = from;
         loop {
             let filled = read_all(file, &mut buffer, offset)?;
             if let Some(last) = buffer[..filled].iter().rposition(|byte| *byte != 0) {
-                tail.bytes = offset + last as u64 + 1 - from;
+                if is_new {
+                    tail.bytes = offset + last as u64 + 1 - from;
+                }
                 for at in (0..(filled + 1).saturating_sub(FRAME_HEADER)).step_by(8) {
-                    tail.take(salt, &buffer[at..at + FRAME_HEADER]);
+                    let Some(found) = frame_of(salt, &buffer[at..at + FRAME_HEADER]) else {
+                        continue;
+                    };
+                    tail.durable = tail.durable.max(found.durable);
+                    tail.end = tail.end.max(found.sequence.saturating_add(found.count.into()));
+                    if found.sequence >= sequence {
+                        let end = offset + (at + FRAME_HEADER + found.padded_bytes()) as u64;
+                        tail.bytes = tail.bytes.max(end - from);
+                    }
                 }
             }
             if filled < READ {
@@ -262,16 +280,12 @@ impl Tail {
             offset += (READ - FRAME_HEADER).next_multiple_of(8) as u64;
         }
     }
+}
 
-    #[inline]
-    fn take(&mut self, salt: Option<u32>, bytes: &[u8]) {
-        let found = FrameHeader::salt_of(bytes);
-        if found == 0 || salt.is_some_and(|salt| salt != found) {
-            return;
-        }
-        if let Some(header) = FrameHeader::decode(bytes) {
-            self.durable = self.durable.max(header.durable);
-            self.end = self.end.max(header.sequence.saturating_add(header.count.into()));
-        }
-    }
+/// Returns the header with these bytes, if they are that of a frame with this salt.
+#[inline]
+fn frame_of(salt: Option<u32>, bytes: &[u8]) -> Option<FrameHeader> {
+    let found = FrameHeader::salt_of(bytes);
+    let is_mine = found != 0 && salt.is_none_or(|salt| salt == found);
+    is_mine.then(|| FrameHeader::decode(bytes)).flatten()
 }

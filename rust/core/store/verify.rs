@@ -1,11 +1,12 @@
 //! Reading a whole log to see whether it is what was written.
 
 use super::error::StoreError;
-use super::format::{SEGMENT_HEADER, segment_base, segment_name};
+use super::format::{SEGMENT_HEADER, segment_name};
+use super::listing::{Listing, open_segment};
 use super::mutants::{Mutant, is_broken};
-use super::recovery::{missing, open, read_header};
+use super::recovery::{durable_behind, missing, read_header};
 use super::scan::{Scan, Tail};
-use super::storage::{Storage, uninterrupted};
+use super::storage::Storage;
 
 /// What a log was found to hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -25,9 +26,10 @@ pub struct Verification {
 
 /// Reads and checks everything.
 pub(crate) fn verify<S: Storage>(storage: &S) -> Result<Verification, StoreError> {
-    let names = uninterrupted(|| storage.names()).map_err(StoreError::io("listing", "."))?;
-    let mut bases: Vec<u64> = names.iter().filter_map(|name| segment_base(name)).collect();
-    bases.sort_unstable();
+    let Listing { bases, retired, .. } = Listing::of(storage)?;
+    if bases.is_empty() && retired > 0 {
+        return Err(missing(retired));
+    }
     let mut found = Verification {
         oldest_sequence: bases.first().copied().unwrap_or_default(),
         next_sequence: bases.first().copied().unwrap_or_default(),
@@ -36,15 +38,14 @@ pub(crate) fn verify<S: Storage>(storage: &S) -> Result<Verification, StoreError
     // Of the segment before: log, number and chain.
     let mut before: Option<(u128, u64, u32)> = None;
     // What is acknowledged as far as the log says, and where it first is not what it should be.
-    let (mut durable, mut broken): (u64, Option<StoreError>) = (0, None);
-    let mut oldest = 0;
+    let (mut durable, mut broken): (u64, Option<StoreError>) = (durable_behind(retired), None);
+    let mut oldest = retired;
     for base in bases {
         let name = segment_name(base);
-        let (_, header) = read_header(&open(storage, &name)?, &name)?;
-        let salt = header.as_ref().map(|header| header.salt);
+        let (_, header) = read_header(&open_segment(storage, base)?, &name)?;
         durable = durable.max(header.as_ref().map_or(0, |header| header.durable));
         oldest = oldest.max(header.as_ref().map_or(0, |header| header.oldest));
-        let follows = header.filter(|header| {
+        let follows = header.as_ref().filter(|header| {
             (base == found.next_sequence || is_broken(Mutant::NoBaseCheck))
                 && before.is_none_or(|(log, number, chain)| {
                     (header.log, header.number) == (log, number + 1)
@@ -60,18 +61,19 @@ pub(crate) fn verify<S: Storage>(storage: &S) -> Result<Verification, StoreError
         };
         let Some(header) = follows.filter(|_| broken.is_none()) else {
             // Only whether it says that something was acknowledged is of interest.
-            let tail = Tail::of(&open(storage, &name)?, salt, 0).map_err(reading)?;
+            let file = open_segment(storage, base)?;
+            let tail = Tail::of(&file, header.as_ref(), 0, found.next_sequence).map_err(reading)?;
             durable = durable.max(tail.durable);
             found.torn_bytes += tail.bytes;
             let expected = "the segment that follows the one before";
             broken = broken.or(Some(corrupt(0, found.next_sequence, expected)));
             continue;
         };
-        let file = open(storage, &name)?;
+        let file = open_segment(storage, base)?;
         let mut scan = Scan::new(file, header.salt, SEGMENT_HEADER as u64, base);
         let tail = scan.run_out().and_then(|()| match scan.has_seal() {
             true => Ok(None),
-            false => Tail::of(scan.file(), salt, scan.offset()).map(Some),
+            false => Tail::of(scan.file(), Some(header), scan.offset(), scan.sequence()).map(Some),
         });
         let tail = tail.map_err(reading)?;
         if scan.is_contradicted() {

@@ -30,7 +30,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tickbus::{
     AppendError, Durability, Event, EventStore as Core, Gap, NewRecords, Object, Records, Recovery,
-    SegmentReport, StoreConfig, StoreError, StoreReader as CoreReader, Ticket as CoreTicket,
+    Retention, SegmentReport, StoreConfig, StoreError, StoreReader as CoreReader,
+    Ticket as CoreTicket,
 };
 
 /// Stores that are alive, to be closed at exit.
@@ -307,8 +308,24 @@ impl EventStore {
         py.detach(|| core.seal()).map_err(|error| error::store(py, &error))
     }
 
-    /// (oldest_sequence, next_sequence, durable_end, segments, bytes)
-    fn _stats(&self, py: Python<'_>) -> PyResult<(u64, u64, u64, usize, u64)> {
+    /// Retires the oldest segments, and returns (segments, records, bytes) of them.
+    fn _retain(
+        &self,
+        py: Python<'_>,
+        size: Option<u64>,
+        count: Option<u64>,
+        age: Option<f64>,
+    ) -> PyResult<(usize, u64, u64)> {
+        let core = self.writer()?;
+        let age = age.map(|age| error::duration("age", age)).transpose()?;
+        let retention = Retention { bytes: size, records: count, age };
+        let retired = py.detach(|| core.retain(&retention));
+        let retired = retired.map_err(|error| error::store(py, &error))?;
+        Ok((retired.segments, retired.records, retired.bytes))
+    }
+
+    /// (oldest_sequence, next_sequence, durable_end, segments, bytes, held_from)
+    fn _stats(&self, py: Python<'_>) -> PyResult<(u64, u64, u64, usize, u64, Option<u64>)> {
         self.process().check()?;
         let stats = py.detach(|| match &self.access {
             Access::Write { core, .. } => Ok(core.stats()),
@@ -316,7 +333,7 @@ impl EventStore {
         });
         let stats = stats.map_err(|error| error::store(py, &error))?;
         let (oldest, next) = (stats.oldest_sequence, stats.next_sequence);
-        Ok((oldest, next, stats.durable_end, stats.segments, stats.bytes))
+        Ok((oldest, next, stats.durable_end, stats.segments, stats.bytes, stats.held_from))
     }
 
     /// Returns what reads from a sequence on.
