@@ -338,6 +338,17 @@ fn the_log_of_format_1_0_is_read_and_recovered_as_it_was_written() {
 }
 
 #[test]
+fn the_compressed_log_of_format_1_0_is_read_as_the_one_it_was_made_of() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/1.0-compressed");
+    let verified = EventStore::verify(&folder).expect("it is sound");
+    assert_eq!((verified.oldest_sequence, verified.next_sequence), (1_600, 2_010));
+    let mut reader = EventStore::read_only(&folder, 0).expect("it is sound");
+    let records = read(&mut reader);
+    assert_eq!(records[0], Record::Gap(Gap { missed: 1_600, is_exact: true }));
+    assert_eq!(records[1..], golden()[1_600..]);
+}
+
+#[test]
 fn an_attached_store_has_what_was_published_in_the_order_of_its_bus_and_a_gap_where_it_missed_some()
 {
     let folder = folder();
@@ -840,4 +851,86 @@ fn a_segment_that_comes_back_after_it_was_retired_is_none_of_the_log() {
     assert!(EventStore::verify(folder.path()).is_err_and(is_corrupt));
     let opened = EventStore::open(folder.path(), config(Durability::Group));
     assert!(opened.map(|_| ()).is_err_and(is_corrupt));
+}
+
+#[test]
+fn a_compressed_log_is_read_queried_and_continued_as_before() {
+    let folder = folder();
+    let store = open(folder.path());
+    append_segments(&store, 3);
+    append_fill(&store, "fills.BTCUSDT", b"one");
+    store.append(&events(5_000)).expect("there is room");
+    store.sync().expect("it is durable");
+    let before = read(&mut store.read(0));
+    let mut behind = store.read(0);
+    assert!(behind.next_batch().expect("it is there").is_some());
+    let an_hour = Duration::from_secs(3_600);
+    assert_eq!(store.compress(an_hour).expect("it can").segments, 0, "none is that old");
+    let written = store.stats();
+    let compression = store.compress(Duration::ZERO).expect("it can");
+    assert_eq!(compression.segments, written.segments - 1, "all but the one that is written");
+    assert!(compression.bytes_after < compression.bytes_before / 2, "{compression:?}");
+    let saved = compression.bytes_before - compression.bytes_after;
+    assert_eq!(store.stats().bytes, written.bytes - saved);
+    assert_eq!(store.compress(Duration::ZERO).expect("it can").segments, 0);
+
+    assert_eq!(read(&mut store.read(0)), before);
+    assert_eq!(read(&mut behind), before[100..]);
+    let mut found = store.query(&Query { times: 10..12, ..Query::default() }).expect("it can");
+    let mut sequences: Vec<u64> = Vec::new();
+    while let Some(Found::Events(numbers, _)) = found.next_found().expect("it is sound") {
+        sequences.extend(numbers);
+    }
+    assert_eq!(sequences, [10, 11, 110, 111, 210, 211, 311, 312]);
+
+    store.close().expect("it is durable");
+    drop(store);
+    let verified = EventStore::verify(folder.path()).expect("it is sound");
+    assert_eq!(verified.next_sequence, before.len() as u64);
+    let (store, recovery) =
+        EventStore::open(folder.path(), config(Durability::Group)).expect("it is sound");
+    assert_eq!(recovery.next_sequence, before.len() as u64);
+    assert_eq!(recovery.scanned_bytes, 0, "sealed segments are trusted");
+    assert_eq!(read(&mut store.read(0)), before);
+    assert!(store.compress(Duration::ZERO).expect("it can").segments > 0);
+    let retired = store.retain(&retained(None, Some(0), None)).expect("it can");
+    assert!(retired.segments > 3);
+    append_segments(&store, 1);
+    EventStore::verify(folder.path()).expect("it is sound");
+}
+
+#[test]
+fn any_decompressor_of_zstd_gives_the_segment() {
+    let folder = folder();
+    let store = open(folder.path());
+    append_segments(&store, 1);
+    let path = folder.path().join(format!("{:020}.elog", 0));
+    let original = std::fs::read(&path).expect("it is there");
+    store.compress(Duration::ZERO).expect("it can");
+    assert!(!path.exists());
+    let compressed = std::fs::File::open(path.with_extension("elog.zst")).expect("it is there");
+    assert_eq!(zstd::decode_all(compressed).expect("it is zstd"), original);
+}
+
+#[test]
+fn damage_in_a_compressed_segment_is_named_and_stops_nothing_before_it() {
+    let folder = folder();
+    let store = open(folder.path());
+    append_segments(&store, 3);
+    store.compress(Duration::ZERO).expect("it can");
+    store.close().expect("it is durable");
+    drop(store);
+    let path = folder.path().join(format!("{:020}.elog.zst", 200));
+    let mut bytes = std::fs::read(&path).expect("it is there");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    std::fs::write(&path, bytes).expect("it is written");
+    let error = EventStore::verify(folder.path()).expect_err("it is damaged");
+    let StoreError::Corrupt { segment, sequence, .. } = &error else { panic!("{error}") };
+    assert_eq!((&**segment, *sequence), ("00000000000000000200.elog.zst", 200));
+    let mut reader = EventStore::read_only(folder.path(), 0).expect("its end is sound");
+    assert_eq!(reader.next_batch().expect("it is sound").map(|batch| batch.end), Some(100));
+    assert_eq!(reader.next_batch().expect("it is sound").map(|batch| batch.end), Some(200));
+    let error = reader.next_batch().map(|_| ()).expect_err("it is damaged");
+    assert!(matches!(error, StoreError::Corrupt { sequence: 200, .. }), "{error}");
 }

@@ -64,6 +64,7 @@ from tickbus.errors import (
 )
 from tickbus.event import EventType, Priority
 from tickbus.store import (
+    Compression,
     EventStore,
     Gap,
     Record,
@@ -88,6 +89,7 @@ __all__ = [
     "BusyPoll",
     "Clock",
     "Closed",
+    "Compression",
     "ConfigError",
     "Corrupt",
     "CriticalOverflow",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 __all__ = [
+    "Compression",
     "EventStore",
     "Gap",
     "Record",
@@ -118,6 +119,21 @@ class StoreStats:
     segments: int
     bytes: int
     held_from: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """What was compressed of a log.
+
+    Attributes:
+        segments: Segments.
+        bytes_before: Bytes of them before.
+        bytes_after: Bytes of them now.
+    """
+
+    segments: int
+    bytes_before: int
+    bytes_after: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,6 +358,24 @@ class EventStore(_core.EventStore):
                 raise ConfigError(f"{name} was {value}; it must be at least 0")
         return Retired(*self._retain(size, count, age))
 
+    def compress(self, older_than: float = 0.0) -> Compression:
+        """Compresses what nothing is appended to any more, and returns what that was.
+
+        Everything reads as before. The files are in the seekable format of zstd, which `zstd -d`
+        knows. What was compressed is read again and compared before the original is removed. The
+        segment that is written is left alone; `seal` finishes it.
+
+        Args:
+            older_than: Only segments that were finished so many seconds ago, by the wall clock.
+
+        Raises:
+            ConfigError: The time is negative or not finite.
+            Corrupt: A segment is damaged; it stays as it is.
+            StoreFull, StoreIO, Poisoned: It cannot be written.
+            ReadOnly, Closed: As `append`.
+        """
+        return Compression(*self._compress(older_than))
+
     def verify(self: EventStore | _Path) -> Verification:
         """Reads all of a log and compares it with its checksums; it may be written meanwhile.
 
@@ -388,7 +422,8 @@ def _check_log(path: _Path) -> None:
     """Raises an error if the folder holds nothing of a log."""
     # What is no folder is told by the core.
     files = Path(path).iterdir() if Path(path).is_dir() else None
-    if files is not None and not any(f.name == "LOCK" or f.suffix == ".elog" for f in files):
+    is_file = re.compile(r"LOCK|\d{20}\.elog(\.zst)?").fullmatch
+    if files is not None and not any(is_file(file.name) for file in files):
         raise StoreError(
             f"{os.fspath(path)} holds no log; give the folder that EventStore.open() made"
         )

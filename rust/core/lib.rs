@@ -67,9 +67,9 @@ pub use ring::overwrite::{OverwritePublisher, OverwriteReader, OverwriteRing, Pl
 pub use select::{Selected, Selector, Shutdown, select};
 #[cfg(all(feature = "store", unix))]
 pub use store::{
-    AppendError, Attachment, Batch, Durability, EventStore, Found, Gap, Hold, NewRecords, Object,
-    Objects, Query, Records, Recovery, Retention, Retired, SegmentReport, Source, StoreConfig,
-    StoreError, StoreQuery, StoreReader, StoreStats, Ticket, Verification,
+    AppendError, Attachment, Batch, Compression, Durability, EventStore, Found, Gap, Hold,
+    NewRecords, Object, Objects, Query, Records, Recovery, Retention, Retired, SegmentReport,
+    Source, StoreConfig, StoreError, StoreQuery, StoreReader, StoreStats, Ticket, Verification,
 };
 pub use subscription::{AsyncEventSubscription, EventReader, EventSubscription, Parking};
 pub use sync::{Exclusion, ThreadExclusion};

@@ -1010,3 +1010,24 @@ def test_what_cannot_be_retained_is_a_config_error(
 ) -> None:
     with pytest.raises(tickbus.ConfigError, match="at least 0"):
         store.retain(**wrong)
+
+
+def test_a_compressed_log_reads_as_before_and_takes_less_room(folder: Path) -> None:
+    with EventStore.open(folder) as store:
+        _segments(store, 3)
+        store.append_many([{"price": number} for number in range(50)])
+        store.seal()
+        before = list(store.read())
+        assert store.compress(older_than=3600.0) == tickbus.Compression(0, 0, 0)
+        compression = store.compress()
+        assert compression.segments == 4
+        assert compression.bytes_after < compression.bytes_before / 2
+        assert store.stats().bytes == compression.bytes_after
+        assert list(store.read()) == before
+        with pytest.raises(tickbus.ConfigError):
+            store.compress(older_than=-1.0)
+    assert [path.suffix for path in folder.glob("*.elog*")] == [".zst"] * 4
+    with EventStore.open(folder, read_only=True) as reader:
+        assert list(reader.read()) == before
+        with pytest.raises(tickbus.ReadOnly):
+            reader.compress()

@@ -1,9 +1,10 @@
 //! Power cuts, one by one: whatever a disk has kept of what was not synced, what was acknowledged is
 //! there, nothing else is, and nothing is called damaged that is not.
 
+use super::compressed::{compress, replace};
 use super::error::StoreError;
-use super::format::{Kind, OBJECT_HEAD, SEGMENT_HEADER, segment_name, u32_at, u64_at};
-use super::listing::{Listing, open_segment};
+use super::format::{Kind, OBJECT_HEAD, SEGMENT_HEADER, u32_at, u64_at};
+use super::listing::{Listing, SPARE, open_segment};
 use super::log::{Limits, Log, Object};
 use super::recovery::{Findings, Recovery, read_header};
 use super::scan::Scan;
@@ -38,12 +39,12 @@ pub(super) fn read(disk: &SimDisk) -> Result<(u64, Vec<Record>), StoreError> {
     let mut records = Vec::new();
     let mut first = None;
     for base in Listing::of(disk)?.bases {
-        let name = segment_name(base);
-        let (_, header) = read_header(&open_segment(disk, base)?, &name)?;
+        let file = open_segment(disk, base)?;
+        let name = file.name(base);
+        let (_, header) = read_header(&file, &name)?;
         let Some(header) = header else { panic!("{name} has no header after a recovery") };
         first.get_or_insert(header.base);
-        let mut scan =
-            Scan::new(open_segment(disk, base)?, header.salt, SEGMENT_HEADER as u64, header.base);
+        let mut scan = Scan::new(file, header.salt, SEGMENT_HEADER as u64, header.base);
         while let Some(frame) = scan.next().map_err(StoreError::io("reading", &name))? {
             match frame.header.kind {
                 Kind::Events => records.extend(
@@ -108,7 +109,7 @@ impl Workload {
 
     /// Does one thing, and acknowledges what is durable then.
     fn step(&mut self) -> Result<(), StoreError> {
-        match self.random.below(20) {
+        match self.random.below(22) {
             0..6 => {
                 let count = 1 + self.random.below(5);
                 self.append(count)?;
@@ -133,11 +134,13 @@ impl Workload {
                 self.log.append_gap(missed, true)?;
                 self.records.push(Record::Gap(missed));
             }
-            _ => match self.random.below(3) {
-                0 => self.log.seal()?,
-                1 => self.retire()?,
-                _ => {}
-            },
+            19 => self.retire()?,
+            20 => self.compress()?,
+            _ => {
+                if self.random.once_in(3) {
+                    self.log.seal()?;
+                }
+            }
         }
         self.disk.acknowledge(self.log.durable());
         Ok(())
@@ -154,6 +157,19 @@ impl Workload {
             appended?;
         }
         Ok(())
+    }
+
+    /// Compresses the first segment that is not, while others append.
+    fn compress(&mut self) -> Result<(), StoreError> {
+        let finished = self.log.finished();
+        let Some(segment) = finished.iter().find(|segment| !segment.is_compressed) else {
+            return Ok(());
+        };
+        let bytes = compress(&self.disk, segment.base)?;
+        self.append(2)?;
+        self.log.flush()?;
+        let result = replace(&self.disk, segment.base);
+        self.log.end_replace(segment.base, bytes, result)
     }
 
     pub(super) fn object(&mut self) -> Result<(), StoreError> {
@@ -329,6 +345,35 @@ pub(super) fn power_cuts(seed: u64, states: u64) -> Result<Tried, Wrong> {
     Ok(tried)
 }
 
+/// Retires segments and writes into a file of theirs, and cuts the power at each moment of that.
+pub(super) fn reuse(seed: u64) -> Result<(), Wrong> {
+    let failed = |error: StoreError| error.to_string();
+    let mut random = Random(seed);
+    let limits = Limits { segment_bytes: SEGMENT_HEADER as u64 + 900, max_bytes: None };
+    let disk = SimDisk::recording(seed);
+    let (log, _) = open_log(&disk, limits).map_err(failed)?;
+    let mut workload = Workload::new(disk.clone(), log, Vec::new(), seed);
+    for _ in 0..3 {
+        workload.append(3).and_then(|()| workload.log.seal()).map_err(failed)?;
+    }
+    workload.retired = 6;
+    disk.take_moments();
+    let job = workload.log.begin_retire(6).map_err(failed)?.ok_or("nothing is retired")?;
+    let result = job.run();
+    workload.log.end_retire(&job, result).map_err(failed)?;
+    if disk.contents(SPARE).is_none() {
+        return Err("no file is kept".to_owned());
+    }
+    workload.append(3).and_then(|()| workload.log.sync()).map_err(failed)?;
+    if disk.contents(SPARE).is_some() {
+        return Err("the file is not used again".to_owned());
+    }
+    for moment in disk.take_moments() {
+        cut(&moment, &mut random, limits, &workload, &mut Tried::default())?;
+    }
+    Ok(())
+}
+
 pub(super) fn from_environment(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
@@ -463,6 +508,13 @@ fn whatever_a_power_cut_leaves_what_was_acknowledged_is_there_and_nothing_else()
     }
     let Tried { points, states, double } = all;
     println!("{states} crash states at {points} moments, {double} double crashes, 0 losses");
+}
+
+#[test]
+fn whatever_a_power_cut_leaves_of_a_file_that_is_used_again_is_no_segment_of_before() {
+    if let Err(wrong) = reuse(1) {
+        panic!("{wrong}");
+    }
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! Damage to files, one kind after another: whatever was acknowledged and is not what was written
 //! is reported, and what was never acknowledged is never taken for something that was.
 
+use super::compressed::{compress, replace};
 use super::crash::{Record, Workload, Wrong, from_environment, open_log, read};
 use super::error::StoreError;
-use super::format::{FRAME_HEADER, SEGMENT_HEADER, segment_name};
+use super::format::{FRAME_HEADER, SEGMENT_HEADER, segment_base, segment_name};
 use super::log::Limits;
 use super::recovery::read_header;
 use super::scan::Scan;
@@ -96,6 +97,41 @@ pub(super) fn flips(seed: u64, wanted: u64) -> Result<u64, Wrong> {
         }
     }
     Ok(flipped)
+}
+
+/// Flips bits of compressed segments: what is read then is reported or what was written.
+pub(super) fn compressed_flips(seed: u64, wanted: u64) -> Result<(), Wrong> {
+    let mut random = Random(seed);
+    let failed = |error: StoreError| error.to_string();
+    let (disk, records) = written(seed, true).map_err(failed)?;
+    let names = segments(&disk);
+    for base in names.iter().filter_map(|name| segment_base(name)) {
+        compress(&disk, base).map_err(failed)?;
+        replace(&disk, base).map_err(|error| format!("{error:?}"))?;
+    }
+    let (_, read_again) = read(&disk).map_err(failed)?;
+    if read_again != records || !segments(&disk).is_empty() {
+        return Err("compressed, it is another log".to_owned());
+    }
+    let names = disk.names().unwrap_or_default();
+    for flipped in 0..wanted {
+        let name = &names[random.below(names.len() as u64) as usize];
+        let mut contents = disk.contents(name).unwrap_or_default();
+        let bit = random.below(8 * contents.len() as u64) as usize;
+        contents[bit / 8] ^= 1 << (bit % 8);
+        let damaged = disk.settled();
+        damaged.put(name, contents);
+        let what = format!("bit {bit} of {name}, the {flipped}th");
+        match verify(&damaged) {
+            Err(_) => is_reported(&damaged, &records, &what)?,
+            Ok(_) => match read(&damaged) {
+                Ok((_, found)) if found == records => {}
+                Ok(_) => return Err(format!("{what}: other records are read")),
+                Err(error) => return Err(format!("{what}: not verified, but {error}")),
+            },
+        }
+    }
+    Ok(())
 }
 
 /// Loses, repeats, exchanges and overwrites parts of files.
@@ -243,6 +279,14 @@ fn each_bit_that_flips_below_the_watermark_is_reported() {
     match flips(seed, wanted) {
         Ok(flipped) => println!("{flipped} bits flipped"),
         Err(wrong) => panic!("SEED={seed}: {wrong}"),
+    }
+}
+
+#[test]
+fn a_bit_that_flips_in_a_compressed_segment_is_reported_or_changes_nothing() {
+    let (seed, wanted) = (from_environment("SEED", 1), from_environment("FLIPS", 2_000));
+    if let Err(wrong) = compressed_flips(seed, wanted / 4) {
+        panic!("SEED={seed}: {wrong}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! A folder of the file system as the storage of a log.
 
 use super::error::StoreError;
-use super::storage::{Storage, StorageFile};
+use super::storage::{ReadAt, Storage, StorageFile};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
@@ -138,7 +138,7 @@ impl Storage for Directory {
     }
 }
 
-impl StorageFile for File {
+impl ReadAt for File {
     fn len(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }
@@ -146,7 +146,9 @@ impl StorageFile for File {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         FileExt::read_at(self, buffer, offset)
     }
+}
 
+impl StorageFile for File {
     fn write_at(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         Ok(rustix::io::pwritev(self, buffers, offset)?)
     }

@@ -116,4 +116,14 @@ impl StoreError {
     pub(crate) fn io(what: &'static str, name: &str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { what, name: name.to_owned(), source: Arc::new(source) }
     }
+
+    /// As `io`, of a file that is to have so many bytes, for which there may be no room.
+    pub(crate) fn creating(name: &str, bytes: u64) -> impl FnOnce(io::Error) -> Self {
+        move |error| match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::Full { wanted: bytes, why: error.to_string() }
+            }
+            _ => Self::io("creating", name)(error),
+        }
+    }
 }

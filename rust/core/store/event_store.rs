@@ -2,17 +2,17 @@
 
 use super::attach::Attached;
 use super::commit::Committed;
+use super::compressed::{Compression, compress, replace};
 use super::directory::{Directory, Lock};
 use super::error::StoreError;
 use super::holds::{Hold, Holds};
 use super::inspect::{SegmentReport, inspect};
 use super::listing::{Listing, open_segment};
-use super::log::{Limits, Log, MAX_SCHEMA_BYTES, Object};
+use super::log::{Limits, Log, MAX_SCHEMA_BYTES, Object, Segment};
 use super::query::{Found, Indexes, LogQuery, Query};
 use super::reader::{Batch, LogReader};
-use super::recovery::{Findings, Recovery, settled};
+use super::recovery::{Findings, Recovery, age, settled};
 use super::retire::{Retention, Retired};
-use super::storage::StorageFile;
 use super::verify::{Verification, verify};
 use crate::error::ConfigError;
 use crate::event::Event;
@@ -124,6 +124,8 @@ pub struct EventStore {
     holds: Arc<Holds>,
     /// One thread at a time retires segments.
     retiring: Mutex<()>,
+    /// One thread at a time compresses them.
+    compressing: Mutex<()>,
 }
 
 impl fmt::Debug for EventStore {
@@ -185,6 +187,7 @@ impl EventStore {
             indexes: Arc::default(),
             holds: Arc::default(),
             retiring: Mutex::default(),
+            compressing: Mutex::default(),
         };
         Ok((store, recovery))
     }
@@ -384,6 +387,51 @@ impl EventStore {
         Ok(job.retired())
     }
 
+    /// Compresses what nothing is appended to any more and was finished so long ago; the segment that is
+    /// written is left alone, see [`EventStore::seal`]. What was compressed is read again and
+    /// compared before the original is removed. Everything reads as before.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` if a segment is damaged, which stays as it is; `Full`, `Io`, `Poisoned`, `Closed`.
+    pub fn compress(&self, older_than: Duration) -> Result<Compression, StoreError> {
+        self.check()?;
+        let _alone = self.compressing.lock();
+        let (storage, finished) = {
+            let log = self.committed.log();
+            (log.storage().clone(), log.finished())
+        };
+        let mut compression = Compression::default();
+        for Segment { base, bytes, .. } in finished.iter().filter(|found| !found.is_compressed) {
+            {
+                let _alone = self.retiring.lock();
+                let is_old = |age: Option<Duration>| age.is_some_and(|age| age >= older_than);
+                if !self.is_there(*base) || !is_old(age(&*storage, *base)?) {
+                    continue;
+                }
+            }
+            let compressed = compress(&*storage, *base);
+            let _alone = self.retiring.lock();
+            if !self.is_there(*base) {
+                // It was retired meanwhile, and what was made of it is written over or removed.
+                continue;
+            }
+            let compressed = compressed?;
+            self.check()?;
+            let result = replace(&*storage, *base);
+            self.committed.log().end_replace(*base, compressed, result)?;
+            compression.segments += 1;
+            compression.bytes_before += bytes;
+            compression.bytes_after += compressed;
+        }
+        Ok(compression)
+    }
+
+    /// Returns whether the log has the segment that begins with a sequence.
+    fn is_there(&self, base: u64) -> bool {
+        self.committed.log().segments().iter().any(|segment| segment.base == base)
+    }
+
     /// Returns a reader of the records from a sequence on, up to what is appended when it is asked.
     pub fn read(&self, from: u64) -> StoreReader {
         let storage = self.committed.log().storage().clone();
@@ -446,7 +494,7 @@ impl EventStore {
         // Some may have been retired meanwhile.
         bases.retain(|base| {
             let file = open_segment(&storage, *base);
-            let found = file.ok().and_then(|file| StorageFile::len(&file).ok());
+            let found = file.ok().and_then(|file| file.stored_bytes().ok());
             bytes += found.unwrap_or_default();
             found.is_some()
         });

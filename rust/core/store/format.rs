@@ -272,6 +272,16 @@ pub(crate) fn segment_base(name: &str) -> Option<u64> {
     sequence_in(name, ".elog")
 }
 
+/// Returns the name of that segment once it is compressed.
+pub(crate) fn compressed_name(base: u64) -> String {
+    format!("{base:020}.elog.zst")
+}
+
+/// Returns the sequence in such a name.
+pub(crate) fn compressed_base(name: &str) -> Option<u64> {
+    sequence_in(name, ".elog.zst")
+}
+
 /// Returns the name of the empty file that says that all before a sequence was retired.
 pub(crate) fn oldest_name(sequence: u64) -> String {
     format!("{sequence:020}.oldest")

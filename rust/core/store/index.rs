@@ -3,9 +3,10 @@
 //! An index is made from its segment and can be made again at any time. Nothing is believed because
 //! it says so: what it leads to is checked like everything that is read.
 
+use super::compressed::SegmentFile;
 use super::dictionary::Translation;
 use super::error::StoreError;
-use super::format::{Kind, OBJECT_HEAD, SEGMENT_HEADER, segment_name, u64_at};
+use super::format::{Kind, OBJECT_HEAD, SEGMENT_HEADER, u64_at};
 use super::listing::open_segment;
 use super::recovery::read_header;
 use super::scan::{Frame, Scan};
@@ -71,7 +72,7 @@ impl Block {
 /// The index of a segment, as far as that was written when it was made.
 pub(crate) struct SegmentIndex<S: Storage> {
     /// None once all of a sealed segment is in it.
-    scan: Option<Scan<S::File>>,
+    scan: Option<Scan<SegmentFile<S::File>>>,
     name: String,
     salt: u32,
     end: u64,
@@ -83,11 +84,11 @@ pub(crate) struct SegmentIndex<S: Storage> {
 impl<S: Storage> SegmentIndex<S> {
     /// Returns the index of nothing of a segment yet.
     pub(crate) fn new(storage: &S, base: u64) -> Result<Self, StoreError> {
-        let name = segment_name(base);
-        let (_, Some(header)) = read_header(&open_segment(storage, base)?, &name)? else {
+        let file = open_segment(storage, base)?;
+        let name = file.name(base);
+        let (_, Some(header)) = read_header(&file, &name)? else {
             return Err(corrupt(name, 0, base, "the header of a segment"));
         };
-        let file = open_segment(storage, base)?;
         let scan = Scan::new(file, header.salt, SEGMENT_HEADER as u64, base);
         Ok(Self {
             scan: Some(scan),

@@ -1,11 +1,11 @@
 //! What is in the files of a log, as docs/format.md describes them, for people who look into one.
 
 use super::error::StoreError;
-use super::format::{Kind, SEGMENT_HEADER, segment_name};
+use super::format::{Kind, SEGMENT_HEADER};
 use super::listing::{Listing, open_segment};
 use super::recovery::read_header;
 use super::scan::Scan;
-use super::storage::Storage;
+use super::storage::{Storage, uninterrupted};
 
 /// A segment as it is found, which may be torn or damaged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct SegmentReport {
     pub name: String,
     /// Bytes of the file.
     pub bytes: u64,
-    /// Bytes up to the end of the last frame that is whole.
+    /// Bytes up to the end of the last frame that is whole, as they are when it is not compressed.
     pub whole_bytes: u64,
     /// The sequence of the first record.
     pub base: u64,
@@ -46,9 +46,10 @@ pub(crate) fn inspect<S: Storage>(storage: &S) -> Result<Vec<SegmentReport>, Sto
 }
 
 fn inspect_one<S: Storage>(storage: &S, base: u64) -> Result<SegmentReport, StoreError> {
-    let name = segment_name(base);
     let file = open_segment(storage, base)?;
-    let (bytes, header) = read_header(&file, &name)?;
+    let name = file.name(base);
+    let (_, header) = read_header(&file, &name)?;
+    let bytes = uninterrupted(|| file.stored_bytes()).map_err(StoreError::io("reading", &name))?;
     let mut report =
         SegmentReport { name, bytes, base, next_sequence: base, ..SegmentReport::default() };
     let Some(header) = header else { return Ok(report) };

@@ -1,7 +1,8 @@
 //! Which files of a folder are what for a log.
 
+use super::compressed::{CompressedFile, SegmentFile};
 use super::error::StoreError;
-use super::format::{oldest_in, segment_base, segment_name};
+use super::format::{compressed_base, compressed_name, oldest_in, segment_base, segment_name};
 use super::mutants::{Mutant, is_broken};
 use super::storage::{Storage, uninterrupted};
 
@@ -10,11 +11,16 @@ pub(crate) const NEW_SEGMENT: &str = "segment.tmp";
 /// The name of a file whose segment was retired, to be one again.
 pub(crate) const SPARE: &str = "segment.spare";
 
+/// The name of a compressed segment that is not finished.
+pub(crate) const COMPRESSING: &str = "compressing.tmp";
+
 /// The files of a log.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Listing {
     /// The first sequences of the segments, in order.
     pub(crate) bases: Vec<u64>,
+    /// Those of them that are compressed, in order.
+    pub(crate) compressed: Vec<u64>,
     /// Records below were retired.
     pub(crate) retired: u64,
     /// What is none of the log any more, and is removed by whoever opens it for writing.
@@ -26,21 +32,32 @@ impl Listing {
         let names = uninterrupted(|| storage.names()).map_err(StoreError::io("listing", "."))?;
         let retired = names.iter().filter_map(|name| oldest_in(name)).max().unwrap_or_default();
         let mut listing = Self { retired, ..Self::default() };
+        let is_kept = |base: &u64| *base >= retired || is_broken(Mutant::KeepsRetired);
         for name in names {
-            match segment_base(&name) {
-                Some(base) if base >= retired || is_broken(Mutant::KeepsRetired) => {
-                    listing.bases.push(base);
+            let oldest = oldest_in(&name);
+            match (segment_base(&name), compressed_base(&name)) {
+                (Some(base), _) if is_kept(&base) => listing.bases.push(base),
+                (_, Some(base)) if is_kept(&base) => listing.compressed.push(base),
+                (None, None) if oldest.is_none_or(|oldest| oldest == retired) => {
+                    // A crash may have left the header of a segment in any of them.
+                    if [NEW_SEGMENT, SPARE, COMPRESSING].contains(&&*name) {
+                        listing.leftovers.push(name);
+                    }
                 }
-                Some(_) => listing.leftovers.push(name),
-                // A crash may have left the header of a segment in either.
-                None if name == NEW_SEGMENT || name == SPARE => listing.leftovers.push(name),
-                None if oldest_in(&name).is_some_and(|oldest| oldest < retired) => {
-                    listing.leftovers.push(name);
-                }
-                None => {}
+                _ => listing.leftovers.push(name),
             }
         }
         listing.bases.sort_unstable();
+        listing.compressed.sort_unstable();
+        // As long as the original is there, it counts.
+        let Self { bases, compressed, leftovers, .. } = &mut listing;
+        compressed.retain(|base| {
+            let is_original_there = bases.binary_search(base).is_ok();
+            leftovers.extend(is_original_there.then(|| compressed_name(*base)));
+            !is_original_there
+        });
+        bases.extend(&*compressed);
+        bases.sort_unstable();
         Ok(listing)
     }
 
@@ -57,7 +74,20 @@ impl Listing {
 }
 
 /// Opens the segment that begins with a sequence, to read it.
-pub(crate) fn open_segment<S: Storage>(storage: &S, base: u64) -> Result<S::File, StoreError> {
+pub(crate) fn open_segment<S: Storage>(
+    storage: &S,
+    base: u64,
+) -> Result<SegmentFile<S::File>, StoreError> {
     let name = segment_name(base);
-    uninterrupted(|| storage.open(&name, false)).map_err(StoreError::io("opening", &name))
+    let error = match uninterrupted(|| storage.open(&name, false)) {
+        Ok(file) => return Ok(SegmentFile::Plain(file)),
+        Err(error) => error,
+    };
+    let compressed = compressed_name(base);
+    match uninterrupted(|| storage.open(&compressed, false)) {
+        Ok(file) => CompressedFile::new(file)
+            .map(SegmentFile::Compressed)
+            .map_err(StoreError::io("opening", &compressed)),
+        Err(_) => Err(StoreError::io("opening", &name)(error)),
+    }
 }

@@ -16,8 +16,8 @@ use super::format::{
 };
 use super::listing::{NEW_SEGMENT, SPARE};
 use super::mutants::{Mutant, is_broken};
-use super::retire::{RetireError, RetireJob};
-use super::storage::{Storage, StorageFile, uninterrupted, write_all};
+use super::retire::{RetireJob, UpkeepError};
+use super::storage::{ReadAt, Storage, StorageFile, uninterrupted, write_all};
 use crate::event::{EVENT_BYTES, Event};
 use crate::topic::MAX_TOPIC_BYTES;
 use smallvec::SmallVec;
@@ -63,7 +63,9 @@ pub(crate) struct Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Segment {
     pub(crate) base: u64,
+    /// Of its file.
     pub(crate) bytes: u64,
+    pub(crate) is_compressed: bool,
 }
 
 /// What follows what is there when a log is opened.
@@ -510,7 +512,7 @@ impl<S: Storage> Log<S> {
         self.marked = self.durable;
         self.number += 1;
         let position = SEGMENT_HEADER as u64;
-        self.segments.push(Segment { base: self.written, bytes: position });
+        self.segments.push(Segment { base: self.written, bytes: position, is_compressed: false });
         self.current = Some(Current {
             file: Arc::new(file),
             base: self.written,
@@ -539,12 +541,7 @@ impl<S: Storage> Log<S> {
         made.map_err(|error| {
             // It is removed at the latest when the log is opened the next time.
             _ = self.storage.remove(name);
-            match error.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    StoreError::Full { wanted: bytes, why: error.to_string() }
-                }
-                _ => StoreError::io("creating", name)(error),
-            }
+            StoreError::creating(name, bytes)(error)
         })
     }
 
@@ -649,15 +646,16 @@ impl<S: Storage> Log<S> {
         self.check()?;
         let is_retired = |pair: &&[Segment]| pair[1].base <= upto && pair[1].base < self.durable;
         let count = self.segments.windows(2).take_while(is_retired).count();
-        let (Some(last), storage) = (count.checked_sub(1), self.storage.clone()) else {
+        if count == 0 {
             return Ok(None);
-        };
-        let retired = self.segments[..count].to_vec();
+        }
+        let (retired, storage) = (self.segments[..count].to_vec(), self.storage.clone());
         let limit = self.limits.max_bytes.unwrap_or(u64::MAX);
         let kept: u64 = self.segments[count..].iter().map(|segment| segment.bytes).sum();
         let bytes = self.limits.segment_bytes;
         let wants_spare = !self.has_spare && kept + bytes <= limit;
-        let spare = wants_spare.then(|| (self.segments[last].base, bytes));
+        let plain = retired.iter().rfind(|segment| wants_spare && !segment.is_compressed);
+        let spare = plain.map(|segment| (segment.base, bytes));
         let oldest = self.segments[count].base;
         Ok(Some(RetireJob { storage, retired, spare, before: self.retired, oldest }))
     }
@@ -666,19 +664,53 @@ impl<S: Storage> Log<S> {
     pub(crate) fn end_retire(
         &mut self,
         job: &RetireJob<S>,
-        result: Result<bool, RetireError>,
+        result: Result<bool, UpkeepError>,
     ) -> Result<(), StoreError> {
         let has_spare = match result {
             Ok(has_spare) => has_spare,
-            Err(RetireError::Refused(error)) => return Err(error),
-            Err(RetireError::Sync(error)) => return self.poisoning("syncing", Err(error)),
-            Err(RetireError::Left(error)) => {
+            Err(UpkeepError::Refused(error)) => return Err(error),
+            Err(UpkeepError::Sync(error)) => return self.poisoning("syncing", Err(error)),
+            Err(UpkeepError::Left(error)) => {
                 self.forget(job);
                 return Err(error);
             }
         };
         self.forget(job);
         self.has_spare |= has_spare;
+        Ok(())
+    }
+
+    /// Returns the segments to which nothing is added any more, and which are durable.
+    pub(crate) fn finished(&self) -> Vec<Segment> {
+        let written = self.current.as_ref().map(|current| current.base);
+        let ends = self.segments.iter().skip(1).map(|next| next.base).chain([self.written]);
+        let is_finished = |(segment, end): &(&Segment, u64)| {
+            *end <= self.durable && Some(segment.base) != written
+        };
+        self.segments.iter().zip(ends).filter(is_finished).map(|(segment, _)| *segment).collect()
+    }
+
+    /// Notes how it ended to put a compressed segment, of so many bytes, in the place of what it was
+    /// made from.
+    pub(crate) fn end_replace(
+        &mut self,
+        base: u64,
+        bytes: u64,
+        result: Result<(), UpkeepError>,
+    ) -> Result<(), StoreError> {
+        let replaced = Segment { base, bytes, is_compressed: true };
+        let found = self.segments.iter_mut().find(|segment| segment.base == base);
+        match (result, found) {
+            (Ok(()), Some(segment)) => *segment = replaced,
+            // The original counts as long as it is there.
+            (Err(UpkeepError::Left(error)), Some(segment)) => {
+                segment.bytes += bytes;
+                return Err(error);
+            }
+            (Err(UpkeepError::Refused(error) | UpkeepError::Left(error)), _) => return Err(error),
+            (Err(UpkeepError::Sync(error)), _) => return self.poisoning("syncing", Err(error)),
+            (Ok(()), None) => unreachable!("it was not retired meanwhile"),
+        }
         Ok(())
     }
 

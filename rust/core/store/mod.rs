@@ -13,6 +13,7 @@
 
 mod attach;
 mod commit;
+mod compressed;
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
@@ -39,6 +40,7 @@ mod storage;
 mod verify;
 
 pub use attach::{Attachment, Source};
+pub use compressed::Compression;
 pub use error::StoreError;
 pub use event_store::{
     AppendError, Durability, EventStore, NewRecords, StoreConfig, StoreQuery, StoreReader,

@@ -63,11 +63,15 @@ pub(crate) enum Mutant {
     NoSyncOfNote,
     /// A file is used again with the header of the segment before.
     NoWipe,
+    /// What takes the place of a segment is not synced before that is removed.
+    NoSyncOfCompressed,
+    /// Damage in a compressed segment is taken for a torn tail.
+    CutsCompressed,
 }
 
 #[cfg(test)]
 impl Mutant {
-    pub(crate) const ALL: [Self; 29] = [
+    pub(crate) const ALL: [Self; 31] = [
         Self::AckBeforeSync,
         Self::SyncOnlyNewest,
         Self::NoFolderSync,
@@ -97,6 +101,8 @@ impl Mutant {
         Self::RetiresWithoutNote,
         Self::NoSyncOfNote,
         Self::NoWipe,
+        Self::NoSyncOfCompressed,
+        Self::CutsCompressed,
     ];
 }
 
@@ -147,16 +153,19 @@ mod tests {
     fn found_by(mutant: Option<Mutant>) -> Option<&'static str> {
         type Proof = (&'static str, Box<dyn Fn() -> Result<(), String>>);
         let failures = |fault| move || crash::failures(fault, 60, 1).map(|_| ());
-        let proofs: [Proof; 9] = [
+        let proofs: [Proof; 12] = [
             ("behind", Box::new(|| damage::behind(1))),
             ("histories", Box::new(|| damage::histories(1))),
             ("parts", Box::new(|| damage::parts(1).map(|_| ()))),
+            ("compressed flips", Box::new(|| damage::compressed_flips(1, 500))),
+            ("reuse", Box::new(|| crash::reuse(1))),
             ("room", Box::new(crash::room)),
             ("power cuts", Box::new(|| crash::power_cuts(1, 3_000).map(|_| ()))),
             ("flips", Box::new(|| damage::flips(1, 2_000).map(|_| ()))),
             ("EIO", Box::new(failures(Fault::Io))),
             ("ENOSPC", Box::new(failures(Fault::NoSpace))),
             ("short writes", Box::new(failures(Fault::Short))),
+            ("more power cuts", Box::new(|| crash::power_cuts(2, 30_000).map(|_| ()))),
         ];
         proofs.into_iter().find_map(|(name, proof)| {
             let run = std::panic::AssertUnwindSafe(|| with(mutant, &proof));

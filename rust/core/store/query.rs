@@ -1,5 +1,6 @@
 //! Reading only the records of some times, types and symbols.
 
+use super::compressed::SegmentFile;
 use super::dictionary::Translation;
 use super::error::StoreError;
 use super::format::{Kind, segment_name};
@@ -107,7 +108,7 @@ impl<S: Storage> Default for Indexes<S> {
 struct Part<F> {
     base: u64,
     name: String,
-    scan: Scan<F>,
+    scan: Scan<SegmentFile<F>>,
     names: Arc<Translation>,
     /// Offset, sequence and end of frames that follow one another, the last ones first.
     runs: Vec<(u64, u64, u64)>,

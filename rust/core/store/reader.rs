@@ -1,5 +1,6 @@
 //! Reading a log in order, from any sequence on, while it may be written.
 
+use super::compressed::SegmentFile;
 use super::dictionary::Translation;
 use super::error::StoreError;
 use super::format::{
@@ -115,7 +116,7 @@ struct Reading<F> {
     name: String,
     base: u64,
     header: SegmentHeader,
-    scan: Scan<F>,
+    scan: Scan<SegmentFile<F>>,
     names: Translation,
 }
 
@@ -174,8 +175,8 @@ impl<S: Storage> LogReader<S> {
     }
 
     fn open(&mut self, base: u64) -> Result<(), StoreError> {
-        let name = segment_name(base);
         let file = open_segment(&*self.storage, base)?;
+        let name = file.name(base);
         let (_, Some(header)) = read_header(&file, &name)? else {
             return Err(self.corrupt(name, 0, "the header of a segment"));
         };

@@ -6,15 +6,16 @@
 
 use super::error::StoreError;
 use super::format::{
-    BadHeader, FrameHeader, Kind, SEAL, SEGMENT_HEADER, SegmentHeader, payload_crc, seal_payload,
-    segment_base, segment_name, u32_at, u64_at,
+    BadHeader, END, FrameHeader, Kind, SEAL, SEGMENT_HEADER, SegmentHeader, compressed_base,
+    compressed_name, payload_crc, seal_payload, segment_base, segment_name, u32_at, u64_at,
 };
 use super::listing::{Listing, open_segment};
 use super::log::{Continuation, Segment};
 use super::mutants::{Mutant, is_broken};
 use super::scan::{Scan, Tail};
-use super::storage::{Storage, StorageFile, read_all, uninterrupted, write_all};
+use super::storage::{ReadAt, Storage, StorageFile, read_all, uninterrupted, write_all};
 use std::io::IoSlice;
+use std::time::Duration;
 
 /// A segment and what its header says, if that is whole.
 #[derive(Debug, Clone)]
@@ -22,6 +23,7 @@ struct Found {
     base: u64,
     bytes: u64,
     header: Option<SegmentHeader>,
+    is_compressed: bool,
 }
 
 /// The first place of a log where there is no valid frame, though its segment is not sealed there.
@@ -78,9 +80,12 @@ pub struct Recovery {
 impl Findings {
     /// Reads what has to be read to know how the log ends.
     pub(crate) fn of<S: Storage>(storage: &S) -> Result<Self, StoreError> {
-        let Listing { bases, retired, leftovers } = Listing::of(storage)?;
-        let segments =
-            bases.into_iter().map(|base| Found { base, bytes: 0, header: None }).collect();
+        let Listing { bases, compressed, retired, leftovers } = Listing::of(storage)?;
+        let found = |base| {
+            let is_compressed = compressed.binary_search(&base).is_ok();
+            Found { base, bytes: 0, header: None, is_compressed }
+        };
+        let segments = bases.into_iter().map(found).collect();
         let mut findings = Self {
             segments,
             retired,
@@ -112,8 +117,8 @@ impl Findings {
         let first = self.segments.first().map_or(0, |first| first.base);
         for place in (0..self.segments.len()).rev() {
             let found = &mut self.segments[place];
-            let name = segment_name(found.base);
             let file = open_segment(storage, found.base)?;
+            let name = file.name(found.base);
             let (bytes, header) = read_header(&file, &name)?;
             found.bytes = bytes;
             found.header = header;
@@ -122,7 +127,8 @@ impl Findings {
             self.identity = self.identity.or(Some(header.log));
             let oldest = header.oldest.max(self.retired);
             let has_oldest = oldest >= first;
-            if let Some(seal) = read_seal(&file, &name, bytes, header)?.filter(|s| s.is_whole) {
+            let seal = read_seal(&file, &name, bytes, header)?;
+            if let Some(seal) = seal.filter(|seal| seal.is_whole || file.is_compressed()) {
                 (self.sequence, self.chain) = (seal.sequence, seal.chain);
                 self.durable = self.durable.max(seal.durable);
                 self.scanned_from = place + 1;
@@ -156,9 +162,9 @@ impl Findings {
     /// Scans segments until the first place where the log breaks off.
     fn scan<S: Storage>(&mut self, storage: &S) -> Result<(), StoreError> {
         for place in self.scanned_from..self.segments.len() {
-            let Found { base, bytes, header } = self.segments[place].clone();
-            let name = segment_name(base);
+            let Found { base, bytes, header, .. } = self.segments[place].clone();
             let file = open_segment(storage, base)?;
+            let name = file.name(base);
             let before =
                 place.checked_sub(1).and_then(|before| self.segments[before].header.as_ref());
             let follows = |header: &&SegmentHeader| {
@@ -212,9 +218,9 @@ impl Findings {
         let sequence = self.sequence;
         let mut all = Tail::default();
         for (behind, found) in self.segments.iter().enumerate().skip(place) {
-            let name = segment_name(found.base);
             let from = if behind == place { offset } else { 0 };
             let file = open_segment(storage, found.base)?;
+            let name = file.name(found.base);
             let tail = Tail::of(&file, found.header.as_ref(), from, sequence)
                 .map_err(StoreError::io("reading", &name))?;
             all.durable = all.durable.max(tail.durable);
@@ -224,10 +230,15 @@ impl Findings {
                 break;
             }
             self.durable = found.header.as_ref().map_or(0, |h| h.durable).max(self.durable);
+            // It was durable as a whole before it was compressed.
+            if found.is_compressed && !is_broken(Mutant::CutsCompressed) {
+                self.durable = END;
+            }
         }
         self.durable = self.durable.max(all.durable);
         if self.durable > sequence && !is_broken(Mutant::CutsDamage) {
-            let segment = segment_name(self.segments[place].base);
+            let Found { base, is_compressed, .. } = self.segments[place];
+            let segment = if is_compressed { compressed_name(base) } else { segment_name(base) };
             return Err(StoreError::Corrupt { segment, offset, sequence, expected });
         }
         self.end = Some(Break { place, offset, has_records, tail: all });
@@ -253,7 +264,8 @@ impl Findings {
             self.cut(storage, end)?;
         }
         // What a process has written may be in the system's cache only.
-        for found in self.segments.iter().skip(self.scanned_from.saturating_sub(1)) {
+        let unsure = self.segments.iter().skip(self.scanned_from.saturating_sub(1));
+        for found in unsure.filter(|found| !found.is_compressed) {
             let name = segment_name(found.base);
             let file = open_to_write(storage, &name)?;
             if !is_broken(Mutant::NoSyncAfterCut) {
@@ -267,10 +279,11 @@ impl Findings {
             last.bytes = seal(storage, last, end.offset, self.chain, self.sequence)?;
         }
         // Those that nobody had to look at count too.
-        for found in self.segments.iter_mut().filter(|found| found.bytes == 0) {
+        let is_unknown = |found: &&mut Found| found.bytes == 0 || found.is_compressed;
+        for found in self.segments.iter_mut().filter(is_unknown) {
             let file = open_segment(storage, found.base)?;
-            let name = segment_name(found.base);
-            found.bytes = uninterrupted(|| file.len()).map_err(StoreError::io("reading", &name))?;
+            let bytes = uninterrupted(|| file.stored_bytes());
+            found.bytes = bytes.map_err(StoreError::io("reading", &segment_name(found.base)))?;
         }
         let last = self.segments.last().and_then(|last| last.header.as_ref());
         let is_reused = is_broken(Mutant::ReusesSequence) && self.end.is_some();
@@ -288,7 +301,10 @@ impl Findings {
             segments: self
                 .segments
                 .iter()
-                .map(|found| Segment { base: found.base, bytes: found.bytes })
+                .map(|found| {
+                    let Found { base, bytes, is_compressed, .. } = *found;
+                    Segment { base, bytes, is_compressed }
+                })
                 .collect(),
         };
         Ok((continuation, recovery))
@@ -383,19 +399,19 @@ fn seal<S: Storage>(
 }
 
 /// The seal of a segment.
-pub(crate) struct Seal {
+struct Seal {
     sequence: u64,
     durable: u64,
     chain: u32,
     /// All before it was synced when it was written.
     is_whole: bool,
     /// When it was written: nanoseconds since the Unix epoch.
-    pub(crate) at: u64,
+    at: u64,
 }
 
 /// Returns the seal at the end of a file, if there is one.
-pub(crate) fn read_seal(
-    file: &impl StorageFile,
+fn read_seal(
+    file: &impl ReadAt,
     name: &str,
     bytes: u64,
     segment: &SegmentHeader,
@@ -417,9 +433,19 @@ pub(crate) fn read_seal(
     }))
 }
 
+/// Returns how long ago a segment was sealed; `None` if it is not.
+pub(crate) fn age<S: Storage>(storage: &S, base: u64) -> Result<Option<Duration>, StoreError> {
+    let file = open_segment(storage, base)?;
+    let name = file.name(base);
+    let (bytes, Some(header)) = read_header(&file, &name)? else { return Ok(None) };
+    let seal = read_seal(&file, &name, bytes, &header)?;
+    // A clock that went back makes nothing older.
+    Ok(seal.map(|seal| Duration::from_nanos(storage.now().saturating_sub(seal.at))))
+}
+
 /// Returns the bytes of a segment and its header, if that is whole.
 pub(crate) fn read_header(
-    file: &impl StorageFile,
+    file: &impl ReadAt,
     name: &str,
 ) -> Result<(u64, Option<SegmentHeader>), StoreError> {
     let reading = StoreError::io("reading", name);
@@ -427,16 +453,17 @@ pub(crate) fn read_header(
     let read =
         uninterrupted(|| file.len()).and_then(|bytes| Ok((bytes, read_all(file, &mut buffer, 0)?)));
     let (bytes, filled) = read.map_err(reading)?;
+    let base = segment_base(name).or_else(|| compressed_base(name));
     match SegmentHeader::decode(&buffer[..filled]) {
         // A file has a name only after its header was written, so that a crash leaves none of
         // another segment.
-        Ok(header) if segment_base(name) == Some(header.base) || is_broken(Mutant::NoBaseCheck) => {
+        Ok(header) if base == Some(header.base) || is_broken(Mutant::NoBaseCheck) => {
             Ok((bytes, Some(header)))
         }
         Ok(header) => Err(StoreError::Corrupt {
             segment: name.to_owned(),
             offset: 0,
-            sequence: segment_base(name).unwrap_or(header.base),
+            sequence: base.unwrap_or(header.base),
             expected: "the header of the segment with this name",
         }),
         Err(BadHeader::Damaged) => Ok((bytes, None)),

@@ -5,11 +5,11 @@
 //! again: its blocks are written already, and syncing those takes half as long.
 
 use super::error::StoreError;
-use super::format::{SEGMENT_HEADER, oldest_name, segment_name};
-use super::listing::{SPARE, open_segment};
+use super::format::{SEGMENT_HEADER, compressed_name, oldest_name, segment_name};
+use super::listing::SPARE;
 use super::log::Segment;
 use super::mutants::{Mutant, is_broken};
-use super::recovery::{read_header, read_seal};
+use super::recovery::age;
 use super::storage::{Storage, StorageFile, uninterrupted, write_all};
 use std::io::{self, IoSlice};
 use std::sync::Arc;
@@ -65,14 +65,8 @@ impl Retention {
 
     /// Returns whether the last record of a segment was written too long ago.
     fn is_aged<S: Storage>(&self, storage: &S, base: u64) -> Result<bool, StoreError> {
-        let Some(age) = self.age else { return Ok(false) };
-        let (name, file) = (segment_name(base), open_segment(storage, base)?);
-        let (bytes, header) = read_header(&file, &name)?;
-        let Some(header) = header else { return Ok(false) };
-        let seal = read_seal(&file, &name, bytes, &header)?;
-        // A clock that went back makes nothing older.
-        let elapsed = |at| Duration::from_nanos(storage.now().saturating_sub(at));
-        Ok(seal.is_some_and(|seal| elapsed(seal.at) > age))
+        let Some(kept) = self.age else { return Ok(false) };
+        Ok(age(storage, base)?.is_some_and(|age| age >= kept))
     }
 }
 
@@ -88,14 +82,14 @@ pub(crate) struct RetireJob<S: Storage> {
     pub(super) oldest: u64,
 }
 
-/// How retiring fails.
+/// How it fails to retire or to compress segments.
 #[derive(Debug)]
-pub(crate) enum RetireError {
-    /// Nothing was retired.
+pub(crate) enum UpkeepError {
+    /// Nothing has happened.
     Refused(StoreError),
     /// Nobody knows what the folder is.
     Sync(io::Error),
-    /// All was retired, and files that are none of the log any more are left.
+    /// All has happened, and files that are none of the log any more are left.
     Left(StoreError),
 }
 
@@ -110,20 +104,20 @@ impl<S: Storage> RetireJob<S> {
     }
 
     /// Does it, and returns whether there is a spare file then.
-    pub(crate) fn run(&self) -> Result<bool, RetireError> {
+    pub(crate) fn run(&self) -> Result<bool, UpkeepError> {
         let note = oldest_name(self.oldest);
         if !is_broken(Mutant::RetiresWithoutNote) {
             uninterrupted(|| self.storage.create(&note))
-                .map_err(|error| RetireError::Refused(StoreError::io("creating", &note)(error)))?;
+                .map_err(|error| UpkeepError::Refused(StoreError::io("creating", &note)(error)))?;
         }
         if !is_broken(Mutant::NoSyncOfNote) {
-            uninterrupted(|| self.storage.sync_names()).map_err(RetireError::Sync)?;
+            uninterrupted(|| self.storage.sync_names()).map_err(UpkeepError::Sync)?;
         }
         let mut has_spare = false;
         let mut failed = Ok(());
         for Segment { base, .. } in &self.retired {
-            let name = segment_name(*base);
             if let Some((_, bytes)) = self.spare.filter(|(spare, _)| spare == base) {
+                let name = segment_name(*base);
                 match self.keep(&name, bytes).map_err(StoreError::io("keeping", &name)) {
                     Ok(()) => {
                         has_spare = true;
@@ -132,12 +126,12 @@ impl<S: Storage> RetireJob<S> {
                     error => failed = failed.and(error),
                 }
             }
-            failed = failed.and(self.remove(&name));
+            failed = failed.and(self.remove_segment(*base));
         }
         if (1..self.oldest).contains(&self.before) {
             failed = failed.and(self.remove(&oldest_name(self.before)));
         }
-        failed.map_err(RetireError::Left).map(|()| has_spare)
+        failed.map_err(UpkeepError::Left).map(|()| has_spare)
     }
 
     /// Keeps a file, without the header of its segment, for another one.
@@ -149,6 +143,16 @@ impl<S: Storage> RetireJob<S> {
         uninterrupted(|| file.allocate(bytes))?;
         uninterrupted(|| file.sync_data())?;
         uninterrupted(|| self.storage.rename(name, SPARE))
+    }
+
+    /// Removes a segment, in whatever form it is.
+    fn remove_segment(&self, base: u64) -> Result<(), StoreError> {
+        match uninterrupted(|| self.storage.remove(&segment_name(base))) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.remove(&compressed_name(base))
+            }
+            removed => removed.map_err(StoreError::io("removing", &segment_name(base))),
+        }
     }
 
     fn remove(&self, name: &str) -> Result<(), StoreError> {

@@ -5,7 +5,7 @@ use super::format::{
     payload_crc, u32_at,
 };
 use super::mutants::{Mutant, is_broken};
-use super::storage::{StorageFile, read_all};
+use super::storage::{ReadAt, read_all};
 use std::io;
 
 /// Bytes that are read at once: they stay in a core's cache until they are looked at.
@@ -45,7 +45,7 @@ pub(crate) struct Scan<F> {
     filled: usize,
 }
 
-impl<F: StorageFile> Scan<F> {
+impl<F: ReadAt> Scan<F> {
     /// Returns a scan of the frames from `offset` on, the first of which has this sequence.
     pub(crate) fn new(file: F, salt: u32, offset: u64, sequence: u64) -> Self {
         let chain = (offset == SEGMENT_HEADER as u64).then_some(0);
@@ -245,7 +245,7 @@ impl Tail {
     /// Returns what is in a file from an offset on, behind the record before `sequence`; its header is
     /// not known where it is damaged.
     pub(crate) fn of(
-        file: &impl StorageFile,
+        file: &impl ReadAt,
         header: Option<&SegmentHeader>,
         from: u64,
         sequence: u64,
@@ -267,7 +267,7 @@ impl Tail {
                     };
                     tail.durable = tail.durable.max(found.durable);
                     tail.end = tail.end.max(found.sequence.saturating_add(found.count.into()));
-                    if found.sequence >= sequence {
+                    if !is_new && found.sequence >= sequence {
                         let end = offset + (at + FRAME_HEADER + found.padded_bytes()) as u64;
                         tail.bytes = tail.bytes.max(end - from);
                     }

@@ -1,7 +1,7 @@
 //! A disk for tests: it can lose its power between any two calls, keep any part of what was not
 //! synced, and fail any call.
 
-use super::storage::{Storage, StorageFile};
+use super::storage::{ReadAt, Storage, StorageFile};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
@@ -339,7 +339,7 @@ pub(crate) struct SimFile {
     inode: usize,
 }
 
-impl StorageFile for SimFile {
+impl ReadAt for SimFile {
     fn len(&self) -> io::Result<u64> {
         Ok(self.disk.0.lock().moment.inodes[self.inode].now.len() as u64)
     }
@@ -352,7 +352,9 @@ impl StorageFile for SimFile {
         buffer[..count].copy_from_slice(&from[..count]);
         Ok(count)
     }
+}
 
+impl StorageFile for SimFile {
     fn write_at(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         let mut state = self.disk.0.lock();
         let fault = state.call()?;

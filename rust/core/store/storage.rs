@@ -37,14 +37,27 @@ pub(crate) trait Storage: Send + Sync + 'static {
     fn now(&self) -> u64;
 }
 
-/// A file of a [`Storage`].
-pub(crate) trait StorageFile: Send + Sync {
-    /// Returns how many bytes it has.
+/// Bytes that can be read from anywhere.
+pub(crate) trait ReadAt: Send + Sync {
+    /// Returns how many bytes there are.
     fn len(&self) -> io::Result<u64>;
 
     /// Reads at most as many bytes as `buffer` has and returns how many; 0 is the end.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+}
 
+impl<F: ReadAt> ReadAt for &F {
+    fn len(&self) -> io::Result<u64> {
+        F::len(self)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        F::read_at(self, buffer, offset)
+    }
+}
+
+/// A file of a [`Storage`].
+pub(crate) trait StorageFile: ReadAt {
     /// Writes the buffers one after another and returns how many bytes of them.
     fn write_at(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<usize>;
 
@@ -80,11 +93,7 @@ pub(crate) fn write_all(
 }
 
 /// Fills `buffer` and returns how many bytes there were before the end of the file.
-pub(crate) fn read_all(
-    file: &impl StorageFile,
-    buffer: &mut [u8],
-    offset: u64,
-) -> io::Result<usize> {
+pub(crate) fn read_all(file: &impl ReadAt, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
         match file.read_at(&mut buffer[filled..], offset + filled as u64) {

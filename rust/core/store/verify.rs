@@ -1,7 +1,7 @@
 //! Reading a whole log to see whether it is what was written.
 
 use super::error::StoreError;
-use super::format::{SEGMENT_HEADER, segment_name};
+use super::format::{END, SEGMENT_HEADER};
 use super::listing::{Listing, open_segment};
 use super::mutants::{Mutant, is_broken};
 use super::recovery::{durable_behind, missing, read_header};
@@ -41,8 +41,9 @@ pub(crate) fn verify<S: Storage>(storage: &S) -> Result<Verification, StoreError
     let (mut durable, mut broken): (u64, Option<StoreError>) = (durable_behind(retired), None);
     let mut oldest = retired;
     for base in bases {
-        let name = segment_name(base);
-        let (_, header) = read_header(&open_segment(storage, base)?, &name)?;
+        let file = open_segment(storage, base)?;
+        let (name, is_compressed) = (file.name(base), file.is_compressed());
+        let (_, header) = read_header(&file, &name)?;
         durable = durable.max(header.as_ref().map_or(0, |header| header.durable));
         oldest = oldest.max(header.as_ref().map_or(0, |header| header.oldest));
         let follows = header.as_ref().filter(|header| {
@@ -61,15 +62,14 @@ pub(crate) fn verify<S: Storage>(storage: &S) -> Result<Verification, StoreError
         };
         let Some(header) = follows.filter(|_| broken.is_none()) else {
             // Only whether it says that something was acknowledged is of interest.
-            let file = open_segment(storage, base)?;
             let tail = Tail::of(&file, header.as_ref(), 0, found.next_sequence).map_err(reading)?;
-            durable = durable.max(tail.durable);
+            // It was durable as a whole before it was compressed.
+            durable = if is_compressed { END } else { durable.max(tail.durable) };
             found.torn_bytes += tail.bytes;
             let expected = "the segment that follows the one before";
             broken = broken.or(Some(corrupt(0, found.next_sequence, expected)));
             continue;
         };
-        let file = open_segment(storage, base)?;
         let mut scan = Scan::new(file, header.salt, SEGMENT_HEADER as u64, base);
         let tail = scan.run_out().and_then(|()| match scan.has_seal() {
             true => Ok(None),
@@ -85,7 +85,7 @@ pub(crate) fn verify<S: Storage>(storage: &S) -> Result<Verification, StoreError
         found.next_sequence = scan.sequence();
         before = Some((header.log, header.number, scan.chain().unwrap_or_default()));
         if let Some(tail) = tail {
-            durable = durable.max(tail.durable);
+            durable = if is_compressed { END } else { durable.max(tail.durable) };
             found.torn_bytes += tail.bytes;
             let expected = "a frame that is whole, or the end of the log";
             broken = Some(corrupt(scan.offset(), scan.sequence(), expected));

@@ -324,6 +324,15 @@ impl EventStore {
         Ok((retired.segments, retired.records, retired.bytes))
     }
 
+    /// Compresses finished segments, and returns (segments, bytes_before, bytes_after).
+    fn _compress(&self, py: Python<'_>, older_than: f64) -> PyResult<(usize, u64, u64)> {
+        let core = self.writer()?;
+        let older_than = error::duration("older_than", older_than)?;
+        let compressed = py.detach(|| core.compress(older_than));
+        let compressed = compressed.map_err(|error| error::store(py, &error))?;
+        Ok((compressed.segments, compressed.bytes_before, compressed.bytes_after))
+    }
+
     /// (oldest_sequence, next_sequence, durable_end, segments, bytes, held_from)
     fn _stats(&self, py: Python<'_>) -> PyResult<(u64, u64, u64, usize, u64, Option<u64>)> {
         self.process().check()?;
