@@ -2,8 +2,8 @@
 //! at a time uses it, and the same calls with the same storage write the same bytes.
 //!
 //! ```text
-//!  append ─► pending ─► frames of the current segment ─► begin_sync ─► SyncJob::run ─► end_sync
-//!            (memory)   (the system's cache)             (what is to be synced)        (durable)
+//!  append ─► pending ─► frames ─► the current segment ─► begin_sync ─► SyncJob::run ─► end_sync
+//!            (memory)   (memory)  (the system's cache)   (what is to be synced)       (durable)
 //! ```
 //!
 //! `run` needs no exclusion, so that others append while the disk is waited for.
@@ -28,8 +28,10 @@ use std::sync::Arc;
 pub(crate) const FRAME_EVENTS: usize = 2048;
 /// Fewer events than these wait in memory for others to share a frame with.
 const DIRECT_EVENTS: usize = 256;
-/// Frames that are written by one call of the system.
-const FRAMES_AT_ONCE: usize = 16;
+/// Frames are written in pieces that end at multiples of so many bytes, as long as nobody waits for them:
+/// the system takes such pieces in less than half of the time. For larger ones it has to look for
+/// memory, which takes longer again.
+const PIECE: u64 = if cfg!(test) { 1 << 10 } else { 64 << 10 };
 /// Bytes of objects that share a frame.
 const FRAME_BYTES: usize = FRAME_EVENTS * EVENT_BYTES;
 /// The most bytes of an object.
@@ -85,7 +87,7 @@ struct Current<F> {
     file: Arc<F>,
     base: u64,
     salt: u32,
-    /// Bytes for which there is room, and bytes so far.
+    /// Bytes for which there is room, and bytes so far, with those of frames in memory.
     room: u64,
     position: u64,
     chain: u32,
@@ -139,6 +141,10 @@ pub(crate) struct Log<S: Storage> {
     current: Option<Current<S::File>>,
     names: LogNames,
     pending: Pending,
+    /// Frames that are not in the file of the current segment yet, which they end.
+    frames: Vec<u8>,
+    /// Records below are in frames.
+    framed: u64,
     /// Records below are in files.
     written: u64,
     /// Records below stay whatever happens.
@@ -190,7 +196,7 @@ impl<S: Storage> SyncJob<S> {
 impl<S: Storage> Log<S> {
     pub(crate) fn new(storage: Arc<S>, limits: Limits, after: Continuation) -> Self {
         let Continuation { identity, segments, number, chain, sequence, retired } = after;
-        let (written, durable, marked) = (sequence, sequence, sequence);
+        let (framed, written, durable, marked) = (sequence, sequence, sequence, sequence);
         let (current, names, pending) = (None, LogNames::default(), Pending::default());
         let (unsynced, has_new_names, poison, is_closed) = (Vec::new(), false, None, false);
         Self {
@@ -203,6 +209,8 @@ impl<S: Storage> Log<S> {
             current,
             names,
             pending,
+            frames: Vec::new(),
+            framed,
             written,
             durable,
             marked,
@@ -226,7 +234,7 @@ impl<S: Storage> Log<S> {
 
     /// Returns the sequence of the next record.
     pub(crate) fn next(&self) -> u64 {
-        self.written + self.pending.count() as u64
+        self.framed + self.pending.count() as u64
     }
 
     /// Returns below which sequence all records are in files.
@@ -260,18 +268,18 @@ impl<S: Storage> Log<S> {
         let is_direct = events.len() >= DIRECT_EVENTS;
         let waiting = self.pending.events.len() + events.len();
         if is_direct || !self.pending.heads.is_empty() || waiting > FRAME_EVENTS {
-            self.flush()?;
+            self.frame()?;
         }
         let frames = events.len().div_ceil(FRAME_EVENTS);
         match self.make_room_for(frames * FRAME_HEADER + size_of_val(events)) {
             Err(StoreError::Full { .. }) if is_broken(Mutant::FullTakes) => {
-                self.written += events.len() as u64;
+                self.framed += events.len() as u64;
                 return Ok(first);
             }
             result => result?,
         }
         match is_direct {
-            true => self.write_events(events)?,
+            true => self.add_events(events)?,
             false => self.pending.events.extend_from_slice(events),
         }
         Ok(first)
@@ -293,7 +301,7 @@ impl<S: Storage> Log<S> {
         }
         let so_far = self.pending.heads.len() + self.pending.bodies.len();
         if !self.pending.events.is_empty() || so_far + OBJECT_HEAD + bytes > FRAME_BYTES {
-            self.flush()?;
+            self.frame()?;
         }
         // What is taken has room, and so have names that it may bring.
         let names = 2 * FRAME_HEADER + MAX_TOPIC_BYTES + MAX_SCHEMA_BYTES;
@@ -313,16 +321,24 @@ impl<S: Storage> Log<S> {
     /// Notes that events were lost before this place, which is a record by itself, and returns its
     /// sequence.
     pub(crate) fn append_gap(&mut self, missed: u64, is_exact: bool) -> Result<u64, StoreError> {
-        self.flush()?;
+        self.frame()?;
         self.make_room(FRAME_HEADER + 16)?;
-        let sequence = self.written;
+        let sequence = self.framed;
         let payload = [missed.to_le_bytes(), u64::from(is_exact).to_le_bytes()].concat();
-        self.write_frame(Kind::Gap, 1, &[&payload])?;
+        self.add_frame(Kind::Gap, 1, &[&payload])?;
         Ok(sequence)
     }
 
     /// Writes into a file what waits in memory.
     pub(crate) fn flush(&mut self) -> Result<(), StoreError> {
+        let framed = self.frame();
+        self.check()?;
+        self.write_up_to(u64::MAX)?;
+        framed
+    }
+
+    /// Makes frames of the records that wait.
+    fn frame(&mut self) -> Result<(), StoreError> {
         self.check()?;
         let count = self.pending.count();
         if count == 0 {
@@ -335,8 +351,8 @@ impl<S: Storage> Log<S> {
         }
         let Pending { mut events, mut heads, mut bodies } = std::mem::take(&mut self.pending);
         match events.is_empty() {
-            false => self.write_events(&events)?,
-            true => self.write_frame(Kind::Objects, count as u32, &[&heads, &bodies])?,
+            false => self.add_events(&events)?,
+            true => self.add_frame(Kind::Objects, count as u32, &[&heads, &bodies])?,
         }
         events.clear();
         heads.clear();
@@ -345,39 +361,33 @@ impl<S: Storage> Log<S> {
         Ok(())
     }
 
-    /// Writes events for which there is room.
-    fn write_events(&mut self, events: &[Event]) -> Result<(), StoreError> {
-        for events in events.chunks(FRAME_EVENTS * FRAMES_AT_ONCE) {
-            let mut headers = SmallVec::<[[u8; FRAME_HEADER]; FRAMES_AT_ONCE]>::new();
-            for (place, events) in events.chunks(FRAME_EVENTS).enumerate() {
-                let sequence = self.written + (place * FRAME_EVENTS) as u64;
-                let bytes = little_endian(events);
-                headers.push(self.header(Kind::Events, sequence, events.len() as u32, &[&bytes]));
-            }
-            let payloads: SmallVec<[_; FRAMES_AT_ONCE]> =
-                events.chunks(FRAME_EVENTS).map(little_endian).collect();
-            let mut buffers: SmallVec<[IoSlice<'_>; 2 * FRAMES_AT_ONCE]> = headers
-                .iter()
-                .zip(&payloads)
-                .flat_map(|(header, payload)| [IoSlice::new(header), IoSlice::new(payload)])
-                .collect();
-            self.write(&mut buffers)?;
-            self.written += events.len() as u64;
+    /// Makes frames of events for which there is room.
+    fn add_events(&mut self, events: &[Event]) -> Result<(), StoreError> {
+        for events in events.chunks(FRAME_EVENTS) {
+            self.add_frame(Kind::Events, events.len() as u32, &[&little_endian(events)])?;
         }
         Ok(())
     }
 
-    /// Writes a frame of records that are not counted yet, or of none, for which there is room.
-    fn write_frame(&mut self, kind: Kind, count: u32, parts: &[&[u8]]) -> Result<(), StoreError> {
+    /// Makes a frame of records that are not counted yet, or of none, for which there is room.
+    fn add_frame(&mut self, kind: Kind, count: u32, parts: &[&[u8]]) -> Result<(), StoreError> {
         let bytes: usize = parts.iter().map(|part| part.len()).sum();
-        let header = self.header(kind, self.written, count, parts);
-        let mut buffers = SmallVec::<[IoSlice<'_>; 4]>::new();
-        buffers.push(IoSlice::new(&header));
-        buffers.extend(parts.iter().map(|part| IoSlice::new(part)));
-        buffers.push(IoSlice::new(padding(bytes)));
-        self.write(&mut buffers)?;
-        self.written += u64::from(count);
-        Ok(())
+        let header = self.header(kind, self.framed, count, parts);
+        self.frames.extend_from_slice(&header);
+        parts.iter().for_each(|part| self.frames.extend_from_slice(part));
+        self.frames.extend_from_slice(padding(bytes));
+        self.framed += u64::from(count);
+        let Some(current) = &mut self.current else { unreachable!("room was made") };
+        let before = current.position / PIECE;
+        current.position += (FRAME_HEADER + padded(bytes)) as u64;
+        let end = current.position;
+        if let Some(segment) = self.segments.last_mut() {
+            segment.bytes = end;
+        }
+        match end / PIECE > before {
+            true => self.write_up_to(end / PIECE * PIECE),
+            false => Ok(()),
+        }
     }
 
     /// Returns the header of a frame, and adds it to the chain of the current segment.
@@ -413,18 +423,20 @@ impl<S: Storage> Log<S> {
         header
     }
 
-    /// Writes at the end of the current segment. A failure poisons the log.
-    fn write(&mut self, buffers: &mut [IoSlice<'_>]) -> Result<(), StoreError> {
-        let Some(current) = &mut self.current else { unreachable!("room was made") };
-        let bytes: usize = buffers.iter().map(|buffer| buffer.len()).sum();
-        let result = write_all(&*current.file, buffers, current.position);
+    /// Writes frames into the current segment, up to a place in it or all of them. A failure poisons the
+    /// log.
+    fn write_up_to(&mut self, end: u64) -> Result<(), StoreError> {
+        let Some(current) = &self.current else { return Ok(()) };
+        let from = current.position - self.frames.len() as u64;
+        let bytes = (end.min(current.position) - from) as usize;
+        let frames = &self.frames[..bytes];
+        let result = write_all(&*current.file, &mut [IoSlice::new(frames)], from);
         if !is_broken(Mutant::ForgetsFailedWrite) {
             self.poisoning("writing to", result)?;
         }
-        let Some(current) = &mut self.current else { unreachable!("room was made") };
-        current.position += bytes as u64;
-        if let Some(segment) = self.segments.last_mut() {
-            segment.bytes = current.position;
+        self.frames.drain(..bytes);
+        if self.frames.is_empty() {
+            self.written = self.framed;
         }
         Ok(())
     }
@@ -438,7 +450,7 @@ impl<S: Storage> Log<S> {
         let waiting = self.pending.bytes();
         if !self.current.as_ref().is_some_and(|current| current.has_room(waiting + bytes)) {
             // It goes where it has room before another segment begins.
-            self.flush()?;
+            self.frame()?;
         }
         self.make_room(self.pending.bytes() + bytes)
     }
@@ -457,7 +469,7 @@ impl<S: Storage> Log<S> {
     fn make_room_and_define(&mut self, bytes: usize, now: &Defined) -> Result<(), StoreError> {
         let has_room = self.current.as_ref().is_some_and(|current| {
             // One without records is the newest that there can be: it grows.
-            current.base == self.written
+            current.base == self.framed
                 || current.has_room(bytes + current.defined.bytes_until(now, &self.names))
         });
         if !has_room {
@@ -472,7 +484,7 @@ impl<S: Storage> Log<S> {
         let Some(current) = &mut self.current else { unreachable!("room was made") };
         let defined = std::mem::replace(&mut current.defined, now);
         for payload in defined.payloads_until(&now, &self.names) {
-            self.write_frame(Kind::Names, 0, &[&payload])?;
+            self.add_frame(Kind::Names, 0, &[&payload])?;
         }
         Ok(())
     }
@@ -495,9 +507,9 @@ impl<S: Storage> Log<S> {
         let header = SegmentHeader {
             log: self.identity,
             number: self.number,
-            base: self.written,
+            base: self.framed,
             durable: self.durable,
-            oldest: self.segments.first().map_or(self.written, |segment| segment.base),
+            oldest: self.segments.first().map_or(self.framed, |segment| segment.base),
             created: self.storage.now(),
             salt,
             chain: self.chain,
@@ -505,17 +517,17 @@ impl<S: Storage> Log<S> {
         };
         let result = write_all(&file, &mut [IoSlice::new(&*header.encode())], 0);
         self.poisoning("writing to", result)?;
-        let name = segment_name(self.written);
+        let name = segment_name(self.framed);
         let result = uninterrupted(|| self.storage.rename(file_name, &name));
         self.poisoning("renaming to", result)?;
         self.has_new_names = true;
         self.marked = self.durable;
         self.number += 1;
         let position = SEGMENT_HEADER as u64;
-        self.segments.push(Segment { base: self.written, bytes: position, is_compressed: false });
+        self.segments.push(Segment { base: self.framed, bytes: position, is_compressed: false });
         self.current = Some(Current {
             file: Arc::new(file),
-            base: self.written,
+            base: self.framed,
             room,
             salt,
             position,
@@ -548,14 +560,15 @@ impl<S: Storage> Log<S> {
     /// Ends the current segment; nothing more is written to it.
     fn seal_current(&mut self) -> Result<(), StoreError> {
         // One without records is no part of the log yet.
-        let Some(current) = self.current.as_ref().filter(|current| current.base < self.written)
+        let Some(current) = self.current.as_ref().filter(|current| current.base < self.framed)
         else {
             return Ok(());
         };
         let chain = current.chain;
         let is_whole = current.synced == current.position || is_broken(Mutant::SealTrustsUnsynced);
         let payload = seal_payload(chain, is_whole, self.storage.now());
-        self.write_frame(Kind::Seal, 0, &[&payload])?;
+        self.add_frame(Kind::Seal, 0, &[&payload])?;
+        self.write_up_to(u64::MAX)?;
         let Some(current) = self.current.take() else { unreachable!("it was there") };
         let result = uninterrupted(|| current.file.set_len(current.position));
         self.chain = chain;
@@ -620,7 +633,11 @@ impl<S: Storage> Log<S> {
         let is_needed =
             self.marked < self.durable && self.pending.count() == 0 && !is_broken(Mutant::NoMarker);
         match &self.current {
-            Some(_) if is_needed => self.write_frame(Kind::Marker, 0, &[]).map(|()| true),
+            Some(_) if is_needed => {
+                self.add_frame(Kind::Marker, 0, &[])?;
+                // Readers in other processes look for it.
+                self.write_up_to(u64::MAX).map(|()| true)
+            }
             _ => Ok(false),
         }
     }
