@@ -82,6 +82,7 @@ class EventType(_Byte):
     StrategyPaused: ClassVar[EventType]
     SystemOverload: ClassVar[EventType]
     ConnectionLost: ClassVar[EventType]
+    ReplayEnded: ClassVar[EventType]
     EmergencyStop: ClassVar[EventType]
     MarketManipulation: ClassVar[EventType]
     BlackSwanDetected: ClassVar[EventType]
@@ -166,7 +167,8 @@ class Priority(_Byte):
     """How urgent a compact event is among those of its kind: higher is more urgent.
 
     Args:
-        value: From 0 to 255; everything from `Critical` on is as urgent as it.
+        value: From 0 to 127; everything from `Critical` on is as urgent as it. In the bytes of an
+            event, 128 more says that a replay published it.
 
     Raises:
         ConfigError: The value is not a byte.

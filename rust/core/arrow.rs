@@ -162,7 +162,7 @@ impl ArrowArray {
             Self::new(length, unknown, vec![known, Buffer::new::<i64>(timestamps)], vec![], None),
             names(events, |event| event.event_type, |event_type| event_type.name()),
             Self::plain(events.iter().map(|event| event.event_type.0).collect()),
-            Self::plain(events.iter().map(|event| event.priority.0).collect()),
+            Self::plain(events.iter().map(|event| event.priority.level().0).collect()),
             names(events, |event| event.source_id, |source| source.name()),
             names(events, |event| event.symbol, |symbol| symbol.name()),
             Self::plain(events.iter().map(|event| event.value).collect()),

@@ -247,6 +247,30 @@ pub enum TryRecvError {
     Closed,
 }
 
+/// Why nothing is replayed into a bus or a system: it is not the replay's alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReplayRefused {
+    /// A store takes what is published.
+    #[error(
+        "a store is attached to what was to be replayed into; detach it, replay into another one, or          ask for mixed, with which stores leave out what is replayed"
+    )]
+    Store,
+    /// Others publish too.
+    #[error(
+        "others have published {events} events into what was to be replayed into; replay into one          that is the replay's alone, or ask for mixed"
+    )]
+    Publisher {
+        /// How many events.
+        events: u64,
+    },
+    /// Another replay goes on.
+    #[error(
+        "another replay goes on into what was to be replayed into; wait for its end, or ask for mixed"
+    )]
+    Replay,
+}
+
 /// Why `recv_timeout` returned no event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

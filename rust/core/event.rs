@@ -15,7 +15,8 @@ use crate::names::{SourceId, Symbol};
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
-/// How urgent an event is among those of its kind. Higher is more urgent.
+/// How urgent an event is among those of its kind, in the lower seven bits; the highest bit says that
+/// the event was replayed. Higher is more urgent.
 #[repr(transparent)]
 #[derive(
     Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, bytemuck::Pod, bytemuck::Zeroable,
@@ -28,18 +29,31 @@ impl Priority {
     pub const Normal: Self = Self(0);
     /// Read before normal events.
     pub const High: Self = Self(1);
-    /// Read before all others; so is any byte above it.
+    /// Read before all others; so is any level above it.
     pub const Critical: Self = Self(2);
+
+    /// The highest level.
+    pub const MAX: Self = Self(REPLAYED - 1);
+
+    /// Returns it without the bit that says that the event was replayed.
+    #[inline]
+    pub const fn level(self) -> Self {
+        Self(self.0 & !REPLAYED)
+    }
 }
+
+/// The bit of a priority that says that its event was replayed.
+const REPLAYED: u8 = 1 << 7;
 
 impl fmt::Debug for Priority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Normal => f.write_str("Normal"),
-            Self::High => f.write_str("High"),
-            Self::Critical => f.write_str("Critical"),
-            Self(other) => write!(f, "Priority({other})"),
+        match self.level() {
+            Self::Normal => f.write_str("Normal")?,
+            Self::High => f.write_str("High")?,
+            Self::Critical => f.write_str("Critical")?,
+            Self(other) => write!(f, "Priority({other})")?,
         }
+        f.write_str(if self.level() == *self { "" } else { " replayed" })
     }
 }
 
@@ -97,7 +111,7 @@ pub struct Event {
     pub timestamp: u64,
     /// What it tells.
     pub event_type: EventType,
-    /// How urgent it is.
+    /// How urgent it is, and whether it was replayed.
     pub priority: Priority,
     /// Who made it.
     pub source_id: SourceId,
@@ -152,12 +166,26 @@ impl Event {
     /// Returns the lane in which it travels: a critical type outweighs the priority.
     #[inline]
     pub const fn lane(&self) -> Lane {
-        match self.priority.0 {
+        match self.priority.level().0 {
             _ if self.event_type.is_critical() => Lane::Critical,
             0 => Lane::Normal,
             1 => Lane::High,
             2.. => Lane::Critical,
         }
+    }
+
+    /// Returns whether it was published by a replay: such events are not stored again unless that is
+    /// asked for.
+    #[inline]
+    pub const fn is_replayed(&self) -> bool {
+        self.priority.0 & REPLAYED != 0
+    }
+
+    /// Returns the same event as one that a replay publishes, or as one that it does not.
+    #[inline]
+    pub const fn with_replayed(self, is_replayed: bool) -> Self {
+        let level = self.priority.level().0;
+        Self { priority: Priority(if is_replayed { level | REPLAYED } else { level }), ..self }
     }
 
     /// Returns the topic, made of the names of type and symbol: `price_update.BTCUSDT`, or without
@@ -261,14 +289,27 @@ mod tests {
         for code in 0..=u8::MAX {
             for priority in 0..=u8::MAX {
                 let expected = match (code, priority) {
-                    (128.., _) | (_, 2..) => Lane::Critical,
-                    (_, 1) => Lane::High,
-                    (_, 0) => Lane::Normal,
+                    (128.., _) | (_, 2..=127 | 130..) => Lane::Critical,
+                    (_, 1 | 129) => Lane::High,
+                    (_, 0 | 128) => Lane::Normal,
                 };
                 let event = event(EventType(code), Priority(priority), Symbol::NONE);
                 assert_eq!(event.lane(), expected, "{code}, {priority}");
             }
         }
+    }
+
+    #[test]
+    fn a_replayed_event_differs_in_one_bit_and_in_nothing_that_it_means() {
+        for level in 0..=Priority::MAX.0 {
+            let live = event(EventType::PriceUpdate, Priority(level), Symbol::NONE);
+            let replayed = live.with_replayed(true);
+            assert!(replayed.is_replayed() && !live.is_replayed());
+            assert_eq!((replayed.lane(), replayed.priority.level()), (live.lane(), live.priority));
+            assert_eq!((replayed.with_replayed(false), live.with_replayed(false)), (live, live));
+            assert_ne!(replayed, live);
+        }
+        assert_eq!(format!("{:?}", Priority(129)), "High replayed");
     }
 
     #[test]

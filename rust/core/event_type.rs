@@ -71,6 +71,8 @@ event_types! {
     SystemOverload = 98, "system_overload";
     /// A connection was lost.
     ConnectionLost = 99, "connection_lost";
+    /// A replay has come to its end; the metadata says how many records it has replayed.
+    ReplayEnded = 100, "replay_ended";
     /// Everything has to stop.
     EmergencyStop = 128, "emergency_stop";
     /// A market looks manipulated.
@@ -225,6 +227,7 @@ mod tests {
             (97, "StrategyPaused"),
             (98, "SystemOverload"),
             (99, "ConnectionLost"),
+            (100, "ReplayEnded"),
             (128, "EmergencyStop"),
             (129, "MarketManipulation"),
             (130, "BlackSwanDetected"),

@@ -53,7 +53,8 @@ pub use bus::{
 pub use conflation::{Key, KeyFn};
 pub use error::{
     ConfigError, DequeueError, EnqueueError, EventTypeError, KeyError, Lagged, NameError,
-    PublishError, PublishManyError, RecvError, RecvTimeoutError, TimestampError, TryRecvError,
+    PublishError, PublishManyError, RecvError, RecvTimeoutError, ReplayRefused, TimestampError,
+    TryRecvError,
 };
 pub use event::{EVENT_BYTES, Event, Lane, Priority};
 pub use event_queue::LockFreeEventQueue;
@@ -67,9 +68,11 @@ pub use ring::overwrite::{OverwritePublisher, OverwriteReader, OverwriteRing, Pl
 pub use select::{Selected, Selector, Shutdown, select};
 #[cfg(all(feature = "store", unix))]
 pub use store::{
-    AppendError, Attachment, Batch, Compression, Durability, EventStore, Found, Gap, Hold,
-    NewRecords, Object, Objects, Query, Records, Recovery, Retention, Retired, SegmentReport,
-    Source, StoreConfig, StoreError, StoreQuery, StoreReader, StoreStats, Ticket, Verification,
+    AppendError, Attachment, Batch, Compression, Digest, Durability, EventStore, Found, Gap, Hold,
+    NewRecords, Object, Objects, Query, Records, Recovery, Replay, ReplayBatch, ReplayError,
+    ReplayOptions, ReplayProgress, ReplayState, Replayed, ReplayedObject, Retention, Retired,
+    SegmentReport, Sink, Source, StoreConfig, StoreError, StoreQuery, StoreReader, StoreStats,
+    Ticket, Transport, Verification, VirtualClock,
 };
 pub use subscription::{AsyncEventSubscription, EventReader, EventSubscription, Parking};
 pub use sync::{Exclusion, ThreadExclusion};

@@ -297,4 +297,10 @@ impl Flag {
     pub fn set(&self) -> bool {
         !self.0.swap(true, Ordering::AcqRel)
     }
+
+    /// Takes [`Flag::set`] back.
+    pub(crate) fn clear(&self) {
+        // ORDERING: pairs with `set`.
+        self.0.store(false, Ordering::Release);
+    }
 }

@@ -192,7 +192,8 @@ def test_any_32_bytes_are_an_event_and_come_back(data: bytes) -> None:
     assert event.to_bytes() == bytes(event) == data
     timestamp, event_type, priority, source_id, symbol, _, metadata = struct.unpack(LAYOUT, data)
     read = (event.timestamp, event.event_type, event.priority, event.source_id, event.symbol_id)
-    assert read == (timestamp, event_type, priority, source_id, symbol)
+    assert read == (timestamp, event_type, priority & 127, source_id, symbol)
+    assert event.replayed == (priority >= 128)
     assert (struct.pack("<d", event.value), event.metadata) == (data[16:24], metadata)
 
 
@@ -278,7 +279,8 @@ def test_events_are_matched_by_position_and_by_name() -> None:
         (127, 0, "normal"),
         (127, 1, "high"),
         (127, 2, "critical"),
-        (127, 255, "critical"),
+        (127, 127, "critical"),
+        (127, 128 + 1, "high"),
         (128, 0, "critical"),
         (255, 1, "critical"),
     ],

@@ -30,6 +30,7 @@ CODES = {
     "StrategyPaused": 97,
     "SystemOverload": 98,
     "ConnectionLost": 99,
+    "ReplayEnded": 100,
     "EmergencyStop": 128,
     "MarketManipulation": 129,
     "BlackSwanDetected": 130,

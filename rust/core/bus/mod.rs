@@ -20,6 +20,7 @@ mod options;
 mod producer;
 mod publication;
 mod publishing;
+pub(crate) mod replaying;
 mod slot;
 #[cfg(all(test, feature = "broadcast", not(any(tickbus_loom, tickbus_shuttle))))]
 mod stopped;
@@ -59,6 +60,7 @@ use on_ring::{RingState, apart};
 use parking_lot::RwLock;
 use publication::Pending;
 use publishing::PublishState;
+use replaying::Replaying;
 use slot::{Carrier, Conflating, OnRing, Other, Slot};
 use smallvec::SmallVec;
 use std::fmt;
@@ -148,6 +150,7 @@ pub struct Shared<T: Clone, R: Exclusion> {
     topic_names: RwLock<Vec<Arc<str>>>,
     pub(crate) closed: Flag,
     published: Counter,
+    replaying: Replaying,
     /// Entries ever sent through the shared channel (`broadcast`).
     pub(crate) sent: Counter,
     next_subscription: AtomicU64,
@@ -646,6 +649,7 @@ impl<T: Clone, R: Exclusion> Bus<T, R> {
             topic_names: RwLock::new(vec!["".into()]),
             closed: Flag::default(),
             published: Counter::default(),
+            replaying: Replaying::default(),
             sent: Counter::default(),
             next_subscription: AtomicU64::new(0),
             on_warning: OnceLock::new(),

@@ -68,6 +68,28 @@ impl<T, R: Exclusion> RingState<T, R> {
         self.members[slot] = Some(member);
     }
 
+    /// Moves readers that are half a ring behind over what they do not want; nobody loses anything.
+    pub(super) fn step_over(&mut self, next: u64, topics: &TopicTable) {
+        let may_lose: Vec<bool> = self
+            .members
+            .iter_mut()
+            .map(|member| member.as_mut().is_some_and(|m| std::mem::take(&mut m.may_lose)))
+            .collect();
+        let sweep = Sweep {
+            slots: &self.ring.slots,
+            next,
+            stride: self.ring.slots.capacity() / 2,
+            wanted: |topic, word| topics.mask(topic, word),
+            lost: |_, _| unreachable!("nobody may lose anything"),
+        };
+        sweep.run(&mut self.members);
+        for (member, may_lose) in self.members.iter_mut().zip(may_lose) {
+            if let Some(member) = member {
+                member.may_lose = may_lose;
+            }
+        }
+    }
+
     /// Sweeps, and returns whether there is room for one more event.
     fn sweep<S>(&mut self, next: u64, topics: &TopicTable, slots: &[Option<Slot<T, S>>]) -> bool
     where

@@ -26,6 +26,10 @@ pub trait Source: AnySubscription + Send + Sync + 'static {
     #[doc(hidden)]
     fn take(&self, events: &mut Vec<Event>, limit: usize) -> Result<bool, Lagged>;
 
+    /// Notes that a store takes what it receives.
+    #[doc(hidden)]
+    fn begin(&self);
+
     /// Ends the subscription.
     #[doc(hidden)]
     fn end(&self);
@@ -38,6 +42,10 @@ impl Source for SystemSubscription {
             Err(TakeError::Lagged(lagged)) => Err(Lagged { missed: lagged.missed, exact: true }),
             Err(TakeError::Closed) => Ok(false),
         }
+    }
+
+    fn begin(&self) {
+        self.feed_store();
     }
 
     fn end(&self) {
@@ -54,9 +62,23 @@ impl Source for EventSubscription<Event, ThreadExclusion> {
         }
     }
 
+    fn begin(&self) {
+        self.feed_store();
+    }
+
     fn end(&self) {
         self.close();
     }
+}
+
+/// What a store does with what a replay publishes, which some log has already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Replayed {
+    /// Leaves it out.
+    #[default]
+    Skip,
+    /// Stores it too; the log says of each event that it was replayed.
+    Keep,
 }
 
 /// What both sides of an attachment know.
@@ -117,7 +139,7 @@ impl Attachment {
 impl EventStore {
     /// Appends what a subscription receives from now on, until it is closed or the store is. A store
     /// that fails, or has no room, detaches itself: it closes the subscription, so that no publisher
-    /// waits for it, and tells `on_failure`.
+    /// waits for it, and tells `on_failure`. What a replay publishes is left out.
     ///
     /// # Errors
     ///
@@ -144,10 +166,25 @@ impl EventStore {
         source: impl Source,
         on_failure: impl FnOnce(&StoreError) + Send + 'static,
     ) -> Result<Attachment, StoreError> {
+        self.attach_with(source, Replayed::Skip, on_failure)
+    }
+
+    /// As [`EventStore::attach`], with a say in what becomes of what a replay publishes.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventStore::attach`].
+    pub fn attach_with(
+        &self,
+        source: impl Source,
+        replayed: Replayed,
+        on_failure: impl FnOnce(&StoreError) + Send + 'static,
+    ) -> Result<Attachment, StoreError> {
+        source.begin();
         let attached = Arc::new(Attached::default());
         let (appender, shared) = (self.appender(), attached.clone());
         let run = move || {
-            let result = run(&appender, &source, &shared);
+            let result = run(&appender, &source, replayed, &shared);
             source.end();
             if let Err(error) = result {
                 on_failure(shared.failure.get_or_init(|| error));
@@ -162,7 +199,12 @@ impl EventStore {
 }
 
 /// Appends until the subscription ends or is told to.
-fn run(appender: &Appender, source: &impl Source, attached: &Attached) -> Result<(), StoreError> {
+fn run(
+    appender: &Appender,
+    source: &impl Source,
+    replayed: Replayed,
+    attached: &Attached,
+) -> Result<(), StoreError> {
     let mut events = Vec::with_capacity(BATCH);
     // What was pending when it was told to end, less what was taken since.
     let mut left = usize::MAX;
@@ -172,6 +214,10 @@ fn run(appender: &Appender, source: &impl Source, attached: &Attached) -> Result
         }
         events.clear();
         let taken = source.take(&mut events, BATCH.min(left));
+        let come = events.len();
+        if replayed == Replayed::Skip {
+            events.retain(|event| !event.is_replayed());
+        }
         let count = events.len() as u64;
         if count > 0 {
             appender
@@ -186,12 +232,12 @@ fn run(appender: &Appender, source: &impl Source, attached: &Attached) -> Result
             }
             Ok(false) => return Ok(()),
             Ok(true) if left != usize::MAX => {
-                left = left.saturating_sub(events.len());
-                if left == 0 || events.is_empty() {
+                left = left.saturating_sub(come);
+                if left == 0 || come == 0 {
                     return Ok(());
                 }
             }
-            Ok(true) if !events.is_empty() => {}
+            Ok(true) if come > 0 => {}
             Ok(true) => _ = select(&[source], Some(&attached.shutdown), None),
         }
     }

@@ -19,6 +19,7 @@ mod crash;
 #[cfg(test)]
 mod damage;
 mod dictionary;
+mod digest;
 mod directory;
 mod error;
 mod event_store;
@@ -32,15 +33,18 @@ mod mutants;
 mod query;
 mod reader;
 mod recovery;
+mod replay;
 mod retire;
 mod scan;
 #[cfg(test)]
 mod sim;
 mod storage;
+mod transport;
 mod verify;
 
-pub use attach::{Attachment, Source};
+pub use attach::{Attachment, Replayed, Source};
 pub use compressed::Compression;
+pub use digest::Digest;
 pub use error::StoreError;
 pub use event_store::{
     AppendError, Durability, EventStore, NewRecords, StoreConfig, StoreQuery, StoreReader,
@@ -52,5 +56,7 @@ pub use log::Object;
 pub use query::{Found, Query};
 pub use reader::{Batch, Gap, Objects, Records};
 pub use recovery::Recovery;
+pub use replay::{Replay, ReplayBatch, ReplayError, ReplayOptions, ReplayedObject, Sink};
 pub use retire::{Retention, Retired};
+pub use transport::{ReplayProgress, ReplayState, Transport, VirtualClock};
 pub use verify::Verification;

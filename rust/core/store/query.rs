@@ -36,7 +36,7 @@ impl Default for Query {
 }
 
 /// The query, as it is asked for each block and each event.
-struct Filter {
+pub(super) struct Filter {
     times: Range<u64>,
     types: [u64; 4],
     /// Empty if all are wanted; sorted.
@@ -45,7 +45,7 @@ struct Filter {
 }
 
 impl Filter {
-    fn new(query: &Query) -> Self {
+    pub(super) fn new(query: &Query) -> Self {
         let mut types = [if query.types.is_empty() { u64::MAX } else { 0 }; 4];
         for event_type in &query.types {
             types[usize::from(event_type.0 >> 6)] |= 1 << (event_type.0 & 63);
@@ -77,7 +77,7 @@ impl Filter {
     }
 
     #[inline]
-    fn wants(&self, event: &Event) -> bool {
+    pub(super) fn wants(&self, event: &Event) -> bool {
         let event_type = event.event_type.0;
         self.times.contains(&event.timestamp)
             && self.types[usize::from(event_type >> 6)] >> (event_type & 63) & 1 == 1

@@ -34,7 +34,7 @@ pub(crate) struct Inbox<T: Clone, R: Exclusion> {
     pub(crate) policy: Policy,
     pub(crate) capacity: usize,
     pub(crate) pattern: Option<Pattern>,
-    on_lag: OnLag,
+    pub(crate) on_lag: OnLag,
     /// Events offered, published after each was queued or missed; on the shared channel those of
     /// the snapshot alone.
     pub(crate) offered: Counter,
@@ -57,6 +57,8 @@ pub(crate) struct Inbox<T: Clone, R: Exclusion> {
     /// Publishers in line for room.
     pub(crate) blocked: Sleepers,
     pub(crate) closed: Flag,
+    /// A store reads it.
+    pub(crate) feeds_store: Flag,
     reader: Mutex<R, Reader<T, R>>,
 }
 
@@ -111,6 +113,7 @@ impl<T: Clone, R: Exclusion> Inbox<T, R> {
             bell,
             blocked: Sleepers::default(),
             closed: Flag::default(),
+            feeds_store: Flag::default(),
             reader: Mutex::new(reader),
         }
     }
@@ -480,6 +483,11 @@ impl<T: Clone, R: Exclusion> EventSubscription<T, R> {
     /// Returns the subscription's numbers.
     pub fn metrics(&self) -> SubscriptionMetrics {
         self.inbox.metrics(&self.shared, Instant::now())
+    }
+
+    /// Notes that what is published goes into a store: whoever replays into the bus asks for it.
+    pub fn feed_store(&self) {
+        self.inbox.feeds_store.set();
     }
 
     /// Leaves the bus: what is pending is counted as `closed`, waiting publishers go on without

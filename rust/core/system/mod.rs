@@ -17,8 +17,9 @@ mod topics;
 pub use overflow::{CriticalOverflow, CriticalPublication};
 pub use subscription::{LaneLagged, SystemStream, SystemSubscription, TakeError};
 
+use crate::bus::replaying::Replaying;
 use crate::bus::{Backend, Bus, BusConfig, Joint, Patience, SubscribeError, SubscribeOptions};
-use crate::error::ConfigError;
+use crate::error::{ConfigError, ReplayRefused};
 use crate::event::{Event, Lane};
 use crate::event_type::EventType;
 use crate::metrics::EventBusMetrics;
@@ -228,6 +229,7 @@ struct Inner {
     joining: ThreadMutex<u64>,
     on_overflow: ThreadMutex<Option<Arc<OverflowHandler>>>,
     ending: Arc<Ending>,
+    replaying: Replaying,
 }
 
 /// Whether somebody waits for readers to come to the end.
@@ -322,6 +324,7 @@ impl EventSystem {
             joining: ThreadMutex::new(0),
             on_overflow: ThreadMutex::new(None),
             ending: Arc::default(),
+            replaying: Replaying::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -570,6 +573,37 @@ impl EventSystem {
     /// Returns how many events wait to be read, over all subscriptions and lanes.
     pub fn pending(&self) -> u64 {
         self.inner.lanes.iter().map(Bus::pending).sum()
+    }
+
+    /// Returns how many events can be published in a lane before a subscription misses one or, in the
+    /// critical lane, stops the publisher; but for subscriptions that only count what they miss.
+    pub fn room(&self, lane: Lane) -> usize {
+        self.lane(lane).room()
+    }
+
+    /// Begins a replay, as [`Bus::begin_replay`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::begin_replay`].
+    pub fn begin_replay(&self, mixed: bool) -> Result<(), ReplayRefused> {
+        let has_store = self.inner.lanes.iter().any(Bus::has_store);
+        self.inner.replaying.begin(mixed, has_store, self.total_events())
+    }
+
+    /// Counts events that a replay has published.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::count_replayed`].
+    pub fn count_replayed(&self, events: u64, mixed: bool) -> Result<(), ReplayRefused> {
+        self.inner.replaying.add(events);
+        self.inner.replaying.check(mixed, self.total_events())
+    }
+
+    /// Ends a replay.
+    pub fn end_replay(&self) {
+        self.inner.replaying.end();
     }
 
     /// Returns the system's numbers.

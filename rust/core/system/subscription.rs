@@ -109,6 +109,11 @@ impl SystemSubscription {
         self.lanes[lane as usize].metrics()
     }
 
+    /// As [`EventSubscription::feed_store`].
+    pub fn feed_store(&self) {
+        self.lanes.iter().for_each(EventSubscription::feed_store);
+    }
+
     /// Leaves the system: what is pending is counted as `closed`, waiting publishers go on without
     /// this subscription, and waiting readers get `Closed`. Closing again does nothing.
     pub fn close(&self) {

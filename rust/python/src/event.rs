@@ -259,6 +259,11 @@ impl PyEvent {
 
     #[inline]
     pub(crate) fn priority_object<'py>(&self, py: Python<'py>) -> &Bound<'py, PyAny> {
+        codes(py).priorities[usize::from(self.0.priority.level().0)].bind(py)
+    }
+
+    /// As `priority_object`, with the bit that says that the event was replayed.
+    fn priority_byte<'py>(&self, py: Python<'py>) -> &Bound<'py, PyAny> {
         codes(py).priorities[usize::from(self.0.priority.0)].bind(py)
     }
 }
@@ -345,6 +350,12 @@ impl PyEvent {
         self.0.lane().name()
     }
 
+    /// Whether a replay published it; its `priority` is what it was.
+    #[getter]
+    fn replayed(&self) -> bool {
+        self.0.is_replayed()
+    }
+
     /// Returns the 32 bytes, little-endian.
     fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         PyBytes::new(py, &self.0.to_bytes())
@@ -397,7 +408,7 @@ impl PyEvent {
         let arguments = (
             event.0.timestamp,
             event.event_type_object(py),
-            event.priority_object(py),
+            event.priority_byte(py),
             outside_name("source_id", source_id.0.into(), source_text(py, source_id))?,
             outside_name("symbol", symbol.0, symbol_text(py, symbol))?,
             event.0.value,
@@ -429,7 +440,7 @@ impl PyEvent {
             "Event(timestamp={timestamp}, event_type={}, priority={}, source_id={}, \
              symbol={symbol}, value={}, metadata={metadata})",
             self.event_type_object(py).repr()?,
-            self.priority_object(py).repr()?,
+            self.priority_byte(py).repr()?,
             text(source_id.0.into(), source_text(py, source_id))?,
             if value.is_finite() { number } else { format!("float('{number}')") },
         ))
