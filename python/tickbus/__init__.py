@@ -25,6 +25,7 @@ from tickbus._core import (
     StoreTicket,
     SystemSubscription,
     Topic,
+    VirtualClock,
     __version__,
     select,
     sources,
@@ -55,6 +56,7 @@ from tickbus.errors import (
     PublishTimeout,
     ReadOnly,
     ReceiveTimeout,
+    ReplayRefused,
     StoreError,
     StoreFull,
     StoreIO,
@@ -63,6 +65,7 @@ from tickbus.errors import (
     WrongLoop,
 )
 from tickbus.event import EventType, Priority
+from tickbus.replay import Replay, ReplayProgress
 from tickbus.store import (
     Compression,
     EventStore,
@@ -119,6 +122,9 @@ __all__ = [
     "ReceiveTimeout",
     "Record",
     "Recovery",
+    "Replay",
+    "ReplayProgress",
+    "ReplayRefused",
     "Retired",
     "RingEventBus",
     "Shutdown",
@@ -133,6 +139,7 @@ __all__ = [
     "Topic",
     "Verification",
     "VersionError",
+    "VirtualClock",
     "WrongLoop",
     "__version__",
     "select",

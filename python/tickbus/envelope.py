@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-__all__ = ["Clock", "Envelope"]
+__all__ = ["Clock", "Envelope", "ReplayedEnvelope"]
 
 _T = TypeVar("_T")
 
@@ -38,3 +38,14 @@ class Envelope(NamedTuple, Generic[_T]):
     topic: str | None
     ts_publish: int
     event: _T
+
+    @property
+    def replayed(self) -> bool:
+        """Whether a replay published it."""
+        return isinstance(self, ReplayedEnvelope)
+
+
+class ReplayedEnvelope(Envelope[_T]):
+    """An envelope whose event a replay published."""
+
+    __slots__ = ()

@@ -31,6 +31,7 @@ __all__ = [
     "PublishTimeout",
     "ReadOnly",
     "ReceiveTimeout",
+    "ReplayRefused",
     "StoreError",
     "StoreFull",
     "StoreIO",
@@ -238,6 +239,13 @@ class ParseError(BusError, ValueError):
     def __reduce__(self) -> tuple[Any, ...]:
         arguments = (self.message, self.file, self.line, self.position)
         return type(self), arguments, self.__dict__
+
+
+class ReplayRefused(BusError):
+    """A bus or a system is not a replay's alone: a store is attached, or others publish into it.
+
+    Replay into another one, or say `mixed=True`.
+    """
 
 
 class StoreError(BusError):

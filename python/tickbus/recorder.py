@@ -11,7 +11,7 @@ from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tickbus._core import _Tally
+from tickbus._core import Event, _Tally
 from tickbus.bus import EventBus
 from tickbus.errors import ConfigError, ForkedError
 from tickbus.pacing import LONGEST_GAP, Pacer
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from tickbus.envelope import Envelope
+    from tickbus.store import EventStore
     from tickbus.typed import TypedEventBus
 
 __all__ = ["EventRecorder"]
@@ -122,6 +123,22 @@ class EventRecorder:
             else:
                 bus.publish(envelope.event)
         return len(events)
+
+    def write(self, store: EventStore) -> range:
+        """Appends the events kept at this moment to a log, on their topics and in their order.
+
+        Returns:
+            Their sequences.
+
+        Raises:
+            TypeError: msgspec cannot encode one of them; those before it were stored.
+            StoreError: As `EventStore.append`; the events before were stored.
+        """
+        first = following = store.stats().next_sequence
+        for kept in self.get_events():
+            topic = None if isinstance(kept.event, Event) else kept.topic
+            following = store.append(kept.event, topic) + 1
+        return range(first, following)
 
     def close(self) -> None:
         """Ends the recording; what was kept stays. Again does nothing."""

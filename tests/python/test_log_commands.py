@@ -1,19 +1,24 @@
-"""The commands `tickbus record`, `tickbus log inspect` and `tickbus log verify`."""
+"""The commands `tickbus record`, `tickbus log` and `tickbus replay` of a log."""
 
 from __future__ import annotations
 
+import csv
 import io
 import json
+import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from tickbus import Event, EventStore, cli
+from tickbus import Event, EventStore, Priority, Replay, cli
 from tickbus.captures import MarketEvent, Quote, Trade, read_capture
-from tickbus.cli import app
-from tickbus.cli.record import (
+from tickbus.cli import app, export
+from tickbus.cli.totals import Totals
+from tickbus.compact import (
     ASK,
     BID,
     SIZE_UNIT,
@@ -249,3 +254,160 @@ def test_progress_is_shown_on_a_terminal_only(
         monkeypatch.setattr(app.sys, "stderr", stderr)
         assert cli.main(["record", str(trades_csv), "--to", str(tmp_path / "log")]) == 0
         assert ("recording" in stderr.getvalue()) == stderr.isatty()
+
+
+@pytest.mark.real_data
+def test_a_recorded_capture_is_replayed_with_its_totals_and_the_same_digest(
+    data: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    capture, folder = data / "binance-raw/spot_btcusdt_20240808.gz", tmp_path / "log"
+    recorded = run_json(capsys, "record", capture, "--to", folder)
+    live = run_json(capsys, "replay", capture)
+    replays = [
+        run_json(capsys, "replay", folder, *options)
+        for options in (("--speed", 0), ("--backend", "ring", "--subscribers", 1, "--speed", 1e9))
+    ]
+    assert {replay["digest"] for replay in replays} == {_digest_of(capture)}
+    for replay in replays:
+        assert (replay["replayed"], replay["lost"]) == (recorded["events"], 0)
+        assert replay["totals_agree"]
+        assert _numbers(replay["per_symbol"]) == _numbers(live["per_symbol"])
+
+
+def _digest_of(capture: Path) -> str:
+    replay = Replay(capture)
+    assert sum(map(len, replay.read())) > 0
+    return replay.digest
+
+
+def _numbers(per_symbol: dict[str, dict[str, Any]]) -> dict[str, dict[str, Decimal]]:
+    return {
+        symbol: {name: Decimal(total) for name, total in totals.items() if total is not None}
+        for symbol, totals in per_symbol.items()
+    }
+
+
+def test_a_log_of_anything_is_replayed_and_counted(log: Path, capsys: Captured) -> None:
+    report = run_json(capsys, "replay", log)
+    assert report["kinds"] == {"objects": 3, "price_update": 3}
+    assert (report["replayed"], report["missed"], report["per_symbol"]) == (6, 15, {})
+    assert report["delivered"] == [6] * 4
+    assert cli.main(["replay", str(log)]) == app.DONE
+    assert report["digest"] in capsys.readouterr().out
+
+
+def test_a_subscriber_that_sums_something_else_fails_the_replay(
+    log: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "tally_log", lambda path: {("a", "b"): Totals(trades=1)})
+    assert cli.main(["replay", str(log)]) == app.FAILED
+    assert "independent pass over the log" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["replay", "export"])
+def test_a_damaged_log_fails_what_reads_it_and_what_is_none_is_unreadable(
+    log: Path, tmp_path: Path, capsys: Captured, command: str
+) -> None:
+    def arguments(folder: Path) -> list[str]:
+        to = tmp_path / "out.csv"
+        if command == "replay":
+            return ["replay", str(folder)]
+        return ["log", "export", str(folder), "--to", str(to)]
+
+    assert cli.main(arguments(tmp_path)) == app.UNREADABLE
+    assert "holds no log" in capsys.readouterr().err
+    segment = damage(log)
+    assert cli.main(arguments(log)) == app.FAILED
+    assert f"segment {segment} is damaged" in capsys.readouterr().err
+    assert not [*tmp_path.glob("out*")], "nothing half written is left"
+
+
+@pytest.mark.parametrize(
+    "options", [["--format", "csv"], ["--compare"], ["--strict"], ["another.gz"]]
+)
+def test_what_means_nothing_for_a_log_is_refused(
+    log: Path, capsys: Captured, options: list[str]
+) -> None:
+    assert cli.main(["replay", str(log), *options]) == app.USAGE
+    assert "a log is replayed alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet", "out.arrow"])
+def test_an_exported_table_has_every_record(
+    trades_csv: Path, tmp_path: Path, capsys: Captured, name: str
+) -> None:
+    folder, to = tmp_path / "log", tmp_path / name
+    run_json(capsys, "record", trades_csv, "--to", folder)
+    with EventStore.open(folder) as store:
+        store.append({"a": [1]}, topic="notes")
+        store.append(Event(0, 200, Priority.High, value=-0.5, metadata=(1 << 64) - 1))
+    report = run_json(capsys, "log", "export", folder, "--to", to)
+    assert (report["events"], report["objects"], report["bytes"]) == (3, 1, to.stat().st_size)
+    first, second = 1_700_000_000_000_000_000, 1_700_000_000_001_000_000
+    rows = [
+        (first, "trade", TRADE, 0, "north", "ABC", 10.1, 200_000_000, None, None),
+        (second, "trade", TRADE, 0, "south", "ABC", 10.3, 1, None, None),
+        (None, None, None, None, None, None, None, None, "notes", '{"a":[1]}'),
+        (None, None, 200, 1, None, None, -0.5, (1 << 64) - 1, None, None),
+    ]
+    assert _table(to) == rows
+    assert cli.main(["log", "export", str(folder), "--to", str(to)]) == app.USAGE
+    assert "there already" in capsys.readouterr().err
+
+
+def _table(path: Path) -> list[tuple[Any, ...]]:
+    """Reads an exported table back, without the code that is tested."""
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8", newline="") as file:
+            head, *rows = csv.reader(file)
+        kinds = (int, str, int, int, str, str, float, int, str, str)
+        found = [
+            tuple(kind(cell) if cell else None for kind, cell in zip(kinds, row, strict=True))
+            for row in rows
+        ]
+    else:
+        if path.suffix == ".parquet":
+            table = pq.read_table(path)
+        else:
+            with pa.ipc.open_file(path) as reader:
+                table = reader.read_all()
+        head = table.column_names
+        assert str(table.schema.field("timestamp").type) == "timestamp[ns, tz=UTC]"
+        times = table.column(0).cast(pa.int64())
+        found = [tuple(row.values()) for row in table.set_column(0, head[0], times).to_pylist()]
+    assert tuple(head) == export.COLUMNS
+    return found
+
+
+def test_a_part_is_exported_by_time_type_and_symbol(
+    trades_csv: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    folder = tmp_path / "log"
+    run_json(capsys, "record", trades_csv, "--to", folder)
+
+    def exported(name: str, *options: str) -> int:
+        return run_json(capsys, "log", "export", folder, "--to", tmp_path / name, *options)[
+            "events"
+        ]
+
+    assert exported("1.csv", "--start", "1700000000001000000") == 1
+    assert exported("2.csv", "--stop", "2023-11-14T22:13:20.001+00:00") == 1
+    assert exported("3.csv", "--start", "2023-11-14T22:13:20", "--types", "trade") == 2
+    assert exported("4.csv", "--types", "bid") == 0
+    assert exported("5.csv", "--symbols", "ABC", "--symbols", "XYZ") == 2
+    for options in (["--start", "soon"], ["--types", "nothing"]):
+        to = ["--to", str(tmp_path / "6.csv")]
+        assert cli.main(["log", "export", str(folder), *to, *options]) == app.USAGE
+    assert "2024-08-08T12:00:00Z" in capsys.readouterr().err
+    assert cli.main(["log", "export", str(folder), "--to", "x.xlsx"]) == app.USAGE
+    assert "csv, parquet, arrow" in capsys.readouterr().err
+
+
+def test_an_export_without_pyarrow_says_what_to_install(
+    log: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    arguments = ["log", "export", str(log), "--to", str(tmp_path / "out.parquet")]
+    assert cli.main(arguments) == app.FAILED
+    assert "pip install 'tickbus[arrow]'" in capsys.readouterr().err
+    assert cli.main([*arguments, "--format", "csv"]) == app.DONE

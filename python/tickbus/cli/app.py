@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace as changed
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
@@ -35,18 +36,30 @@ from tickbus import (
     _core,
 )
 from tickbus.captures import CaptureReport, MarketEvent, Trade, read_capture, recognize_format
-from tickbus.cli.log_report import InspectReport, RecordReport, VerifyReport
+from tickbus.cli.export import export, format_of
+from tickbus.cli.log_report import (
+    ExportReport,
+    InspectReport,
+    LogReplayReport,
+    RecordReport,
+    VerifyReport,
+)
 from tickbus.cli.oracle import tally_capture, tally_synthetic
-from tickbus.cli.record import InexactError, record
+from tickbus.cli.record import record
 from tickbus.cli.replay import ReplayOutcome, ReplayPlan, replay
+from tickbus.cli.replay_log import LogOutcome, replay_log, tally_log
 from tickbus.cli.report import ReplayReport
 from tickbus.cli.totals import Instruments
+from tickbus.compact import InexactError, register
 from tickbus.store import inspect
 from tickbus.synthetic import SyntheticMarket
 
 __all__ = ["DONE", "FAILED", "INTERRUPTED", "UNREADABLE", "USAGE", "run"]
 
 DONE, FAILED, USAGE, UNREADABLE, INTERRUPTED = 0, 1, 2, 3, 130
+
+_Outcome = TypeVar("_Outcome")
+_Report: TypeAlias = RecordReport | InspectReport | VerifyReport | LogReplayReport | ExportReport
 
 app = App(
     name="tickbus",
@@ -78,7 +91,10 @@ def run(argv: Sequence[str]) -> int:
 
 @app.command(
     name="replay",
-    help_epilogue=("Example: tickbus replay --subscribers 8 --speed 10 spot_btcusdt_20240808.gz"),
+    help_epilogue=(
+        "Example: tickbus replay --subscribers 8 --speed 10 spot_btcusdt_20240808.gz; of a log: "
+        "tickbus replay --json LOG"
+    ),
 )
 def replay_command(
     *files: Path,
@@ -94,14 +110,15 @@ def replay_command(
     seed: int = 1,
     events: int = 100_000,
 ) -> int:
-    """Replay market data from a thread through the bus to asyncio subscribers, and check it.
+    """Replay market data or a log from a thread through the bus to asyncio subscribers.
 
     Each subscriber computes count, volume and VWAP per symbol; the results must equal those of
-    an independent pass over the input, or the command fails. The input is read into memory
-    first, so that events/s measures the bus. Without a file a synthetic market is replayed.
+    an independent pass over the input, or the command fails. Captures are read into memory
+    first, so that events/s measures the bus. Without a file a synthetic market is replayed. Of a
+    log, which is replayed as it is read, the digest of what was replayed is told too.
 
     Args:
-        files: Captures; several are merged by their times.
+        files: Captures, of which several are merged by their times, or the folder of one log.
         format: The files' format; recognized when left out.
         speed: Recorded time per real time: 1 as recorded, 10 ten times faster, 0 flat out.
         subscribers: Number of asyncio subscribers.
@@ -117,6 +134,12 @@ def replay_command(
     """
     plan = ReplayPlan(backend, subscribers, capacity, speed, max_gap)
     _check(plan)
+    if any(path.is_dir() for path in files):
+        if len(files) > 1 or format is not None or compare or strict:
+            raise ConfigError(
+                "a log is replayed alone, and without --format, --compare and --strict"
+            )
+        return _replay_log(files[0], plan, as_json=json)
     market = None if files else SyntheticMarket(seed, events)
     report = CaptureReport()
     try:
@@ -230,6 +253,57 @@ def verify_command(path: Path, *, json: Annotated[bool, Parameter(negative="")] 
     return DONE if result.sound else FAILED
 
 
+@log.command(
+    name="export",
+    help_epilogue="Example: tickbus log export LOG --to trades.parquet --types trade",
+)
+def export_command(
+    path: Path,
+    *,
+    to: Path,
+    format: Literal["csv", "parquet", "arrow"] | None = None,
+    start: str | None = None,
+    stop: str | None = None,
+    types: list[str] | None = None,
+    symbols: list[str] | None = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Write what a log has into a file, as a table.
+
+    Args:
+        path: The folder of the log.
+        to: The file, which must not be there yet.
+        format: The file's format; that of its ending when left out.
+        start: The lowest time, in ns since the Unix epoch or as in 2024-08-08T12:00:00Z.
+        stop: The time before which they are.
+        types: Event types; objects have none, so that this leaves them out.
+        symbols: Symbols; objects have none either.
+        json: Print one JSON object instead of a table.
+    """
+    name = format_of(to, format)
+    wanted = {
+        "start": _moment("--start", start),
+        "stop": _moment("--stop", stop),
+        "types": types or None,
+        "symbols": symbols or None,
+    }
+    try:
+        # Whoever asks for the types that `record` writes need not have read any.
+        register()
+        with _counting("exporting") as progress:
+            exported = export(path, to, name, progress, **wanted)
+    except Corrupt as why:
+        _complain(str(why))
+        return FAILED
+    except StoreError as why:
+        return _unreadable_log(why)
+    except (ModuleNotFoundError, OSError) as why:
+        _complain(str(why))
+        return FAILED
+    _show(ExportReport(path, to, exported), as_json=json)
+    return DONE
+
+
 class _StoppedAtMalformedError(Exception):
     """A malformed line was found and reported, and the user asked to stop there."""
 
@@ -295,14 +369,64 @@ def _tally(files: Sequence[Path], formats: Sequence[str]) -> Instruments:
     return sums
 
 
+def _replay_log(path: Path, plan: ReplayPlan, *, as_json: bool) -> int:
+    def run(on_progress: Callable[[int], None] | None) -> LogOutcome:
+        return asyncio.run(replay_log(path, plan, on_progress))
+
+    try:
+        with EventStore.open(path, read_only=True) as store:
+            stats = store.stats()
+        outcome = _showing_progress(stats.next_sequence - stats.oldest_sequence, run)
+        oracle = tally_log(path)
+    except Corrupt as why:
+        _complain(str(why))
+        return FAILED
+    except StoreError as why:
+        return _unreadable_log(why)
+    result = LogReplayReport(path, plan, outcome, oracle)
+    _show(result, as_json=as_json)
+    if not result.accounted:
+        _complain(
+            f"every subscriber must get all of the {outcome.replayed:,} records and sum what an "
+            f"independent pass over the log sums; {outcome.lost:,} deliveries were lost"
+        )
+    return DONE if result.accounted else FAILED
+
+
+def _moment(name: str, text: str | None) -> int | None:
+    """Returns a time in ns since the Unix epoch."""
+    if text is None or text.isdigit():
+        return None if text is None else int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as why:
+        raise ConfigError(
+            f"{name} was {text!r}; it must be a number of ns since the Unix epoch, or a time as in "
+            "2024-08-08T12:00:00Z"
+        ) from why
+    since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 10**9 + since.microseconds * 1_000
+
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
 def _replay_showing_progress(events: Sequence[MarketEvent], plan: ReplayPlan) -> ReplayOutcome:
+    return _showing_progress(
+        len(events), lambda on_progress: asyncio.run(replay(events, plan, on_progress))
+    )
+
+
+def _showing_progress(
+    total: int, run: Callable[[Callable[[int], None] | None], _Outcome]
+) -> _Outcome:
     """Replays with a progress bar on stderr if that is a terminal."""
     if not sys.stderr.isatty():
-        return asyncio.run(replay(events, plan))
+        return run(None)
     columns = TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("", total=len(events))
-        return asyncio.run(replay(events, plan, lambda done: progress.update(bar, completed=done)))
+        bar = progress.add_task("", total=total)
+        return run(lambda done: progress.update(bar, completed=done))
 
 
 @contextmanager
@@ -318,7 +442,7 @@ def _counting(what: str) -> Iterator[Callable[[int], None]]:
         yield lambda done: progress.update(bar, done=f"{done:,}")
 
 
-def _show(report: RecordReport | InspectReport | VerifyReport, *, as_json: bool) -> None:
+def _show(report: _Report, *, as_json: bool) -> None:
     if as_json:
         print(report.as_json())
     else:

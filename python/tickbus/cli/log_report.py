@@ -14,10 +14,15 @@ from rich.text import Text
 
 from tickbus import Corrupt, Verification
 from tickbus.captures import CaptureReport
+from tickbus.cli.export import Exported
 from tickbus.cli.record import Recorded
+from tickbus.cli.replay import ReplayPlan
+from tickbus.cli.replay_log import LogOutcome
+from tickbus.cli.report import symbols_as_json, symbols_table
+from tickbus.cli.totals import Instruments
 from tickbus.store import SegmentReport
 
-__all__ = ["InspectReport", "RecordReport", "VerifyReport"]
+__all__ = ["ExportReport", "InspectReport", "LogReplayReport", "RecordReport", "VerifyReport"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,76 @@ class InspectReport:
                 f"{begun:%Y-%m-%d %H:%M:%S}" if segment.created else "?",
             )
         console.print(table)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What `tickbus log export` did."""
+
+    log: Path
+    to: Path
+    exported: Exported
+
+    def _numbers(self) -> dict[str, Any]:
+        return {"log": str(self.log), "to": str(self.to)} | asdict(self.exported)
+
+    def as_json(self) -> str:
+        """Returns the report as a JSON object."""
+        return json.dumps(self._numbers(), indent=2)
+
+    def print(self, console: Console) -> None:
+        """Prints a table."""
+        console.print(_rows(f"Exported to {self.to}", self._numbers()))
+
+
+@dataclass(frozen=True, slots=True)
+class LogReplayReport:
+    """What `tickbus replay` of a log found."""
+
+    log: Path
+    plan: ReplayPlan
+    outcome: LogOutcome
+    oracle: Instruments
+
+    @property
+    def totals_agree(self) -> bool:
+        """Whether each subscriber's totals equal those of the independent pass."""
+        return all(totals == self.oracle for totals in self.outcome.totals)
+
+    @property
+    def accounted(self) -> bool:
+        """Whether each subscriber got everything, and summed what the independent pass sums."""
+        return self.totals_agree and self.outcome.lost == 0
+
+    def _numbers(self) -> dict[str, Any]:
+        outcome = self.outcome
+        return {
+            "log": str(self.log),
+            "backend": outcome.backend,
+            "speed": self.plan.speed,
+            "subscribers": self.plan.subscribers,
+            "replayed": outcome.replayed,
+            "kinds": outcome.kinds,
+            "missed": outcome.missed,
+            "lost": outcome.lost,
+            "elapsed_seconds": round(outcome.elapsed_seconds, 6),
+            "events_per_second": round(outcome.replayed / outcome.elapsed_seconds, 1),
+            "skipped_gaps": outcome.skipped_gaps,
+            "digest": outcome.digest,
+            "totals_agree": self.totals_agree,
+        }
+
+    def as_json(self) -> str:
+        """Returns the report as a JSON object; sums and prices are exact, in text."""
+        delivered = {"delivered": list(self.outcome.delivered)}
+        per_symbol = {"per_symbol": symbols_as_json(self.outcome.totals[0])}
+        return json.dumps(self._numbers() | delivered | per_symbol, indent=2)
+
+    def print(self, console: Console) -> None:
+        """Prints the tables."""
+        console.print(_rows(f"Replay of {self.log}", self._numbers()))
+        if self.outcome.totals[0]:
+            console.print(symbols_table(self.outcome.totals[0]))
 
 
 def _rows(title: str, rows: dict[str, Any]) -> Table:

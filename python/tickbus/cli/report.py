@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import chain
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +19,7 @@ from tickbus.captures import CaptureReport
 from tickbus.cli.replay import ReplayOutcome, ReplayPlan
 from tickbus.cli.totals import Instruments
 
-__all__ = ["ReplayReport", "percentiles"]
+__all__ = ["ReplayReport", "percentiles", "symbols_as_json", "symbols_table"]
 
 PERCENTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 
@@ -104,16 +105,7 @@ class ReplayReport:
                     }
                     for outcome in (self.outcome, *self.others)
                 },
-                "per_symbol": {
-                    ".".join(key): {
-                        "trades": total.trades,
-                        "volume": f"{total.volume:f}",
-                        "vwap": _text(total.vwap),
-                        "quotes": total.quotes,
-                        "mean_mid": _text(total.mean_mid),
-                    }
-                    for key, total in sorted(self.outcome.totals[0].items())
-                },
+                "per_symbol": symbols_as_json(self.outcome.totals[0]),
             },
             indent=2,
         )
@@ -122,7 +114,7 @@ class ReplayReport:
         """Prints the tables."""
         console.print(self._summary())
         console.print(self._subscribers())
-        console.print(self._symbols())
+        console.print(symbols_table(self.outcome.totals[0]))
         if self.others:
             console.print(self._backends())
         console.print(Text(self._what_is_measured()), style="dim")
@@ -162,22 +154,6 @@ class ReplayReport:
             table.add_row(str(number), f"{count:,}", lost, _verdict(agrees=agrees))
         return table
 
-    def _symbols(self) -> Table:
-        table = _table(
-            "Symbols", "venue", "symbol", "trades", "volume", "VWAP", "quotes", "mean mid"
-        )
-        for (venue, symbol), total in sorted(self.outcome.totals[0].items()):
-            table.add_row(
-                Text(venue),
-                Text(symbol),
-                f"{total.trades:,}",
-                f"{total.volume.normalize():,f}",
-                _rounded(total.vwap),
-                f"{total.quotes:,}",
-                _rounded(total.mean_mid),
-            )
-        return table
-
     def _agrees(self, outcome: ReplayOutcome) -> bool:
         return all(totals == self.oracle for totals in outcome.totals)
 
@@ -206,6 +182,36 @@ class ReplayReport:
         if self.plan.speed == 0:
             text += "; flat out it is mostly waiting in full queues (--speed 1 or 10 shows it idle)"
         return text + "."
+
+
+def symbols_as_json(totals: Instruments) -> dict[str, Any]:
+    """Returns the totals of each venue and symbol; sums and prices are exact, in text."""
+    return {
+        ".".join(key): {
+            "trades": total.trades,
+            "volume": f"{total.volume:f}",
+            "vwap": _text(total.vwap),
+            "quotes": total.quotes,
+            "mean_mid": _text(total.mean_mid),
+        }
+        for key, total in sorted(totals.items())
+    }
+
+
+def symbols_table(totals: Instruments) -> Table:
+    """Returns a table with a row for each venue and symbol."""
+    table = _table("Symbols", "venue", "symbol", "trades", "volume", "VWAP", "quotes", "mean mid")
+    for (venue, symbol), total in sorted(totals.items()):
+        table.add_row(
+            Text(venue),
+            Text(symbol),
+            f"{total.trades:,}",
+            f"{total.volume.normalize():,f}",
+            _rounded(total.vwap),
+            f"{total.quotes:,}",
+            _rounded(total.mean_mid),
+        )
+    return table
 
 
 def percentiles(latencies_ns: Sequence[array[int]]) -> dict[str, int | None]:

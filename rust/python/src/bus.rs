@@ -37,7 +37,7 @@ use tickbus::{
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
-type Core = Bus<Handle, Gil>;
+pub(crate) type Core = Bus<Handle, Gil>;
 
 /// A topic known to a bus: publishing on it is cheaper than on its name.
 #[pyclass(frozen, module = "tickbus._core")]
@@ -565,16 +565,18 @@ impl EventBus {
         }
         let called_at = self.ledger().time_of_call(py)?;
         let handle = self.slab.get().insert(event);
-        let note = Note { mark: handle.mark(), topic: topic.map(CoreTopic::id), called_at };
-        Ok((handle, note))
+        let (mark, topic) = (handle.mark(), topic.map(CoreTopic::id));
+        Ok((handle, Note { mark, topic, called_at, is_replayed: false }))
     }
 
     /// Notes a publication that was just pushed.
-    fn note(&self, Note { mark, topic, called_at }: Note) {
+    fn note(&self, Note { mark, topic, called_at, is_replayed }: Note) {
         if let Some(topic) = topic {
             self.ledger().count(topic);
         }
-        if let Some(stamp) = self.ledger().stamp(self.core.published(), topic, called_at) {
+        if let Some(stamp) =
+            self.ledger().stamp(self.core.published(), topic, called_at, is_replayed)
+        {
             mark.stamp(stamp);
         }
     }
@@ -688,6 +690,44 @@ impl EventBus {
             }
             Err(handle) => self.publish_slowly(py, handle, topic.as_deref(), entry, note, deadline),
         }
+    }
+
+    /// Publishes an event that is replayed, whose topic belongs to the bus.
+    pub(crate) fn publish_replayed(
+        &self,
+        py: Python<'_>,
+        event: Py<PyAny>,
+        topic: Option<&CoreTopic>,
+    ) -> PyResult<()> {
+        let entry = self.core.enter();
+        let (handle, mut note) = self.insert(py, event, topic)?;
+        note.is_replayed = true;
+        match self.core.publish_ready(handle, topic, entry) {
+            Ok(_) => {
+                self.note(note);
+                self.settle_and_bury(py);
+                Ok(())
+            }
+            Err(handle) => {
+                self.publish_slowly(py, handle, topic, entry, note, &mut None).map(|_| ())
+            }
+        }
+    }
+
+    /// Returns the named topic for [`EventBus::publish_replayed`].
+    pub(crate) fn core_topic(&self, name: &str) -> PyResult<CoreTopic> {
+        self.topic(name).map(|topic| topic.0)
+    }
+
+    /// Returns how many events can be published before somebody misses one.
+    pub(crate) fn room(&self, py: Python<'_>) -> usize {
+        let room = self.core.room();
+        settle(py);
+        room
+    }
+
+    pub(crate) fn core(&self) -> &Own<Core> {
+        &self.core
     }
 
     /// Publishes where nothing has to be decided; `None` decides nothing.
@@ -931,10 +971,10 @@ impl EventBus {
         if joined.is_ok() && wishes.envelope && self.ledger().begin_to_stamp() {
             // What a snapshot or a ring begins with was published before; nobody looked at the clock then.
             self.core.each_last(|topic, sequence, handle| {
-                handle.mark().stamp(Stamp { sequence, ts_publish: 0, topic });
+                handle.mark().stamp(Stamp { sequence, topic, ..Stamp::default() });
             });
             self.core.each_kept(|topic, sequence, handle| {
-                handle.mark().stamp(Stamp { sequence, ts_publish: 0, topic });
+                handle.mark().stamp(Stamp { sequence, topic, ..Stamp::default() });
             });
         }
         slab.bury(py);
@@ -1142,6 +1182,7 @@ struct Note {
     mark: Mark,
     topic: Option<u32>,
     called_at: Option<u64>,
+    is_replayed: bool,
 }
 
 /// An event being published by a task.

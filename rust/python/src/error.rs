@@ -10,7 +10,7 @@ use pyo3::import_exception;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyInt, PyString, PyTuple};
 use tickbus::{
-    CriticalOverflow as CoreOverflow, Lagged as CoreLagged, LaneLagged, PublishError,
+    CriticalOverflow as CoreOverflow, Lagged as CoreLagged, LaneLagged, PublishError, ReplayError,
     StoreError as CoreStoreError, SubscribeError, SystemError,
 };
 
@@ -26,6 +26,7 @@ import_exception!(tickbus.errors, Poisoned);
 import_exception!(tickbus.errors, PublishTimeout);
 import_exception!(tickbus.errors, ReadOnly);
 import_exception!(tickbus.errors, ReceiveTimeout);
+import_exception!(tickbus.errors, ReplayRefused);
 import_exception!(tickbus.errors, StoreError);
 import_exception!(tickbus.errors, StoreFull);
 import_exception!(tickbus.errors, StoreIO);
@@ -173,6 +174,23 @@ pub(crate) fn store(py: Python<'_>, error: &CoreStoreError) -> PyErr {
         }
         _ => StoreError::new_err(message),
     }
+}
+
+/// Returns why a replay did not go on.
+#[cold]
+pub(crate) fn replay(py: Python<'_>, error: &ReplayError) -> PyErr {
+    match error {
+        ReplayError::Store(error) => store(py, error),
+        ReplayError::Refused(refused) => self::refused(*refused),
+        ReplayError::Closed => Closed::new_err(error.to_string()),
+        _ => ConfigError::new_err(error.to_string()),
+    }
+}
+
+/// Returns why a replay did not begin.
+#[cold]
+pub(crate) fn refused(error: tickbus::ReplayRefused) -> PyErr {
+    ReplayRefused::new_err(error.to_string())
 }
 
 #[cold]

@@ -24,6 +24,8 @@ pub(crate) struct Stamp {
     pub(crate) ts_publish: u64,
     /// The topic's id; 0 is none.
     pub(crate) topic: u32,
+    /// A replay published it.
+    pub(crate) is_replayed: bool,
 }
 
 /// Which of the stamps kept.
@@ -127,11 +129,13 @@ impl Ledger {
         published: u64,
         topic: Option<u32>,
         called_at: Option<u64>,
+        is_replayed: bool,
     ) -> Option<Stamp> {
         self.stamping.is_set().then(|| Stamp {
             sequence: published - 1,
             ts_publish: called_at.unwrap_or_else(system_time),
             topic: topic.unwrap_or_default(),
+            is_replayed,
         })
     }
 
@@ -169,7 +173,7 @@ impl Ledger {
         })
     }
 
-    /// Returns `Envelope(sequence, topic, ts_publish, event)`.
+    /// Returns `Envelope(sequence, topic, ts_publish, event)`, or a `ReplayedEnvelope`.
     pub(crate) fn envelope(
         &self,
         py: Python<'_>,
@@ -187,7 +191,8 @@ impl Ledger {
         let (sequence, ts_publish) = (number(stamp.sequence), number(stamp.ts_publish));
         let fields = [sequence, topic, ts_publish, event.into_bound(py)];
         let fields = PyTuple::new(py, fields)?.into_any();
-        let (make, class) = tuple_subclass(py)?;
+        let (make, classes) = tuple_subclasses(py)?;
+        let class = classes[usize::from(stamp.is_replayed)].bind(py);
         calls::call(py, make, [class, &fields]).map(Bound::unbind)
     }
 
@@ -209,21 +214,23 @@ impl Ledger {
 
 /// Makes what would else be made on first use; see `process::prepare`.
 pub(crate) fn prepare(py: Python<'_>) -> PyResult<()> {
-    tuple_subclass(py).map(|_| ())
+    tuple_subclasses(py).map(|_| ())
 }
 
-/// Returns `tuple.__new__` and `Envelope`. Its own `__new__` is Python code, in which Ctrl-C may
-/// raise, and the event would be lost.
-fn tuple_subclass(py: Python<'_>) -> PyResult<(&Py<PyAny>, &Bound<'_, PyAny>)> {
+/// Returns `tuple.__new__`, and `Envelope` and `ReplayedEnvelope`. Their own `__new__` is Python code,
+/// in which Ctrl-C may raise, and the event would be lost.
+fn tuple_subclasses(py: Python<'_>) -> PyResult<(&Py<PyAny>, &[Py<PyAny>; 2])> {
     static MAKE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static CLASSES: PyOnceLock<[Py<PyAny>; 2]> = PyOnceLock::new();
     let make = MAKE.get_or_try_init(py, || {
         py.get_type::<PyTuple>().getattr(intern!(py, "__new__")).map(Bound::unbind)
     })?;
-    let class = CLASS.get_or_try_init(py, || {
-        py.import("tickbus.envelope")?.getattr("Envelope").map(Bound::unbind)
+    let classes = CLASSES.get_or_try_init(py, || {
+        let module = py.import("tickbus.envelope")?;
+        let class = |name| module.getattr(name).map(Bound::unbind);
+        Ok::<_, PyErr>([class("Envelope")?, class("ReplayedEnvelope")?])
     })?;
-    Ok((make, class.bind(py)))
+    Ok((make, classes))
 }
 
 #[cold]

@@ -23,6 +23,7 @@ mod names;
 mod native_producer;
 mod process;
 mod queue;
+mod replay;
 mod select;
 mod slab;
 mod spare;
@@ -58,6 +59,9 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("symbols", names::Names::symbols())?;
     module.add("sources", names::Names::sources())?;
     module.add_class::<queue::LockFreeEventQueue>()?;
+    module.add_class::<replay::Replay>()?;
+    module.add_class::<replay::Transport>()?;
+    module.add_class::<replay::VirtualClock>()?;
     module.add_class::<select::Shutdown>()?;
     module.add_class::<store::EventStore>()?;
     module.add_class::<store::StoreReader>()?;

@@ -30,8 +30,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tickbus::{
     AppendError, Durability, Event, EventStore as Core, Gap, NewRecords, Object, Records, Recovery,
-    Retention, SegmentReport, StoreConfig, StoreError, StoreReader as CoreReader,
-    Ticket as CoreTicket,
+    Replay as CoreReplay, ReplayOptions, Retention, SegmentReport, StoreConfig, StoreError,
+    StoreReader as CoreReader, Ticket as CoreTicket,
 };
 
 /// Stores that are alive, to be closed at exit.
@@ -411,6 +411,19 @@ impl EventStore {
 }
 
 impl EventStore {
+    /// Returns a replay of what it has now.
+    pub(crate) fn replay(&self, py: Python<'_>, options: ReplayOptions) -> PyResult<CoreReplay> {
+        self.process().check()?;
+        if self.closed() {
+            return Err(closed());
+        }
+        let replay = py.detach(|| match &self.access {
+            Access::Write { core, .. } => CoreReplay::of(core, options),
+            Access::Read { .. } => CoreReplay::open(&self.path, options),
+        });
+        replay.map_err(|error| error::replay(py, &error))
+    }
+
     fn process(&self) -> Process {
         match &self.access {
             Access::Write { core, .. } => core.process(),

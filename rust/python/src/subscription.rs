@@ -384,6 +384,12 @@ common!(
         let taken = self.inner.wait(py, None, || self.inner.take_many(py, limit))?;
         taken.ok_or_else(|| error::closed(py))
     },
+    /// Notes that a store takes what it receives.
+    fn _feed_store(&self) -> PyResult<()> {
+        self.inner.process().check()?;
+        self.inner.core.feed_store();
+        Ok(())
+    },
     /// Leaves the bus; pending events are counted as `closed`. Again does nothing.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         self.inner.close(py)

@@ -396,11 +396,10 @@ struct Stretch {
 
 impl EventSystem {
     #[inline]
-    fn process(&self) -> Process {
+    pub(crate) fn process(&self) -> Process {
         self.core.process()
     }
 
-    #[cfg(feature = "native-producer")]
     pub(crate) fn core(&self) -> &Core {
         &self.core
     }
@@ -519,7 +518,7 @@ impl EventSystem {
 }
 
 /// Returns what an argument wants: one item, or each of several.
-fn items<'py, O>(
+pub(crate) fn items<'py, O>(
     argument: &str,
     given: Option<&Bound<'py, PyAny>>,
     item: impl Fn(&Bound<'py, PyAny>) -> PyResult<O>,
