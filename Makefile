@@ -10,10 +10,11 @@ NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 MODEL := CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
 	CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true cargo test --release --target-dir target
 LOOM := RUSTFLAGS="--cfg tickbus_loom" $(MODEL)/loom
-CRASH := $(MODEL)/crash --lib store -- --nocapture
+CRASH := $(MODEL)/crash --lib -- store delivery --nocapture
 SHUTTLE := RUSTFLAGS="--cfg tickbus_shuttle" $(MODEL)/shuttle --test shuttle
-# What `make test` tries on the log: power cuts, flipped bits, and every call that can fail.
-CRASHES := CRASH_STATES=1000000 FLIPS=100000 FAULT_STEP=1
+# What `make test` tries on the log: power cuts, flipped bits, every call that can fail, and histories
+# of delivery.
+CRASHES := CRASH_STATES=1000000 FLIPS=100000 FAULT_STEP=1 DELIVERY_HISTORIES=100000
 # pyo3-asyncio knows CPython up to 3.12.
 FUTURES = pyo3-async-runtimes $(shell $(PY) -c 'import sys; print("pyo3-asyncio" * (sys.version_info < (3, 13)))')
 EXTRAS := cli,events,numpy,anyio,prometheus
@@ -107,14 +108,14 @@ loom: ## model-check parking, waking, joining, leaving, and the ring
 shuttle: ## play the whole bus over schedules that shuttle draws, or SCENE=name alone
 	$(SHUTTLE) -- $(SCENE)
 
-crash: ## cut the power of the event log in 10^6 ways, flip 10^5 bits, fail every call, find each seeded fault
+crash: ## cut the power of the event log in 10^6 ways, flip 10^5 bits, fail every call, play 10^5 histories of delivery, find each seeded fault
 	$(CRASHES) $(CRASH)
 
 SCHEDULES := 1000000
 SOAK_MINUTES := 10
 soak: .venv/core.stamp ## play SCHEDULES=10^6; 10^8 crash states of the log; rings, then everything at once, for SOAK_MINUTES=10 each; 1,000 interpreters; 10^8 events
 	SCHEDULES=$(SCHEDULES) $(SHUTTLE) -- so_many --nocapture
-	CRASH_STATES=100000000 FLIPS=1000000 FAULT_STEP=1 $(CRASH)
+	CRASH_STATES=100000000 FLIPS=1000000 FAULT_STEP=1 DELIVERY_HISTORIES=10000000 $(CRASH)
 	SOAK_MINUTES=$(SOAK_MINUTES) cargo test --release --test ring for_minutes -- --nocapture
 	$(PY) tests/soak.py $(SOAK_MINUTES) $(SEED)
 

@@ -34,6 +34,7 @@ ORDER = (
     ("bus", "subscription"),
     ("select", "event_queue", "system"),
     ("store",),
+    ("delivery",),
 )
 
 _STEP = {module: step for step, modules in enumerate(ORDER) for module in modules}

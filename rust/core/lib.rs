@@ -12,6 +12,8 @@ mod barrier;
 pub mod barrier;
 mod bus;
 mod conflation;
+#[cfg(all(feature = "store", unix))]
+mod delivery;
 mod error;
 mod event;
 mod event_queue;
@@ -51,6 +53,12 @@ pub use bus::{
     WakeMode, WeakBus,
 };
 pub use conflation::{Key, KeyFn};
+#[cfg(all(feature = "store", unix))]
+pub use delivery::{
+    ConsumerStats, CriticalDelivery, DeadLetter, DeliveryClock, DeliveryError, FailedAttempt,
+    Group, GroupBatch, GroupConfig, GroupStart, GroupStats, Notice, Payload, PublishCriticalError,
+    RiskConfig, RiskConsumer, RiskEventSystem, RiskStats, StoredObject, Token,
+};
 pub use error::{
     ConfigError, DequeueError, EnqueueError, EventTypeError, KeyError, Lagged, NameError,
     PublishError, PublishManyError, RecvError, RecvTimeoutError, ReplayRefused, TimestampError,

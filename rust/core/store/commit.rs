@@ -4,6 +4,7 @@
 use super::error::StoreError;
 use super::log::Log;
 use super::storage::Storage;
+use super::tenant::Tenancy;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 use tokio::sync::Notify;
@@ -20,6 +21,8 @@ pub(crate) struct Committed<S: Storage> {
     notify: Notify,
     /// A marker is waited for before anything is acknowledged.
     is_double: bool,
+    /// Who is told what has become durable.
+    tenancy: Tenancy,
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +64,13 @@ impl<S: Storage> Committed<S> {
             wishes: Condvar::new(),
             notify: Notify::new(),
             is_double,
+            tenancy: Tenancy::default(),
         }
+    }
+
+    /// Returns the place of what stands on the log.
+    pub(crate) fn tenancy(&self) -> &Tenancy {
+        &self.tenancy
     }
 
     /// Returns the log, to append to.
@@ -153,7 +162,11 @@ impl<S: Storage> Committed<S> {
         }
         drop(state);
         drop(turn);
-        result.map(|_| ())
+        let durable = result?;
+        if let Some(tenant) = self.tenancy.get() {
+            tenant.durable(durable);
+        }
+        Ok(())
     }
 
     /// Has the committer sync a marker after a while.

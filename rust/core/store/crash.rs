@@ -26,7 +26,7 @@ pub(super) enum Record {
 }
 
 /// Opens the log for writing.
-pub(super) fn open_log(
+pub(crate) fn open_log(
     disk: &SimDisk,
     limits: Limits,
 ) -> Result<(Log<SimDisk>, Recovery), StoreError> {
@@ -374,7 +374,7 @@ pub(super) fn reuse(seed: u64) -> Result<(), Wrong> {
     Ok(())
 }
 
-pub(super) fn from_environment(name: &str, otherwise: u64) -> u64 {
+pub(crate) fn from_environment(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
 

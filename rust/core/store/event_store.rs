@@ -152,18 +152,12 @@ pub struct StoreStats {
 }
 
 impl EventStore {
-    /// Opens or creates the log in a folder for writing, after it has recovered what was there.
-    ///
-    /// # Errors
-    ///
-    /// `Corrupt` if something that was acknowledged is damaged, `AlreadyOpen` if another one writes
-    /// it, `ReadOnly` if it may not be written, `Version`, `Config`, `Io`.
-    pub fn open(
-        path: impl AsRef<Path>,
+    /// As [`EventStore::open`], without what stands on it.
+    pub(crate) fn open_alone(
+        path: &Path,
         config: StoreConfig,
     ) -> Result<(Self, Recovery), StoreError> {
         config.check()?;
-        let path = path.as_ref();
         let (storage, lock) = Directory::lock(path)?;
         let storage = Arc::new(storage);
         let (continuation, recovery) = Findings::of(&*storage)?.mend(&*storage)?;
@@ -553,6 +547,9 @@ impl EventStore {
         if !self.is_closed.set() {
             return Ok(());
         }
+        if let Some(tenant) = self.committed.tenancy().get() {
+            tenant.close();
+        }
         self.committed.end();
         let held = self.held.lock().take();
         let lock = held.map(|(committer, lock)| {
@@ -572,6 +569,9 @@ impl EventStore {
     /// children live.
     pub fn leave_to_parent(&self) {
         self.is_closed.set();
+        if let Some(tenant) = self.committed.tenancy().try_get() {
+            tenant.leave_to_parent();
+        }
         // Somebody may have been in the middle of closing it, and is not here to end that.
         let held = self.held.try_lock().and_then(|mut held| held.take());
         if let Some((committer, lock)) = held {
@@ -586,8 +586,18 @@ impl EventStore {
         self.is_closed.is_set()
     }
 
+    /// Returns what has to stay in the log.
+    pub(crate) fn holds(&self) -> &Arc<Holds> {
+        &self.holds
+    }
+
+    /// Returns the log, to be waited for.
+    pub(crate) fn committed(&self) -> &Arc<Committed<Directory>> {
+        &self.committed
+    }
+
     #[inline]
-    fn check(&self) -> Result<(), StoreError> {
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
         match self.is_closed.is_set() {
             true => Err(StoreError::Closed),
             false => Ok(()),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 /// The places of a log that are held.
 #[derive(Debug, Default)]
-pub(super) struct Holds(Mutex<Places>);
+pub(crate) struct Holds(Mutex<Places>);
 
 #[derive(Debug, Default)]
 struct Places {
@@ -23,7 +23,7 @@ pub struct Hold {
 
 impl Holds {
     /// Holds the records from a sequence on.
-    pub(super) fn hold(self: &Arc<Self>, sequence: u64) -> Hold {
+    pub(crate) fn hold(self: &Arc<Self>, sequence: u64) -> Hold {
         let mut places = self.0.lock();
         let place = places.next;
         places.next += 1;

@@ -15,7 +15,7 @@ mod attach;
 mod commit;
 mod compressed;
 #[cfg(test)]
-mod crash;
+pub(crate) mod crash;
 #[cfg(test)]
 mod damage;
 mod dictionary;
@@ -28,7 +28,7 @@ mod holds;
 mod index;
 mod inspect;
 mod listing;
-mod log;
+pub(crate) mod log;
 mod mutants;
 mod query;
 mod reader;
@@ -37,10 +37,18 @@ mod replay;
 mod retire;
 mod scan;
 #[cfg(test)]
-mod sim;
+pub(crate) mod sim;
 mod storage;
+mod tenant;
 mod transport;
 mod verify;
+
+pub(crate) use commit::Committed;
+pub(crate) use directory::Directory;
+pub(crate) use holds::Holds;
+pub(crate) use reader::{LogReader, oldest};
+pub(crate) use storage::Storage;
+pub(crate) use tenant::Tenant;
 
 pub use attach::{Attachment, Replayed, Source};
 pub use compressed::Compression;

@@ -131,6 +131,13 @@ impl<S: Storage> LogReader<S> {
         self.next
     }
 
+    /// Returns whether a sequence is reached sooner by reading on than by another reader.
+    pub(crate) fn is_near(&self, sequence: u64) -> bool {
+        /// Records that are read in about the time in which a segment is.
+        const NEAR: u64 = 100_000;
+        (self.next..=self.next.saturating_add(NEAR)).contains(&sequence)
+    }
+
     /// Returns the next records, as many as stand together in the log. There are records up to
     /// `limit`, below which it stays; `None` says that it is reached.
     pub(crate) fn next_below(&mut self, limit: u64) -> Result<Option<Batch<'_>>, StoreError> {
@@ -290,6 +297,11 @@ impl<S: Storage> LogReader<S> {
     fn corrupt(&self, segment: String, offset: u64, expected: &'static str) -> StoreError {
         StoreError::Corrupt { segment, offset, sequence: self.next, expected }
     }
+}
+
+/// Returns the oldest sequence that a log has; 0 if it has none.
+pub(crate) fn oldest<S: Storage>(storage: &S) -> Result<u64, StoreError> {
+    Ok(Listing::of(storage)?.bases.first().copied().unwrap_or(0))
 }
 
 /// What a segment has to be that is opened behind another one.

@@ -111,6 +111,13 @@ impl SimDisk {
         disk
     }
 
+    /// Keeps a copy of itself after each change from now on, and one of what it is now.
+    pub(crate) fn record(&self) {
+        let mut state = self.0.lock();
+        state.moments = Some(Vec::new());
+        state.note();
+    }
+
     /// Makes the call of this number fail.
     pub(crate) fn fail(&self, call: u64, fault: Fault) {
         self.0.lock().fault = Some((call, fault));
