@@ -2,7 +2,8 @@
 
 Every event goes to every matching subscription, whatever thread or event loop reads it.
 No event is lost silently: what a subscription could not take is counted by reason, and the
-reader is told where the hole is. `EventStore` keeps events on a disk.
+reader is told where the hole is. `EventStore` keeps events on a disk, `Group`s read it there, and
+`RiskEventSystem` delivers those that nobody may miss.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from tickbus.bus import BroadcastEventBus, EventBus, LockFreeEventBus, RingEvent
 from tickbus.config import BackpressureConfig
 from tickbus.envelope import Clock, Envelope
 from tickbus.errors import (
+    AckTimeout,
     AlreadyOpen,
     BusError,
     Closed,
@@ -57,6 +59,7 @@ from tickbus.errors import (
     ReadOnly,
     ReceiveTimeout,
     ReplayRefused,
+    StaleToken,
     StoreError,
     StoreFull,
     StoreIO,
@@ -65,7 +68,9 @@ from tickbus.errors import (
     WrongLoop,
 )
 from tickbus.event import EventType, Priority
+from tickbus.groups import Group, GroupBatch, GroupStats
 from tickbus.replay import Replay, ReplayProgress
+from tickbus.risk import CriticalDelivery, DeadLetter, Escalation, RiskConsumer, RiskEventSystem
 from tickbus.store import (
     Compression,
     EventStore,
@@ -83,6 +88,7 @@ if TYPE_CHECKING:
     from tickbus.arrays import EVENT_DTYPE as EVENT_DTYPE
 
 __all__ = [
+    "AckTimeout",
     "AlreadyOpen",
     "AsyncEventSubscription",
     "AsyncSystemSubscription",
@@ -95,8 +101,11 @@ __all__ = [
     "Compression",
     "ConfigError",
     "Corrupt",
+    "CriticalDelivery",
     "CriticalOverflow",
+    "DeadLetter",
     "Envelope",
+    "Escalation",
     "Event",
     "EventBatch",
     "EventBus",
@@ -110,6 +119,9 @@ __all__ = [
     "ForkedError",
     "Full",
     "Gap",
+    "Group",
+    "GroupBatch",
+    "GroupStats",
     "Lagged",
     "LatencyHistogram",
     "LockFreeEventBus",
@@ -127,7 +139,10 @@ __all__ = [
     "ReplayRefused",
     "Retired",
     "RingEventBus",
+    "RiskConsumer",
+    "RiskEventSystem",
     "Shutdown",
+    "StaleToken",
     "StoreError",
     "StoreFull",
     "StoreIO",

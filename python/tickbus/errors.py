@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tickbus._core import Event, _Overflow
 
 __all__ = [
+    "AckTimeout",
     "AlreadyOpen",
     "BusError",
     "Closed",
@@ -32,6 +33,7 @@ __all__ = [
     "ReadOnly",
     "ReceiveTimeout",
     "ReplayRefused",
+    "StaleToken",
     "StoreError",
     "StoreFull",
     "StoreIO",
@@ -254,9 +256,12 @@ class StoreError(BusError):
     Attributes:
         accepted: Events that were stored before, when `append_many` or `append_durable` raised
             this; otherwise `None`. Go on with the rest.
+        delivered_live: Consumers of this process that got a risk event all the same, once and
+            without a record of it, when `publish_critical` raised this; otherwise `None`.
     """
 
     accepted: int | None = None
+    delivered_live: int | None = None
 
 
 class Corrupt(StoreError):
@@ -317,3 +322,32 @@ class VersionError(StoreError):
 
 class SyncTimeout(StoreError, TimeoutError):
     """Records were not durable within the timeout. They are stored; wait again."""
+
+
+class StaleToken(BusError):
+    """What was to be acknowledged was delivered again since, or is settled; drop it.
+
+    Raise the lease if consumers need longer than that.
+    """
+
+
+class AckTimeout(BusError, TimeoutError):
+    """A risk event was not acknowledged within the timeout. It is still delivered; wait again.
+
+    Args:
+        message: What was wanted, what was found and what to do.
+        event_id: The event.
+        attempts: How often the consumer was given it that was given it most.
+
+    Attributes:
+        event_id: The event.
+        attempts: How often the consumer was given it that was given it most.
+    """
+
+    def __init__(self, message: str, event_id: int, attempts: int) -> None:
+        super().__init__(message)
+        self.event_id = event_id
+        self.attempts = attempts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.event_id, self.attempts), self.__dict__

@@ -29,6 +29,8 @@ from tickbus.errors import ConfigError, StoreError
 if TYPE_CHECKING:
     from typing import Self
 
+    from tickbus.groups import Group, GroupStats
+
 __all__ = [
     "Compression",
     "EventStore",
@@ -323,6 +325,61 @@ class EventStore(_core.EventStore):
         """
         return _batches(self._reader(from_sequence))
 
+    def group(
+        self,
+        name: str,
+        *,
+        start: str | int = "oldest",
+        lease: float = 30.0,
+        max_idle: float | None = 7 * 24 * 3600.0,
+        max_in_flight: int = 65_536,
+    ) -> Group:
+        """Returns a consumer of a group, registered durably if nobody has registered it before.
+
+        The consumers of a group share the records, read up to what is durable: each record goes to
+        one of them, and again to one of them until one has committed it. What a group has not done
+        stays in the log.
+
+        Args:
+            name: Its name, at most 255 bytes.
+            start: Where it begins if it is new: with the `oldest` record, with the `newest`, which
+                becomes durable from now on, or with that of a sequence.
+            lease: How long a consumer may have records before another one gets them, in seconds.
+            max_idle: After so many seconds without a consumer it expires: the log may lose what
+                it has not read, which it is told by `Lagged` when it returns. `None` is never.
+            max_in_flight: The most records that its consumers have at a time.
+
+        Lease and limit of a group are those that were given last.
+
+        Raises:
+            ConfigError: An argument is out of range.
+            StoreFull, Poisoned, StoreIO, ReadOnly, Closed: As `append`.
+            Corrupt: What says how far groups are is damaged.
+        """
+        from tickbus.groups import Group
+
+        return Group(self, name, start, lease, max_idle, max_in_flight)
+
+    def groups(self) -> list[GroupStats]:
+        """Returns the numbers of all groups, also of those without a consumer in this process.
+
+        Raises:
+            StoreIO, ReadOnly, Closed: As `append`.
+        """
+        from tickbus.groups import GroupStats
+
+        return [GroupStats(*row) for row in _core._group_stats(self)]
+
+    def remove_group(self, name: str) -> bool:
+        """Forgets a group durably, and returns whether there was one.
+
+        Its consumers get `Closed`, and the log may lose what it has not read.
+
+        Raises:
+            StoreFull, Poisoned, StoreIO, ReadOnly, Closed: As `append`.
+        """
+        return _core._remove_group(self, name)
+
     def stats(self) -> StoreStats:
         """Returns the numbers of this moment; with `read_only=True`, what the log says of itself.
 
@@ -430,7 +487,7 @@ def _check_log(path: _Path) -> None:
 
 
 def _batches(
-    reader: _core._StoreReader,
+    reader: _core._StoreReader | _core._GroupBatch,
 ) -> Iterator[tuple[int, EventBatch | list[Record] | Gap]]:
     while (found := reader.next_batch()) is not None:
         first, records = found

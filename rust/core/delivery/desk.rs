@@ -466,6 +466,7 @@ impl<S: Storage> Books<S> {
 
     /// Lets go of what nobody needs now that the ledger is durable so far.
     fn release(&mut self, durable: u64) {
+        self.ledger.retire(durable);
         while let Some((end, _)) = self.releases.front()
             && *end <= durable
         {

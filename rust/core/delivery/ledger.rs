@@ -22,12 +22,15 @@ pub(crate) struct Ledger<S: Storage> {
     snapshot_after: u64,
     /// The last snapshot has no end, so that nothing may follow but another one.
     is_cut_short: bool,
+    /// Where the last snapshot begins and ends, until what stands before it was retired.
+    superseding: Option<(u64, u64)>,
 }
 
 impl<S: Storage> Ledger<S> {
     pub(crate) fn new(committed: Arc<Committed<S>>) -> Self {
-        let (since, snapshot, snapshot_after, is_cut_short) = (0, 0, SNAPSHOT_AFTER, false);
-        Self { committed, since, snapshot, snapshot_after, is_cut_short }
+        let (since, snapshot, snapshot_after) = (0, 0, SNAPSHOT_AFTER);
+        let (is_cut_short, superseding) = (false, None);
+        Self { committed, since, snapshot, snapshot_after, is_cut_short, superseding }
     }
 
     /// Has snapshots be written after so many bytes of entries.
@@ -109,11 +112,23 @@ impl<S: Storage> Ledger<S> {
     pub(crate) fn append_snapshot(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
         self.since = 0;
         self.is_cut_short = true;
+        let begin = self.next();
         let (_, appended) = self.append(entries);
-        appended?;
+        self.superseding = Some((begin, appended?));
         self.is_cut_short = false;
         self.snapshot = std::mem::take(&mut self.since);
         Ok(())
+    }
+
+    /// Retires what stands before the last snapshot, once that is durable.
+    pub(crate) fn retire(&mut self, durable: u64) {
+        let Some((begin, _)) = self.superseding.take_if(|(_, end)| *end <= durable) else { return };
+        let job = self.committed.log().begin_retire(begin);
+        if let Ok(Some(job)) = job {
+            let result = job.run();
+            // What could not be retired is when the next snapshot is there.
+            _ = self.committed.log().end_retire(&job, result);
+        }
     }
 
     /// Returns the sequence of the next entry.

@@ -16,7 +16,7 @@ use crate::line::ReadByTasks;
 use crate::queue::LockFreeEventQueue;
 use crate::spare::Spare;
 use crate::stop;
-use crate::store::DurableTask;
+use crate::store::StoreTask;
 use crate::subscription::AsyncEventSubscription;
 use crate::system::{AsyncSystemSubscription, CompactTask, Form};
 use crate::wakeup::{Wakeup, track};
@@ -45,8 +45,8 @@ pub(crate) enum Job {
     /// Compact events, in one form or another.
     Take(Py<AsyncSystemSubscription>, Form),
     PublishCompact(Box<CompactTask>),
-    /// Until records are on the disk.
-    Durable(Box<DurableTask>),
+    /// Something of a store.
+    Store(Box<StoreTask>),
     /// Nothing to wait for.
     Ready(Py<PyAny>),
 }
@@ -76,7 +76,7 @@ impl Job {
                 }
             }
             Self::PublishCompact(task) => drop(task),
-            Self::Durable(task) => drop(task),
+            Self::Store(task) => drop(task),
         }
     }
 
@@ -90,7 +90,7 @@ impl Job {
             Self::Dequeue(_) => "dequeue_async",
             Self::Take(_, form) => form.name(),
             Self::PublishCompact(_) => "publish_async",
-            Self::Durable(_) => "wait",
+            Self::Store(_) => "wait",
             Self::Ready(_) => "ready",
         }
     }
@@ -165,7 +165,7 @@ impl Awaitable {
             Job::Dequeue(queue) => queue.get().poll_dequeue(py),
             Job::Take(subscription, form) => subscription.get().poll_form(py, form),
             Job::PublishCompact(task) => task.poll(py),
-            Job::Durable(task) => task.poll(py),
+            Job::Store(task) => task.poll(py),
             Job::Ready(value) => Ok(Progress::Done(value.clone_ref(py))),
         }?;
         match &progress {
@@ -186,7 +186,7 @@ impl Awaitable {
             Job::Dequeue(queue) => queue.get().leave_line(wakeup),
             Job::Take(subscription, _) => subscription.get().leave_line(py, wakeup),
             Job::PublishCompact(task) => task.stop_waiting(py),
-            Job::Durable(_) | Job::Ready(_) => {}
+            Job::Store(_) | Job::Ready(_) => {}
         }
     }
 
@@ -210,7 +210,7 @@ impl Awaitable {
             Job::Publish(_)
             | Job::Enqueue(..)
             | Job::PublishCompact(_)
-            | Job::Durable(_)
+            | Job::Store(_)
             | Job::Ready(_) => Ok(false),
         }
     }
@@ -228,7 +228,7 @@ impl Awaitable {
                 Job::Publish(_)
                 | Job::Enqueue(..)
                 | Job::PublishCompact(_)
-                | Job::Durable(_)
+                | Job::Store(_)
                 | Job::Ready(_) => {}
             }
         }
@@ -407,7 +407,7 @@ unsafe extern "C" fn traverse(
                 }
             }
             Job::PublishCompact(task) => [seen[2], seen[3]] = task.references(),
-            Job::Durable(task) => seen[2] = task.reference(),
+            Job::Store(task) => seen[2] = task.reference(),
             Job::Ready(value) => seen[2] = value.as_ptr(),
         }
         for reference in seen.into_iter().filter(|reference| !reference.is_null()) {

@@ -10,8 +10,8 @@ use pyo3::import_exception;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyInt, PyString, PyTuple};
 use tickbus::{
-    CriticalOverflow as CoreOverflow, Lagged as CoreLagged, LaneLagged, PublishError, ReplayError,
-    StoreError as CoreStoreError, SubscribeError, SystemError,
+    CriticalOverflow as CoreOverflow, DeliveryError, Lagged as CoreLagged, LaneLagged,
+    PublishError, ReplayError, StoreError as CoreStoreError, SubscribeError, SystemError,
 };
 
 import_exception!(tickbus.errors, AlreadyOpen);
@@ -27,6 +27,7 @@ import_exception!(tickbus.errors, PublishTimeout);
 import_exception!(tickbus.errors, ReadOnly);
 import_exception!(tickbus.errors, ReceiveTimeout);
 import_exception!(tickbus.errors, ReplayRefused);
+import_exception!(tickbus.errors, StaleToken);
 import_exception!(tickbus.errors, StoreError);
 import_exception!(tickbus.errors, StoreFull);
 import_exception!(tickbus.errors, StoreIO);
@@ -48,6 +49,7 @@ pub(crate) fn prepare(py: Python<'_>) {
     py.get_type::<PublishTimeout>();
     py.get_type::<ReadOnly>();
     py.get_type::<ReceiveTimeout>();
+    py.get_type::<StaleToken>();
     py.get_type::<StoreError>();
     py.get_type::<StoreFull>();
     py.get_type::<StoreIO>();
@@ -183,6 +185,18 @@ pub(crate) fn replay(py: Python<'_>, error: &ReplayError) -> PyErr {
         ReplayError::Store(error) => store(py, error),
         ReplayError::Refused(refused) => self::refused(*refused),
         ReplayError::Closed => Closed::new_err(error.to_string()),
+        _ => ConfigError::new_err(error.to_string()),
+    }
+}
+
+/// What delivery says of what it did not do.
+#[cold]
+pub(crate) fn delivery(py: Python<'_>, error: &DeliveryError) -> PyErr {
+    match error {
+        DeliveryError::Store(error) => store(py, error),
+        DeliveryError::Lagged(missed) => lagged(py, *missed),
+        DeliveryError::Stale { .. } => StaleToken::new_err(error.to_string()),
+        DeliveryError::Removed { .. } => Closed::new_err(error.to_string()),
         _ => ConfigError::new_err(error.to_string()),
     }
 }

@@ -3,13 +3,15 @@
 //! The bus itself is the crate `tickbus`. Here it carries [`slab`] handles under the
 //! [`gil`] exclusion, and finds their [`keys`]; [`awaitable`] and [`loop_bridge`] connect it to
 //! asyncio, and [`direct`] is the short way in for calls in which nothing has to be decided.
-//! Beside it stand the compact [`event`], its [`names`] and the [`batch`], and the [`store`].
+//! Beside it stand the compact [`event`], its [`names`] and the [`batch`], and the [`store`]
+//! with what is its [`delivery`].
 
 mod awaitable;
 mod batch;
 mod bus;
 mod busy_poll;
 mod calls;
+mod delivery;
 mod direct;
 mod error;
 mod event;
@@ -54,6 +56,10 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<bus::EventBus>()?;
     module.add_class::<bus::Topic>()?;
     module.add_class::<busy_poll::BusyPoll>()?;
+    module.add_class::<delivery::Group>()?;
+    module.add_class::<delivery::GroupBatch>()?;
+    module.add_class::<delivery::RiskConsumer>()?;
+    module.add_class::<delivery::RiskSystem>()?;
     module.add_class::<event::PyEvent>()?;
     module.add_class::<names::Names>()?;
     module.add("symbols", names::Names::symbols())?;
@@ -75,6 +81,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(_backends, module)?)?;
     module.add_function(wrap_pyfunction!(batch::_restore_batch, module)?)?;
     module.add_function(wrap_pyfunction!(bus::_close_all, module)?)?;
+    module.add_function(wrap_pyfunction!(delivery::_group_stats, module)?)?;
+    module.add_function(wrap_pyfunction!(delivery::_remove_group, module)?)?;
     module.add_function(wrap_pyfunction!(event::_built_in_event_types, module)?)?;
     module.add_function(wrap_pyfunction!(event::_event_type_code, module)?)?;
     module.add_function(wrap_pyfunction!(event::_event_type_name, module)?)?;

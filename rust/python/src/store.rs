@@ -29,9 +29,9 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tickbus::{
-    AppendError, Durability, Event, EventStore as Core, Gap, NewRecords, Object, Records, Recovery,
-    Replay as CoreReplay, ReplayOptions, Retention, SegmentReport, StoreConfig, StoreError,
-    StoreReader as CoreReader, Ticket as CoreTicket,
+    AppendError, Batch, Durability, Event, EventStore as Core, Gap, NewRecords, Object, Records,
+    Recovery, Replay as CoreReplay, ReplayOptions, Retention, SegmentReport, StoreConfig,
+    StoreError, StoreReader as CoreReader, Ticket as CoreTicket,
 };
 
 /// Stores that are alive, to be closed at exit.
@@ -424,7 +424,7 @@ impl EventStore {
         replay.map_err(|error| error::replay(py, &error))
     }
 
-    fn process(&self) -> Process {
+    pub(crate) fn process(&self) -> Process {
         match &self.access {
             Access::Write { core, .. } => core.process(),
             Access::Read { process, .. } => *process,
@@ -432,7 +432,7 @@ impl EventStore {
     }
 
     /// Returns the log, to be written.
-    fn writer(&self) -> PyResult<&Core> {
+    pub(crate) fn writer(&self) -> PyResult<&Arc<Core>> {
         self.process().check()?;
         match &self.access {
             Access::Write { core, .. } => Ok(core),
@@ -514,7 +514,7 @@ fn is_array(events: &Bound<'_, PyAny>) -> PyResult<bool> {
 }
 
 /// An object as it is stored.
-struct Encoded<'py> {
+pub(crate) struct Encoded<'py> {
     timestamp: u64,
     topic: Option<Bound<'py, PyString>>,
     schema: Bound<'py, PyString>,
@@ -523,7 +523,7 @@ struct Encoded<'py> {
 }
 
 impl Encoded<'_> {
-    fn borrowed(&self) -> PyResult<Object<'_>> {
+    pub(crate) fn borrowed(&self) -> PyResult<Object<'_>> {
         Ok(Object {
             timestamp: self.timestamp,
             topic: self.topic.as_ref().map(|topic| topic.to_str()).transpose()?,
@@ -536,13 +536,16 @@ impl Encoded<'_> {
 }
 
 /// What becomes one record.
-enum Item<'py> {
+pub(crate) enum Item<'py> {
     Event(Event),
     Object(Encoded<'py>),
 }
 
 impl<'py> Item<'py> {
-    fn of(item: &Bound<'py, PyAny>, topic: Option<&Bound<'py, PyString>>) -> PyResult<Self> {
+    pub(crate) fn of(
+        item: &Bound<'py, PyAny>,
+        topic: Option<&Bound<'py, PyString>>,
+    ) -> PyResult<Self> {
         if let Ok(event) = item.cast_exact::<PyEvent>() {
             return match topic {
                 None => Ok(Self::Event(event.get().0)),
@@ -675,14 +678,16 @@ impl StoreTicket {
         }
     }
 
-    fn __await__(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
-        let py = slf.py();
-        let this = slf.get();
-        this.ticket.process().check()?;
-        let ticket = (*this.ticket).clone();
-        let waiting: Waiting = Box::pin(async move { ticket.wait_async().await });
-        let task = DurableTask { waiting: Own::new(waiting), ticket: slf.clone().unbind() };
-        awaitable(py, Job::Durable(Box::new(task)))
+    fn __await__(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.ticket.process().check()?;
+        let ticket = (*self.ticket).clone();
+        StoreTask::awaitable(py, &self.store, async move {
+            let waited = ticket.wait_async().await;
+            answer(move |py| match waited {
+                Ok(last) => Ok(last.into_pyobject(py)?.into_any().unbind()),
+                Err(error) => Err(error::store(py, &error)),
+            })
+        })
     }
 
     fn __repr__(&self) -> String {
@@ -702,19 +707,39 @@ impl StoreTicket {
     }
 }
 
-type Waiting = Pin<Box<dyn Future<Output = Result<u64, StoreError>> + Send + Sync>>;
+/// What becomes of something that was waited for; called attached.
+pub(crate) type Answer = Box<dyn for<'py> FnOnce(Python<'py>) -> PyResult<Py<PyAny>> + Send>;
 
-/// A task that waits for a ticket.
-pub(crate) struct DurableTask {
-    waiting: Own<Waiting>,
-    ticket: Py<StoreTicket>,
+pub(crate) fn answer(
+    answer: impl for<'py> FnOnce(Python<'py>) -> PyResult<Py<PyAny>> + Send + 'static,
+) -> Answer {
+    Box::new(answer)
 }
 
-impl DurableTask {
+type Waiting = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+/// A task that waits for something of a store.
+pub(crate) struct StoreTask {
+    waiting: Own<Waiting>,
+    /// Kept open.
+    store: Py<EventStore>,
+}
+
+impl StoreTask {
+    /// Returns an awaitable of what a future gives.
+    pub(crate) fn awaitable(
+        py: Python<'_>,
+        store: &Py<EventStore>,
+        waiting: impl Future<Output = Answer> + Send + 'static,
+    ) -> PyResult<Py<PyAny>> {
+        let waiting: Waiting = Box::pin(waiting);
+        let task = Self { waiting: Own::new(waiting), store: store.clone_ref(py) };
+        awaitable(py, Job::Store(Box::new(task)))
+    }
+
     pub(crate) fn poll(&mut self, py: Python<'_>) -> PyResult<Progress> {
         self.waiting.process().check()?;
-        let ticket = self.ticket.get();
-        let ready_in_a_row = &ticket.store.get().ready_in_a_row;
+        let ready_in_a_row = &self.store.get().ready_in_a_row;
         if ready_in_a_row.is_over() {
             return Ok(Progress::Yield);
         }
@@ -725,10 +750,7 @@ impl DurableTask {
         waker.bind(bridge.get());
         let waker = Waker::from(waker);
         match self.waiting.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(Ok(last)) => {
-                Ok(Progress::Done(last.into_pyobject(py)?.into_any().unbind()))
-            }
-            Poll::Ready(Err(error)) => Err(error::store(py, &error)),
+            Poll::Ready(answer) => answer(py).map(Progress::Done),
             Poll::Pending => {
                 ready_in_a_row.interrupt();
                 Ok(Progress::Wait(wakeup))
@@ -738,7 +760,7 @@ impl DurableTask {
 
     /// Returns what the garbage collector must see.
     pub(crate) fn reference(&self) -> *mut ffi::PyObject {
-        self.ticket.as_ptr()
+        self.store.as_ptr()
     }
 }
 
@@ -750,13 +772,13 @@ pub(crate) struct StoreReader {
 }
 
 /// Records of one kind, taken out of the reader.
-enum Taken {
+pub(crate) enum Taken {
     Events(Vec<Event>),
     Objects(Vec<TakenObject>),
     Gap(Gap),
 }
 
-struct TakenObject {
+pub(crate) struct TakenObject {
     timestamp: u64,
     topic: Option<String>,
     schema: String,
@@ -772,46 +794,55 @@ impl StoreReader {
     /// now.
     fn next_batch<'py>(&self, py: Python<'py>) -> PyResult<Option<(u64, Bound<'py, PyAny>)>> {
         self.core.process().check()?;
-        let taken = py.detach(|| {
-            let mut reader = self.core.lock();
-            let Some(batch) = reader.next_batch()? else { return Ok(None) };
-            let taken = match batch.records {
-                Records::Events(events) => Taken::Events(events.to_vec()),
-                Records::Objects(objects) => {
-                    let objects = objects.iter().map(|object| TakenObject {
-                        timestamp: object.timestamp,
-                        topic: object.topic.map(str::to_owned),
-                        schema: object.schema.to_owned(),
-                        version: object.version,
-                        bytes: object.bytes.to_vec(),
-                        is_replayed: object.is_replayed,
-                    });
-                    Taken::Objects(objects.collect())
-                }
-                Records::Gap(gap) => Taken::Gap(gap),
-                _ => unreachable!("there are no others"),
-            };
-            Ok(Some((batch.sequence, taken)))
-        });
-        let Some((sequence, taken)) = taken.map_err(|error| error::store(py, &error))? else {
-            return Ok(None);
-        };
-        let records = match taken {
-            Taken::Events(events) => Bound::new(py, EventBatch::of(events))?.into_any(),
-            Taken::Objects(objects) => {
-                let objects = objects.into_iter().map(|object| {
-                    let bytes = PyBytes::new(py, &object.bytes);
-                    let TakenObject { timestamp, topic, schema, version, .. } = object;
-                    (timestamp, topic, schema, version, bytes, object.is_replayed)
-                });
-                PyList::new(py, objects.collect::<Vec<_>>())?.into_any()
-            }
-            Taken::Gap(Gap { missed, is_exact }) => {
-                (missed, is_exact).into_pyobject(py)?.into_any()
-            }
-        };
-        Ok(Some((sequence, records)))
+        let taken = py.detach(|| Ok(self.core.lock().next_batch()?.map(Taken::of)));
+        given(py, taken)
     }
+}
+
+impl Taken {
+    /// Takes records out of their reader, with the sequence of the first.
+    pub(crate) fn of(batch: Batch<'_>) -> (u64, Self) {
+        let taken = match batch.records {
+            Records::Events(events) => Self::Events(events.to_vec()),
+            Records::Objects(objects) => {
+                let objects = objects.iter().map(|object| TakenObject {
+                    timestamp: object.timestamp,
+                    topic: object.topic.map(str::to_owned),
+                    schema: object.schema.to_owned(),
+                    version: object.version,
+                    bytes: object.bytes.to_vec(),
+                    is_replayed: object.is_replayed,
+                });
+                Self::Objects(objects.collect())
+            }
+            Records::Gap(gap) => Self::Gap(gap),
+            _ => unreachable!("there are no others"),
+        };
+        (batch.sequence, taken)
+    }
+}
+
+/// Returns records as Python gets them.
+pub(crate) fn given(
+    py: Python<'_>,
+    taken: Result<Option<(u64, Taken)>, StoreError>,
+) -> PyResult<Option<(u64, Bound<'_, PyAny>)>> {
+    let Some((sequence, taken)) = taken.map_err(|error| error::store(py, &error))? else {
+        return Ok(None);
+    };
+    let records = match taken {
+        Taken::Events(events) => Bound::new(py, EventBatch::of(events))?.into_any(),
+        Taken::Objects(objects) => {
+            let objects = objects.into_iter().map(|object| {
+                let bytes = PyBytes::new(py, &object.bytes);
+                let TakenObject { timestamp, topic, schema, version, .. } = object;
+                (timestamp, topic, schema, version, bytes, object.is_replayed)
+            });
+            PyList::new(py, objects.collect::<Vec<_>>())?.into_any()
+        }
+        Taken::Gap(Gap { missed, is_exact }) => (missed, is_exact).into_pyobject(py)?.into_any(),
+    };
+    Ok(Some((sequence, records)))
 }
 
 /// What is in each file of a log, as rows of (name, log, number, base, next_sequence, durable, created,
