@@ -113,10 +113,11 @@ crash: ## cut the power of the event log in 10^6 ways, flip 10^5 bits, fail ever
 
 SCHEDULES := 1000000
 SOAK_MINUTES := 10
-soak: .venv/core.stamp ## play SCHEDULES=10^6; 10^8 crash states of the log; rings, then everything at once, for SOAK_MINUTES=10 each; 1,000 interpreters; 10^8 events
+soak: .venv/core.stamp ## play SCHEDULES=10^6; 10^8 crash states of the log; rings, then everything at once, for SOAK_MINUTES=10 each; 1,000 interpreters; 10^8 events; 10^4 kills of a risk consumer
 	SCHEDULES=$(SCHEDULES) $(SHUTTLE) -- so_many --nocapture
 	CRASH_STATES=100000000 FLIPS=1000000 FAULT_STEP=1 DELIVERY_HISTORIES=10000000 $(CRASH)
 	SOAK_MINUTES=$(SOAK_MINUTES) cargo test --release --test ring for_minutes -- --nocapture
+	$(PY) tests/soak_risk.py 10000 $(SEED)
 	$(PY) tests/soak.py $(SOAK_MINUTES) $(SEED)
 
 # The standard library is built along, so that the sanitizers see into it and nothing has to be

@@ -65,6 +65,8 @@ pub(crate) struct Books<S: Storage> {
     version: u64,
     /// When time is let pass at the latest.
     timer_until: u64,
+    /// What time has decided was written, and nobody has committed it.
+    is_unsettled: bool,
     /// What keeps records in the log.
     holds: Option<Arc<Holds>>,
     group_holds: HashMap<GroupId, Hold>,
@@ -112,6 +114,7 @@ impl<S: Storage> Desk<S> {
             is_closed: false,
             version: 0,
             timer_until: u64::MAX,
+            is_unsettled: false,
             holds,
             group_holds: HashMap::new(),
             kept: HashMap::new(),
@@ -184,7 +187,7 @@ impl<S: Storage> Desk<S> {
     /// Has time be let pass earlier than was known, if something is due earlier.
     fn set_timer(&self, books: &Books<S>) {
         let is_earlier = books.deadline().is_some_and(|deadline| deadline < books.timer_until);
-        if is_earlier || books.is_closed {
+        if is_earlier || books.is_closed || books.is_unsettled {
             self.timer.notify_all();
         }
     }
@@ -261,6 +264,13 @@ impl<S: Storage> Desk<S> {
             }
             if books.pass(times) {
                 self.tell(&mut books);
+            }
+            if std::mem::take(&mut books.is_unsettled) {
+                let end = books.end();
+                drop(books);
+                // Whoever asks next is told if the ledger has failed.
+                _ = self.commit(end);
+                continue;
             }
             let deadline = books.deadline();
             books.timer_until = deadline.unwrap_or(u64::MAX);
@@ -356,6 +366,7 @@ impl<S: Storage> Books<S> {
             if !entries.is_empty() {
                 has_changed = true;
                 let (written, _) = self.write(&entries, times);
+                self.is_unsettled |= written > 0;
                 let end = self.ledger.next();
                 for entry in &entries[written..] {
                     self.apply_and_note(entry, times, end);

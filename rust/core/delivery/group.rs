@@ -282,6 +282,8 @@ impl Group {
             }
             Some(Offer::Nothing | Offer::TooMany) => Ok(None),
             None => {
+                // It does not expire meanwhile.
+                let _waiting = Waiting::new(self);
                 self.return_from_expiry()?;
                 self.try_fetch(limit)
             }

@@ -184,10 +184,12 @@ impl Groups {
         for (id, group) in &mut self.all {
             let late: Vec<Lent> =
                 group.lent.values().filter(|(_, until)| *until <= now).map(|(l, _)| *l).collect();
-            has_taken |= !late.is_empty();
+            if !late.is_empty() {
+                has_taken = true;
+                group.is_active(now);
+            }
             late.into_iter().for_each(|lent| group.take_back(lent));
-            let is_idle = group.waiting == 0 && group.expires.is_some_and(|at| at <= now);
-            if is_idle && !group.is_expired {
+            if group.can_expire() && group.expires.is_some_and(|at| at <= now) {
                 entries.push(Entry::GroupExpired { group: *id });
             }
         }
@@ -198,8 +200,7 @@ impl Groups {
     pub(crate) fn deadline(&self) -> Option<u64> {
         let deadlines = self.all.values().flat_map(|group| {
             let leases = group.lent.values().map(|(_, until)| *until).min();
-            let can_expire = group.waiting == 0 && !group.is_expired;
-            [leases, group.expires.filter(|_| can_expire)]
+            [leases, group.expires.filter(|_| group.can_expire())]
         });
         deadlines.flatten().min()
     }
@@ -296,6 +297,11 @@ impl Group {
     pub(crate) fn lag(&self, durable: u64) -> u64 {
         let done: u64 = self.done.iter().map(|(from, end)| end - from).sum();
         durable.saturating_sub(self.cursor).saturating_sub(done)
+    }
+
+    /// Returns whether nobody waits for records or has some.
+    fn can_expire(&self) -> bool {
+        self.waiting == 0 && self.lent.is_empty() && !self.is_expired
     }
 
     fn is_active(&mut self, now: u64) {

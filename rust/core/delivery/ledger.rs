@@ -123,6 +123,7 @@ impl<S: Storage> Ledger<S> {
     /// Retires what stands before the last snapshot, once that is durable.
     pub(crate) fn retire(&mut self, durable: u64) {
         let Some((begin, _)) = self.superseding.take_if(|(_, end)| *end <= durable) else { return };
+        let begin = if is_broken(Mutant::RetiresSnapshot) { u64::MAX } else { begin };
         let job = self.committed.log().begin_retire(begin);
         if let Ok(Some(job)) = job {
             let result = job.run();
@@ -145,5 +146,62 @@ fn is_broken_for(entry: &Entry) -> bool {
         Entry::Acked { .. } => is_broken(Mutant::LosesAcks),
         Entry::GroupDone { .. } => is_broken(Mutant::LosesDone),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::crash::open_log;
+    use crate::store::log::Limits;
+    use crate::store::sim::SimDisk;
+
+    const LIMITS: Limits = Limits { segment_bytes: 4096 + 2000, max_bytes: None };
+
+    fn ledger(disk: &SimDisk) -> Ledger<SimDisk> {
+        let (log, _) = open_log(disk, LIMITS).expect("it opens");
+        Ledger::new(Arc::new(Committed::new(log, false))).snapshot_after(400)
+    }
+
+    #[test]
+    fn what_stands_before_a_snapshot_is_retired_and_the_rest_says_all() {
+        let disk = SimDisk::new(1);
+        let mut written = ledger(&disk);
+        let begun = Entry::SnapshotBegun { next_group: 1, next_consumer: 1, published: None };
+        let snapshot =
+            |id| [begun.clone(), Entry::Published { id, key: None }, Entry::SnapshotEnded];
+        let mut last = 0;
+        for id in 0..2_000 {
+            if written.wants_snapshot() {
+                written.append_snapshot(&snapshot(id)).expect("it has room");
+                last = id;
+            }
+            let (_, end) = written.append(&[Entry::Published { id, key: None }]);
+            written.committed.commit(end.expect("it has room")).expect("the disk is whole");
+            written.retire(written.committed.durable());
+        }
+        assert!(last > 1_000, "the last snapshot was at {last}");
+        let segments = written.committed.log().segments().len();
+        // Each holds a few entries only.
+        assert!(segments < 20, "{segments} segments");
+        let mut again = ledger(&disk.settled());
+        let expected: Vec<Entry> = snapshot(last)
+            .into_iter()
+            .chain((last..2_000).map(|id| Entry::Published { id, key: None }))
+            .collect();
+        assert_eq!(again.read().expect("it is whole"), expected);
+        assert!(!again.is_cut_short);
+    }
+
+    #[test]
+    fn a_record_that_is_no_entry_is_an_error() {
+        let disk = SimDisk::new(1);
+        let written = ledger(&disk);
+        let (timestamp, topic, is_replayed, bytes) = (0, None, false, &[9][..]);
+        let object = Object { timestamp, topic, schema: SCHEMA, version: 2, bytes, is_replayed };
+        let appended = written.committed.log().append_object(&object);
+        written.committed.commit(appended.expect("it has room") + 1).expect("the disk is whole");
+        let read = ledger(&disk.settled()).read();
+        assert!(matches!(read, Err(StoreError::Corrupt { sequence: 0, .. })), "{read:?}");
     }
 }

@@ -29,11 +29,13 @@ pub(crate) enum Mutant {
     SnapshotForgetsAttempts,
     /// A snapshot that was not finished counts.
     TrustsHalfSnapshot,
+    /// A snapshot is retired with what stands before it.
+    RetiresSnapshot,
 }
 
 #[cfg(test)]
 impl Mutant {
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::AnswersBeforeDurable,
         Self::LosesPublished,
         Self::LosesAttempts,
@@ -46,6 +48,7 @@ impl Mutant {
         Self::SnapshotForgetsOne,
         Self::SnapshotForgetsAttempts,
         Self::TrustsHalfSnapshot,
+        Self::RetiresSnapshot,
     ];
 }
 
