@@ -9,8 +9,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tickbus::{
     Durability, Event, EventBus, EventStore, EventSystem, EventSystemConfig, EventType, Found, Gap,
-    NewRecords, Object, Policy, Priority, Query, Records, Retention, RingEventBus, SourceId,
-    StoreConfig, StoreError, StoreReader, SubscribeOptions, Symbol, SystemSubscribeOptions,
+    LockFreeEventBus, NewRecords, Object, Policy, Priority, Query, Records, Retention,
+    RingEventBus, SourceId, StoreConfig, StoreError, StoreReader, SubscribeOptions, Symbol,
+    SystemSubscribeOptions,
 };
 
 fn folder() -> TempDir {
@@ -426,8 +427,26 @@ fn a_store_without_room_detaches_itself_and_no_publisher_waits_for_it() {
     }
     assert_eq!(bus.publish(event(number)), Ok(0));
     assert!(told.recv().expect("it is told").contains("no room"));
-    attachment.detach();
+    attachment.wait();
     assert!(matches!(attachment.failure(), Some(StoreError::Full { .. })));
+    assert_eq!(store.stats().detached, 1);
+}
+
+#[test]
+fn what_was_missed_behind_the_last_event_is_a_gap_when_a_store_is_detached() {
+    let folder = folder();
+    let store = open(folder.path());
+    let options = SubscribeOptions { policy: Some(Policy::DropNewest), ..Default::default() };
+    for round in 1..=50 {
+        let bus = LockFreeEventBus::<Event>::new(4).expect("the capacity is good");
+        let subscription = bus.subscribe_with(options.clone()).expect("the options are good");
+        (0..6).for_each(|number| _ = bus.publish(event(number)));
+        let attachment =
+            store.attach(subscription, |error| panic!("{error}")).expect("there are threads");
+        attachment.detach();
+        assert_eq!((attachment.stored(), attachment.missed()), (4, 2));
+        assert_eq!(store.stats().next_sequence, 5 * round);
+    }
 }
 
 proptest! {
@@ -660,18 +679,20 @@ fn many_records_are_appended_together_and_a_refusal_says_how_many_were_stored() 
         bytes: b"one",
         is_replayed: true,
     };
-    let records = [NewRecords::Events(&some), NewRecords::Object(object)];
-    assert_eq!(store.append_many(&records).expect("there is room"), 0..4);
+    let gap = NewRecords::Gap(Gap { missed: 9, is_exact: false });
+    let records = [NewRecords::Events(&some), NewRecords::Object(object), gap];
+    assert_eq!(store.append_many(&records).expect("there is room"), 0..5);
     let ticket = store.append_many_durable(&records).expect("there is room");
-    assert_eq!((ticket.wait().expect("it is durable"), ticket.is_durable()), (7, true));
+    assert_eq!((ticket.wait().expect("it is durable"), ticket.is_durable()), (9, true));
     let many = events(1_000);
     let refused =
         store.append_many(&[NewRecords::Events(&many); 50]).expect_err("there is no room");
     assert!(matches!(refused.error, StoreError::Full { .. }), "{}", refused.error);
     assert!(refused.accepted > 0 && refused.accepted % 1_000 == 0, "{}", refused.accepted);
-    assert_eq!(store.stats().next_sequence, 8 + refused.accepted);
+    assert_eq!(store.stats().next_sequence, 10 + refused.accepted);
     let mut stored: Vec<_> = some.iter().copied().map(Record::Event).collect();
     stored.push(fill("fills.BTCUSDT", b"one"));
+    stored.push(Record::Gap(Gap { missed: 9, is_exact: false }));
     stored.extend_from_within(..);
     for _ in 0..refused.accepted / 1_000 {
         stored.extend(many.iter().copied().map(Record::Event));

@@ -39,6 +39,7 @@ from tickbus._metrics import (
     LatencyHistogram,
     SubscriptionMetrics,
 )
+from tickbus.attach import Attachment, detach_all
 from tickbus.bus import BroadcastEventBus, EventBus, LockFreeEventBus, RingEventBus
 from tickbus.config import BackpressureConfig
 from tickbus.envelope import Clock, Envelope
@@ -92,6 +93,7 @@ __all__ = [
     "AlreadyOpen",
     "AsyncEventSubscription",
     "AsyncSystemSubscription",
+    "Attachment",
     "BackpressureConfig",
     "BroadcastEventBus",
     "BusError",
@@ -180,5 +182,6 @@ if hasattr(os, "register_at_fork"):
 @atexit.register
 def _close_everything() -> None:
     """Frees threads that wait inside the core, before the interpreter starts to end them."""
+    detach_all()
     _core._close_all()
     _warnings.stop()

@@ -14,16 +14,19 @@ of the fields; and builtins under `msgpack`.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
 
 from tickbus import _core
 from tickbus._core import EventBatch
+from tickbus.attach import Attachment, Published, detach_all
 from tickbus.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -45,6 +48,7 @@ __all__ = [
 ]
 
 _Path: TypeAlias = str | os.PathLike[str]
+_Types: TypeAlias = str | int | Iterable[str | int]
 
 _DEFAULT_SEGMENT_BYTES = 64 * 1024 * 1024
 
@@ -113,6 +117,8 @@ class StoreStats:
         bytes: Bytes in them; opened with `read_only=True`, with what is reserved for the last one.
         held_from: The lowest sequence that consumers of this process still need, for which older
             segments stay; `None` if there is none.
+        detached: Buses and systems from which the log has detached itself since it was opened,
+            because it had no room or failed.
     """
 
     oldest_sequence: int
@@ -121,6 +127,7 @@ class StoreStats:
     segments: int
     bytes: int
     held_from: int | None
+    detached: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,9 +393,11 @@ class EventStore(_core.EventStore):
         Raises:
             Corrupt, StoreIO: As `open`, of a log that another process writes.
         """
-        oldest, following, durable_end, segments, size, held_from = self._stats()
+        oldest, following, durable_end, segments, size, held_from, detached = (
+            self._stats()
+        )
         durable = durable_end - 1 if durable_end else None
-        return StoreStats(oldest, following, durable, segments, size, held_from)
+        return StoreStats(oldest, following, durable, segments, size, held_from, detached)
 
     def retain(
         self, size: int | None = None, count: int | None = None, age: float | None = None
@@ -433,6 +442,104 @@ class EventStore(_core.EventStore):
         """
         return Compression(*self._compress(older_than))
 
+    def query(
+        self,
+        start: int | None = None,
+        stop: int | None = None,
+        types: _Types | None = None,
+        symbols: str | int | Iterable[str | int] | None = None,
+    ) -> Iterator[Record]:
+        """Returns an iterator of the records that meet each argument that is given, by any item.
+
+        They come in the order of the log, whatever their timestamps are. Gaps have no timestamp and
+        are left out. An index says which parts of the log need not be read; it is made when it is
+        first asked for.
+
+        Args:
+            start: The lowest timestamp, in ns since the Unix epoch, UTC.
+            stop: The timestamp before which they are.
+            types: Event types, by name or code. Objects have none, so that this leaves them out.
+            symbols: Symbols, by name or number. Objects have none either.
+
+        Raises:
+            ConfigError: An argument has no items, or is out of range; otherwise as `read`.
+            Corrupt, StoreIO, Closed: As `read`.
+        """
+        return _found_records(self.query_batches(start, stop, types, symbols))
+
+    def query_batches(
+        self,
+        start: int | None = None,
+        stop: int | None = None,
+        types: _Types | None = None,
+        symbols: str | int | Iterable[str | int] | None = None,
+    ) -> Iterator[tuple[memoryview, EventBatch] | list[Record]]:
+        """As `query`, but each item is what was found together: a list of objects, or events.
+
+        Events are a pair: their sequences, a `memoryview` of shape (n,) and format `Q`, which
+        `numpy.asarray` takes as `uint64`, and an `EventBatch` of n events.
+
+        Args:
+            start: As for `query`.
+            stop: As for `query`.
+            types: As for `query`.
+            symbols: As for `query`.
+
+        Raises:
+            ConfigError, Corrupt, StoreIO, Closed: As `query`.
+        """
+        times = _time("start", start, 0), _time("stop", stop, _LAST_TIME)
+        return _found(self._query(times, types, symbols))
+
+    def attach(
+        self, source: Published, *, on_detach: Callable[[Exception], object] | None = None
+    ) -> Attachment:
+        """Appends what a bus or a system publishes from now on, until one of them is closed.
+
+        It is a subscription with the policy `block` where the source keeps that, so that publishers
+        wait for the log as long as they wait for anybody. What it misses all the same is a gap in
+        the log, and so is an event of a bus that msgspec cannot encode or that is too large.
+
+        Compact events of an `EventSystem` are appended by a thread that never takes the global
+        interpreter lock. What a bus publishes, whatever `append` takes, is encoded in batches by a
+        Python thread, and stored with the topic that it was published on; a compact event has one
+        of its own.
+
+        A log that has no room or fails detaches itself, so that no publisher waits for it; it
+        counts that in `stats().detached` and tells `on_detach`.
+
+        Args:
+            source: An `EventSystem`, an `EventBus` or a `TypedEventBus`.
+            on_detach: Called with the error when the log has detached itself, on a thread of its
+                own. It may close the log.
+
+        Raises:
+            TypeError: The source is something else.
+            ReadOnly, Poisoned, Closed: The log takes nothing, or the source is closed.
+        """
+        return Attachment(self, source, on_detach)
+
+    def close(self) -> None:
+        """Stores what attached sources hold, makes everything durable and ends the log.
+
+        Again does nothing.
+
+        Raises:
+            Poisoned, StoreIO: As `sync`; it is closed all the same.
+        """
+        detach_all(self)
+        super().close()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None:
+        detach_all(self)
+        super().__exit__(exc_type, exc_value, traceback)
+
     def verify(self: EventStore | _Path) -> Verification:
         """Reads all of a log and compares it with its checksums; it may be written meanwhile.
 
@@ -475,6 +582,18 @@ def _durability(text: str) -> tuple[str, float | None]:
     return "interval", float(interval[1]) / 1_000
 
 
+_LAST_TIME = (1 << 64) - 1
+
+
+def _time(name: str, given: int | None, otherwise: int) -> int:
+    """Returns a timestamp that a record can have, or the one that stands for all."""
+    if given is None:
+        return otherwise
+    if isinstance(given, int) and 0 <= given <= _LAST_TIME:
+        return given
+    raise ConfigError(f"{name} was {given!r}; it must be an integer from 0 to 2^64 - 1, in ns")
+
+
 def _check_log(path: _Path) -> None:
     """Raises an error if the folder holds nothing of a log."""
     # What is no folder is told by the core.
@@ -496,15 +615,27 @@ def _batches(
         elif isinstance(records, tuple):
             yield first, Gap(*records)
         else:
-            yield (
-                first,
-                [
-                    Record(sequence, timestamp, topic, _decoder(schema, version)(content), replayed)
-                    for sequence, (timestamp, topic, schema, version, content, replayed) in (
-                        enumerate(records, first)
-                    )
-                ],
-            )
+            yield first, _decoded(records)
+
+
+def _found(
+    query: _core._StoreQuery,
+) -> Iterator[tuple[memoryview, EventBatch] | list[Record]]:
+    while (found := query.next_found()) is not None:
+        if isinstance(found, tuple):
+            sequences, events = found
+            yield memoryview(sequences).cast("Q"), events
+        else:
+            yield _decoded(found)
+
+
+def _decoded(
+    objects: list[tuple[int, int, str | None, str, int, bytes, bool]],
+) -> list[Record]:
+    return [
+        Record(sequence, timestamp, topic, _decoder(schema, version)(content), replayed)
+        for sequence, timestamp, topic, schema, version, content, replayed in objects
+    ]
 
 
 def _records(
@@ -512,12 +643,24 @@ def _records(
 ) -> Iterator[Record]:
     for first, records in batches:
         if isinstance(records, EventBatch):
-            for sequence, event in enumerate(records, first):
-                yield Record(sequence, event.timestamp, event.topic, event, False)
+            yield from _event_records(itertools.count(first), records)
         elif isinstance(records, Gap):
             yield Record(first, 0, None, records, False)
         else:
             yield from records
+
+
+def _found_records(
+    found: Iterator[tuple[memoryview, EventBatch] | list[Record]],
+) -> Iterator[Record]:
+    for records in found:
+        yield from records if isinstance(records, list) else _event_records(*records)
+
+
+def _event_records(sequences: Iterable[int], events: EventBatch) -> Iterator[Record]:
+    # There may be more sequences than events.
+    for event, sequence in zip(events, sequences, strict=False):
+        yield Record(sequence, event.timestamp, event.topic, event, False)
 
 
 _VERSION = 1

@@ -181,7 +181,7 @@ def test_schemas_are_named_by_class_and_version(store: EventStore) -> None:
     assert found is not None
     _, rows = found
     assert isinstance(rows, list)
-    assert [row[2:4] for row in rows] == [
+    assert [row[3:5] for row in rows] == [
         ("Fill", 1),
         (f"{__name__}.Point", 1),
         ("msgpack", 1),
@@ -333,7 +333,7 @@ def test_opening_again_goes_on_and_the_recovery_says_what_was_found(folder: Path
 def test_stats_and_the_durable_sequence_say_how_far_the_log_is(folder: Path) -> None:
     with EventStore.open(folder, durability="none") as store:
         assert store.durable_sequence is None
-        assert store.stats() == tickbus.StoreStats(0, 0, None, 0, 0, None)
+        assert store.stats() == tickbus.StoreStats(0, 0, None, 0, 0, None, 0)
         store.append_many(events(10))
         assert store.durable_sequence is None
         assert store.stats().next_sequence == 10

@@ -12,7 +12,7 @@ use crate::wait::AnySubscription;
 use parking_lot::Mutex;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
-use std::thread::{JoinHandle, current};
+use std::thread::{JoinHandle, ThreadId, current};
 
 /// Events that are appended at once.
 const BATCH: usize = 4096;
@@ -88,16 +88,27 @@ pub(super) struct Attached {
     stored: Counter,
     missed: Counter,
     failure: OnceLock<StoreError>,
+    /// Until it has ended.
     thread: Mutex<Option<JoinHandle<()>>>,
+    thread_id: OnceLock<ThreadId>,
 }
 
 impl Attached {
     /// Stores what is pending and ends.
     pub(super) fn detach(&self) {
         self.shutdown.set();
-        let thread = self.thread.lock().take();
+        self.wait();
+    }
+
+    /// Waits until it has ended.
+    fn wait(&self) {
         // Who is told of a failure is told on the thread itself.
-        if let Some(thread) = thread.filter(|thread| thread.thread().id() != current().id()) {
+        if self.thread_id.get() == Some(&current().id()) {
+            return;
+        }
+        // Whoever comes meanwhile waits for the one who joins it.
+        let mut thread = self.thread.lock();
+        if let Some(thread) = thread.take() {
             // It panics only where the log or `on_failure` does.
             _ = thread.join();
         }
@@ -133,6 +144,12 @@ impl Attachment {
     /// Stores what is pending, and ends. Whoever publishes meanwhile may be stored or not.
     pub fn detach(&self) {
         self.0.detach();
+    }
+
+    /// Waits until the subscription is closed and all of it is stored, or the store has detached itself
+    /// or was told to.
+    pub fn wait(&self) {
+        self.0.wait();
     }
 }
 
@@ -183,10 +200,13 @@ impl EventStore {
         source.begin();
         let attached = Arc::new(Attached::default());
         let (appender, shared) = (self.appender(), attached.clone());
+        let detached = self.detached().clone();
         let run = move || {
+            _ = shared.thread_id.set(current().id());
             let result = run(&appender, &source, replayed, &shared);
             source.end();
             if let Err(error) = result {
+                detached.add(1);
                 on_failure(shared.failure.get_or_init(|| error));
             }
         };
@@ -206,11 +226,12 @@ fn run(
     attached: &Attached,
 ) -> Result<(), StoreError> {
     let mut events = Vec::with_capacity(BATCH);
-    // What was pending when it was told to end, less what was taken since.
+    // What was pending when it was told to end, less what was taken since; and one more, for what was
+    // missed behind that.
     let mut left = usize::MAX;
     loop {
         if left == usize::MAX && attached.shutdown.is_set() {
-            left = source.pending();
+            left = source.pending() + 1;
         }
         events.clear();
         let taken = source.take(&mut events, BATCH.min(left));

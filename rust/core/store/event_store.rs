@@ -10,13 +10,13 @@ use super::inspect::{SegmentReport, inspect};
 use super::listing::{Listing, open_segment};
 use super::log::{Limits, Log, MAX_SCHEMA_BYTES, Object, Segment};
 use super::query::{Found, Indexes, LogQuery, Query};
-use super::reader::{Batch, LogReader};
+use super::reader::{Batch, Gap, LogReader};
 use super::recovery::{Findings, Recovery, age, settled};
 use super::retire::{Retention, Retired};
 use super::verify::{Verification, verify};
 use crate::error::ConfigError;
 use crate::event::Event;
-use crate::sync::Flag;
+use crate::sync::{Counter, Flag};
 use crate::topic::check_exact;
 use parking_lot::Mutex;
 use std::fmt;
@@ -120,6 +120,7 @@ pub struct EventStore {
     held: Mutex<Option<(JoinHandle<()>, Lock)>>,
     is_closed: Flag,
     attached: Mutex<Vec<Weak<Attached>>>,
+    detached: Arc<Counter>,
     indexes: Arc<Indexes<Directory>>,
     holds: Arc<Holds>,
     /// One thread at a time retires segments.
@@ -149,6 +150,8 @@ pub struct StoreStats {
     pub bytes: u64,
     /// The lowest sequence that is held ([`EventStore::hold`]), for which older segments stay.
     pub held_from: Option<u64>,
+    /// Sources from which the store has detached itself, because it had no room or failed.
+    pub detached: u64,
 }
 
 impl EventStore {
@@ -178,6 +181,7 @@ impl EventStore {
             held: Mutex::new(Some((committer, lock))),
             is_closed: Flag::default(),
             attached: Mutex::default(),
+            detached: Arc::default(),
             indexes: Arc::default(),
             holds: Arc::default(),
             retiring: Mutex::default(),
@@ -255,6 +259,7 @@ impl EventStore {
             let all = records.iter().try_for_each(|records| match records {
                 NewRecords::Events(events) => log.append_events(events).map(|_| ()),
                 NewRecords::Object(object) => append_object(log, object).map(|_| ()),
+                NewRecords::Gap(gap) => log.append_gap(gap.missed, gap.is_exact).map(|_| ()),
             });
             end = log.next();
             accepted = end.saturating_sub(first);
@@ -504,9 +509,15 @@ impl EventStore {
             ..Recovery::default()
         };
         let durable_end = findings.durable;
-        let held_from = None;
-        let stats =
-            StoreStats { oldest_sequence, next_sequence, durable_end, segments, bytes, held_from };
+        let stats = StoreStats {
+            oldest_sequence,
+            next_sequence,
+            durable_end,
+            segments,
+            bytes,
+            held_from: None,
+            detached: 0,
+        };
         Ok((recovery, stats))
     }
 
@@ -522,7 +533,20 @@ impl EventStore {
             segments: log.segments().len(),
             bytes: log.bytes(),
             held_from: self.holds.lowest(),
+            detached: self.detached.value(),
         }
+    }
+
+    /// Counts a source from which the store has detached itself. Who takes from one by other means
+    /// than [`EventStore::attach`] counts it here.
+    #[doc(hidden)]
+    pub fn count_detached(&self) {
+        self.detached.add(1);
+    }
+
+    /// Returns what counts the sources from which the store has detached itself.
+    pub(super) fn detached(&self) -> &Arc<Counter> {
+        &self.detached
     }
 
     /// Has an attachment end with the store.
@@ -650,6 +674,8 @@ pub enum NewRecords<'a> {
     Events(&'a [Event]),
     /// An object.
     Object(Object<'a>),
+    /// The place where events are missing, a record by itself.
+    Gap(Gap),
 }
 
 /// Not all of many records were stored.

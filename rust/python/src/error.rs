@@ -7,6 +7,7 @@ use crate::system::Overflow;
 use pyo3::PyTypeInfo;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::import_exception;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyInt, PyString, PyTuple};
 use tickbus::{
@@ -205,6 +206,14 @@ pub(crate) fn delivery(py: Python<'_>, error: &DeliveryError) -> PyErr {
 #[cold]
 pub(crate) fn refused(error: tickbus::ReplayRefused) -> PyErr {
     ReplayRefused::new_err(error.to_string())
+}
+
+/// As `store`, where the first `accepted` ones of many records were stored.
+#[cold]
+pub(crate) fn not_all(py: Python<'_>, error: &CoreStoreError, accepted: u64) -> PyErr {
+    let error = store(py, error);
+    let _ = error.value(py).setattr(intern!(py, "accepted"), accepted);
+    error
 }
 
 #[cold]

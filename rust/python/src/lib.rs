@@ -6,6 +6,7 @@
 //! Beside it stand the compact [`event`], its [`names`] and the [`batch`], and the [`store`]
 //! with what is its [`delivery`].
 
+mod attachment;
 mod awaitable;
 mod batch;
 mod bus;
@@ -24,6 +25,7 @@ mod names;
 #[cfg(feature = "native-producer")]
 mod native_producer;
 mod process;
+mod query;
 mod queue;
 mod replay;
 mod select;
@@ -52,6 +54,7 @@ fn _backends(py: Python<'_>) -> PyResult<Bound<'_, pyo3::types::PyTuple>> {
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     process::refuse_subinterpreters()?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_class::<attachment::SystemSource>()?;
     module.add_class::<batch::EventBatch>()?;
     module.add_class::<bus::EventBus>()?;
     module.add_class::<bus::Topic>()?;
@@ -64,6 +67,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<names::Names>()?;
     module.add("symbols", names::Names::symbols())?;
     module.add("sources", names::Names::sources())?;
+    module.add_class::<query::StoreQuery>()?;
     module.add_class::<queue::LockFreeEventQueue>()?;
     module.add_class::<replay::Replay>()?;
     module.add_class::<replay::Transport>()?;

@@ -4,16 +4,19 @@
 //! lets go of the global interpreter lock may not get it back for long. Objects become bytes in
 //! `tickbus.store`, which is imported with the first of them.
 
+use crate::attachment::{Delivered, append_delivered};
 use crate::awaitable::{Job, Progress, awaitable};
 use crate::batch::{self, EventBatch};
 use crate::bus::Waking;
 use crate::error;
-use crate::event::PyEvent;
+use crate::event::{self, PyEvent};
 use crate::gil::GilCell;
 use crate::line::Streak;
 use crate::loop_bridge::{FromAnyThread, LoopBridge, on_a_loop, running_loop};
 use crate::process::{Own, Process, no_pickle};
+use crate::query::{StoreQuery, TakenObject};
 use crate::subscription::{SIGNAL_SLICE, warn_unclosed};
+use crate::system::items;
 use parking_lot::Mutex;
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi;
@@ -29,8 +32,8 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tickbus::{
-    AppendError, Batch, Durability, Event, EventStore as Core, Gap, NewRecords, Object, Records,
-    Recovery, Replay as CoreReplay, ReplayOptions, Retention, SegmentReport, StoreConfig,
+    AppendError, Batch, Durability, Event, EventStore as Core, Gap, NewRecords, Object, Query,
+    Records, Recovery, Replay as CoreReplay, ReplayOptions, Retention, SegmentReport, StoreConfig,
     StoreError, StoreReader as CoreReader, Ticket as CoreTicket,
 };
 
@@ -56,6 +59,9 @@ pub(crate) fn forget_all() {
         std::mem::forget(store);
     }
 }
+
+/// Numbers of a log, as Python gets them.
+type StatsRow = (u64, u64, u64, usize, u64, Option<u64>, u64);
 
 /// Fewer records than these are appended attached.
 const FEW: usize = 256;
@@ -333,8 +339,24 @@ impl EventStore {
         Ok((compressed.segments, compressed.bytes_before, compressed.bytes_after))
     }
 
-    /// (oldest_sequence, next_sequence, durable_end, segments, bytes, held_from)
-    fn _stats(&self, py: Python<'_>) -> PyResult<(u64, u64, u64, usize, u64, Option<u64>)> {
+    /// Appends what a bus has delivered, in order. Returns how many gaps stand for events that no log
+    /// can hold, and why the first one does.
+    fn _append_delivered<'py>(
+        &self,
+        py: Python<'py>,
+        delivered: Vec<Delivered<'py>>,
+    ) -> PyResult<(u64, Option<Py<PyAny>>)> {
+        append_delivered(py, self, &delivered)
+    }
+
+    /// Counts a source from which the log has detached itself.
+    fn _count_detached(&self) -> PyResult<()> {
+        self.writer()?.count_detached();
+        Ok(())
+    }
+
+    /// (oldest_sequence, next_sequence, durable_end, segments, bytes, held_from, detached)
+    fn _stats(&self, py: Python<'_>) -> PyResult<StatsRow> {
         self.process().check()?;
         let stats = py.detach(|| match &self.access {
             Access::Write { core, .. } => Ok(core.stats()),
@@ -342,7 +364,33 @@ impl EventStore {
         });
         let stats = stats.map_err(|error| error::store(py, &error))?;
         let (oldest, next) = (stats.oldest_sequence, stats.next_sequence);
-        Ok((oldest, next, stats.durable_end, stats.segments, stats.bytes, stats.held_from))
+        let (segments, bytes) = (stats.segments, stats.bytes);
+        let (held_from, detached) = (stats.held_from, stats.detached);
+        Ok((oldest, next, stats.durable_end, segments, bytes, held_from, detached))
+    }
+
+    /// Returns what finds the records of some times, types and symbols.
+    fn _query(
+        &self,
+        py: Python<'_>,
+        times: (u64, u64),
+        types: Option<&Bound<'_, PyAny>>,
+        symbols: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<StoreQuery> {
+        self.process().check()?;
+        if self.closed() {
+            return Err(closed());
+        }
+        let query = Query {
+            times: times.0..times.1,
+            types: items("types", types, event::event_type)?,
+            symbols: items("symbols", symbols, event::symbol)?,
+        };
+        let found = py.detach(|| match &self.access {
+            Access::Write { core, .. } => core.query(&query),
+            Access::Read { .. } => Core::query_only(&self.path, &query),
+        });
+        Ok(StoreQuery::new(found.map_err(|error| error::store(py, &error))?))
     }
 
     /// Returns what reads from a sequence on.
@@ -446,7 +494,12 @@ impl EventStore {
 
     /// Runs what appends so many records.
     #[inline]
-    fn run<O: Send>(&self, py: Python<'_>, records: usize, append: impl FnOnce() -> O + Send) -> O {
+    pub(crate) fn run<O: Send>(
+        &self,
+        py: Python<'_>,
+        records: usize,
+        append: impl FnOnce() -> O + Send,
+    ) -> O {
         match self.access {
             Access::Write { is_slow: false, .. } if records < FEW => append(),
             _ => py.detach(append),
@@ -462,23 +515,12 @@ impl EventStore {
         let records = match batch {
             NewBatch::Batch(batch) => vec![NewRecords::Events(batch.get().events())],
             NewBatch::Events(events) => vec![NewRecords::Events(events)],
-            NewBatch::Items(items) => {
-                let records = items.iter().map(|item| match item {
-                    Item::Event(event) => Ok(NewRecords::Events(std::slice::from_ref(event))),
-                    Item::Object(object) => object.borrowed().map(NewRecords::Object),
-                });
-                records.collect::<PyResult<_>>()?
-            }
+            NewBatch::Items(items) => items.iter().map(Item::record).collect::<PyResult<_>>()?,
         };
         // Collecting them has run Python code.
         let core = self.writer()?;
-        self.run(py, batch.len(), || append(core, &records)).map_err(
-            |AppendError { accepted, error }| {
-                let error = error::store(py, &error);
-                let _ = error.value(py).setattr(intern!(py, "accepted"), accepted);
-                error
-            },
-        )
+        let appended = self.run(py, batch.len(), || append(core, &records));
+        appended.map_err(|AppendError { accepted, error }| error::not_all(py, &error, accepted))
     }
 }
 
@@ -555,6 +597,14 @@ impl<'py> Item<'py> {
         let encoded = encoder(item.py())?.call1((item,))?;
         let (timestamp, schema, version, bytes) = encoded.extract()?;
         Ok(Self::Object(Encoded { timestamp, topic: topic.cloned(), schema, version, bytes }))
+    }
+
+    /// Returns it as the log takes it.
+    pub(crate) fn record(&self) -> PyResult<NewRecords<'_>> {
+        match self {
+            Self::Event(event) => Ok(NewRecords::Events(std::slice::from_ref(event))),
+            Self::Object(object) => object.borrowed().map(NewRecords::Object),
+        }
     }
 }
 
@@ -778,20 +828,11 @@ pub(crate) enum Taken {
     Gap(Gap),
 }
 
-pub(crate) struct TakenObject {
-    timestamp: u64,
-    topic: Option<String>,
-    schema: String,
-    version: u32,
-    bytes: Vec<u8>,
-    is_replayed: bool,
-}
-
 #[pymethods]
 impl StoreReader {
-    /// Returns the next records with the sequence of the first: an `EventBatch`, a list of (timestamp,
-    /// topic, schema, version, bytes, replayed), or a pair (missed, exact). `None` if there are none
-    /// now.
+    /// Returns the next records with the sequence of the first: an `EventBatch`, a list of (sequence,
+    /// timestamp, topic, schema, version, bytes, replayed), or a pair (missed, exact). `None` if there
+    /// are none now.
     fn next_batch<'py>(&self, py: Python<'py>) -> PyResult<Option<(u64, Bound<'py, PyAny>)>> {
         self.core.process().check()?;
         let taken = py.detach(|| Ok(self.core.lock().next_batch()?.map(Taken::of)));
@@ -805,15 +846,7 @@ impl Taken {
         let taken = match batch.records {
             Records::Events(events) => Self::Events(events.to_vec()),
             Records::Objects(objects) => {
-                let objects = objects.iter().map(|object| TakenObject {
-                    timestamp: object.timestamp,
-                    topic: object.topic.map(str::to_owned),
-                    schema: object.schema.to_owned(),
-                    version: object.version,
-                    bytes: object.bytes.to_vec(),
-                    is_replayed: object.is_replayed,
-                });
-                Self::Objects(objects.collect())
+                Self::Objects(objects.iter().map(TakenObject::of).collect())
             }
             Records::Gap(gap) => Self::Gap(gap),
             _ => unreachable!("there are no others"),
@@ -833,12 +866,8 @@ pub(crate) fn given(
     let records = match taken {
         Taken::Events(events) => Bound::new(py, EventBatch::of(events))?.into_any(),
         Taken::Objects(objects) => {
-            let objects = objects.into_iter().map(|object| {
-                let bytes = PyBytes::new(py, &object.bytes);
-                let TakenObject { timestamp, topic, schema, version, .. } = object;
-                (timestamp, topic, schema, version, bytes, object.is_replayed)
-            });
-            PyList::new(py, objects.collect::<Vec<_>>())?.into_any()
+            let rows = (sequence..).zip(objects).map(|(sequence, object)| object.row(py, sequence));
+            PyList::new(py, rows.collect::<Vec<_>>())?.into_any()
         }
         Taken::Gap(Gap { missed, is_exact }) => (missed, is_exact).into_pyobject(py)?.into_any(),
     };
