@@ -100,7 +100,9 @@ __all__ = [
     "_register_event_type",
     "_remove_group",
     "_restore_batch",
+    "_salvage_store",
     "_stop_warnings",
+    "_survey_store",
     "_use_codes",
     "_verify_store",
     "select",
@@ -590,6 +592,7 @@ class BusyPoll:
         /,
     ) -> Coroutine[object, None, None]: ...
 
+_SalvageRow: TypeAlias = tuple[int, int, int, list[tuple[int, int]], list[str]]
 _ObjectRow: TypeAlias = tuple[int, int, str | None, str, int, bytes, bool]
 
 @disjoint_base
@@ -844,6 +847,8 @@ def _restore_batch(
     symbols: dict[int, str],
     /,
 ) -> EventBatch: ...
+def _salvage_store(path: str, to: str) -> _SalvageRow: ...
 def _stop_warnings() -> None: ...
+def _survey_store(path: str) -> _SalvageRow: ...
 def _use_codes(event_types: Sequence[object], priorities: Sequence[object]) -> None: ...
 def _verify_store(path: str) -> tuple[int, int, int, int, int]: ...

@@ -172,6 +172,7 @@ class _BusSource:
         self._subscription = bus.subscribe(
             policy="drop_oldest" if bus.backend == "broadcast" else "block", envelope=True
         )
+        self._subscription._feed_store()
         self._shutdown = Shutdown()
         self._has_warned = False
         self.stored = 0
@@ -226,6 +227,8 @@ class _BusSource:
         self._store.append_gap(hole.missed, hole.exact)
 
     def _append(self, delivered: list[Envelope[Any]]) -> None:
+        # What a replay publishes is in a log already.
+        delivered = [envelope for envelope in delivered if not envelope.replayed]
         stored = 0
         try:
             refused, why = self._store._append_delivered(delivered)

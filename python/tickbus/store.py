@@ -41,10 +41,13 @@ __all__ = [
     "Record",
     "Recovery",
     "Retired",
+    "Salvage",
     "SegmentReport",
     "StoreStats",
     "Verification",
     "inspect",
+    "salvage",
+    "survey",
 ]
 
 _Path: TypeAlias = str | os.PathLike[str]
@@ -215,6 +218,27 @@ class SegmentReport(NamedTuple):
     events: int
     objects: int
     gaps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Salvage:
+    """What is kept of a log that is damaged, and what is lost.
+
+    Attributes:
+        oldest_sequence: The sequence of the first record that there is, or of the gap in its place.
+        next_sequence: The sequence after the last one.
+        kept: Records that are whole.
+        lost: The sequences of records that are not, in order. Those before `oldest_sequence` were
+            in files that are missing; each of the others becomes a gap.
+        foreign: Files that are left out: they belong to another log, or to a part of this one that
+            was given up.
+    """
+
+    oldest_sequence: int
+    next_sequence: int
+    kept: int
+    lost: tuple[range, ...]
+    foreign: tuple[str, ...]
 
 
 class EventStore(_core.EventStore):
@@ -393,9 +417,7 @@ class EventStore(_core.EventStore):
         Raises:
             Corrupt, StoreIO: As `open`, of a log that another process writes.
         """
-        oldest, following, durable_end, segments, size, held_from, detached = (
-            self._stats()
-        )
+        oldest, following, durable_end, segments, size, held_from, detached = self._stats()
         durable = durable_end - 1 if durable_end else None
         return StoreStats(oldest, following, durable, segments, size, held_from, detached)
 
@@ -567,6 +589,41 @@ def inspect(path: _Path) -> list[SegmentReport]:
     """
     _check_log(path)
     return [SegmentReport(*row) for row in _core._inspect_store(os.fspath(path))]
+
+
+def survey(path: _Path) -> Salvage:
+    """Returns what `salvage` would keep of a damaged log, and what is lost; nothing is changed.
+
+    Raises:
+        AlreadyOpen: It is being written.
+        VersionError: It was written in a format that this version does not know.
+        ConfigError: A name in the log contradicts one of this process.
+        StoreError: The folder holds no log.
+        StoreIO: It cannot be read.
+    """
+    _check_log(path)
+    return _salvage(_core._survey_store(os.fspath(path)))
+
+
+def salvage(path: _Path, to: _Path) -> Salvage:
+    """Writes what is whole of a damaged log into a new folder, and reads it back.
+
+    Every record keeps its sequence, and the log its identity; each record that is lost is a gap in
+    its place. The damaged log stays as it is. The new folder is called `<to>.unfinished` until it
+    is whole.
+
+    Raises:
+        ConfigError: The new folder, or the unfinished one, is there already; otherwise as `survey`.
+        StoreFull, StoreIO: The new log cannot be written; nothing is left of it.
+        AlreadyOpen, VersionError, StoreError: As `survey`.
+    """
+    _check_log(path)
+    return _salvage(_core._salvage_store(os.fspath(path), os.fspath(to)))
+
+
+def _salvage(row: tuple[int, int, int, list[tuple[int, int]], list[str]]) -> Salvage:
+    oldest, following, kept, lost, foreign = row
+    return Salvage(oldest, following, kept, tuple(range(*each) for each in lost), tuple(foreign))
 
 
 def _durability(text: str) -> tuple[str, float | None]:

@@ -79,8 +79,8 @@ pub use store::{
     AppendError, Attachment, Batch, Compression, Digest, Durability, EventStore, Found, Gap, Hold,
     NewRecords, Object, Objects, Query, Records, Recovery, Replay, ReplayBatch, ReplayError,
     ReplayOptions, ReplayProgress, ReplayState, Replayed, ReplayedObject, Retention, Retired,
-    SegmentReport, Sink, Source, StoreConfig, StoreError, StoreQuery, StoreReader, StoreStats,
-    Ticket, Transport, Verification, VirtualClock,
+    Salvage, SegmentReport, Sink, Source, StoreConfig, StoreError, StoreQuery, StoreReader,
+    StoreStats, Ticket, Transport, Verification, VirtualClock,
 };
 pub use subscription::{AsyncEventSubscription, EventReader, EventSubscription, Parking};
 pub use sync::{Exclusion, ThreadExclusion};

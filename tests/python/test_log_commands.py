@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tickbus import Event, EventStore, Priority, Replay, cli
+from tickbus import ConfigError, Event, EventBatch, EventStore, Gap, Priority, Replay, cli
 from tickbus.captures import MarketEvent, Quote, Trade, read_capture
 from tickbus.cli import app, export
 from tickbus.cli.totals import Totals
@@ -27,6 +27,7 @@ from tickbus.compact import (
     InexactError,
     compact,
 )
+from tickbus.store import salvage
 
 Captured = pytest.CaptureFixture[str]
 
@@ -61,7 +62,7 @@ def damage(log: Path) -> str:
     """Flips a bit of the first record and returns the name of its file."""
     segment = log / f"{0:020}.elog"
     content = bytearray(segment.read_bytes())
-    content[4_200] ^= 1
+    content[content.index(bytes(EventBatch([Event(1, 0)])))] ^= 1
     segment.write_bytes(content)
     return segment.name
 
@@ -411,3 +412,75 @@ def test_an_export_without_pyarrow_says_what_to_install(
     assert cli.main(arguments) == app.FAILED
     assert "pip install 'tickbus[arrow]'" in capsys.readouterr().err
     assert cli.main([*arguments, "--format", "csv"]) == app.DONE
+
+
+def test_repair_says_what_is_kept_and_lost_and_changes_nothing_until_it_is_told_to(
+    log: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    name, new = damage(log), tmp_path / "new"
+    before = {path.name: path.read_bytes() for path in log.iterdir()}
+    expected = {
+        "log": str(log),
+        "to": None,
+        "oldest_sequence": 0,
+        "next_sequence": 9,
+        "kept_records": 8,
+        "lost_records": 1,
+        "lost": [{"first": 0, "last": 0}],
+        "foreign_files": [],
+    }
+    for arguments in ((), ("--to", new)):
+        assert run_json(capsys, "log", "repair", log, *arguments, code=1) == expected
+        assert not new.exists()
+    report = run_json(capsys, "log", "repair", log, "--to", new, "--yes")
+    assert report == expected | {"to": str(new)}
+    assert {path.name: path.read_bytes() for path in log.iterdir()} == before
+    assert name in before
+    found = run_json(capsys, "log", "verify", new)
+    assert (found["sound"], found["next_sequence"]) == (True, 9)
+    with EventStore.open(new) as store:
+        events = [record.event for record in store.read()]
+        assert store.append("it goes on") == 9
+    assert events == [Gap(1, True), "object", Gap(5, True)] + 2 * [
+        Event(1, 0),
+        "object",
+        Gap(5, True),
+    ]
+    assert run_json(capsys, "log", "repair", new)["lost"] == []
+
+
+def test_repair_leaves_out_what_belongs_to_another_log_and_shows_it(
+    log: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    with EventStore.open(tmp_path / "other") as store:
+        store.append_many(["not ours"] * 4)
+    ours, theirs = f"{3:020}.elog", f"{0:020}.elog"
+    (log / ours).write_bytes((tmp_path / "other" / theirs).read_bytes())
+    assert cli.main(["log", "repair", str(log)]) == 1
+    shown = capsys.readouterr()
+    assert "lost: 3 to 5" in shown.out
+    assert f"of another log or of a part that was given up: {ours}" in shown.out
+    assert "give --to NEW --yes" in shown.err
+
+
+def test_repair_that_cannot_be_done_is_told_and_leaves_nothing(
+    log: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    damage(log)
+    new = tmp_path / "new"
+    repair = ["log", "repair", str(log)]
+    assert cli.main([*repair, "--yes"]) == 2
+    assert "--yes was given without --to" in capsys.readouterr().err
+    new.mkdir()
+    assert cli.main([*repair, "--to", str(new), "--yes"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert list(new.iterdir()) == []
+    assert cli.main([*repair, "--to", f"{log}/LOCK/new", "--yes"]) == 1
+    assert "failed" in capsys.readouterr().err
+    assert cli.main(["log", "repair", str(new)]) == 3
+    assert "holds no log" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="it must have a name"):
+        salvage(log, "/")
+    with EventStore.open(tmp_path / "live"):
+        assert cli.main(["log", "repair", str(tmp_path / "live")]) == 1
+    assert "is being written by process" in capsys.readouterr().err

@@ -26,6 +26,7 @@ from rich.progress import (
 )
 
 from tickbus import (
+    AlreadyOpen,
     ConfigError,
     Corrupt,
     EventStore,
@@ -42,6 +43,7 @@ from tickbus.cli.log_report import (
     InspectReport,
     LogReplayReport,
     RecordReport,
+    RepairReport,
     VerifyReport,
 )
 from tickbus.cli.oracle import tally_capture, tally_synthetic
@@ -51,7 +53,7 @@ from tickbus.cli.replay_log import LogOutcome, replay_log, tally_log
 from tickbus.cli.report import ReplayReport
 from tickbus.cli.totals import Instruments
 from tickbus.compact import InexactError, register
-from tickbus.store import inspect
+from tickbus.store import inspect, salvage, survey
 from tickbus.synthetic import SyntheticMarket
 
 __all__ = ["DONE", "FAILED", "INTERRUPTED", "UNREADABLE", "USAGE", "run"]
@@ -59,7 +61,9 @@ __all__ = ["DONE", "FAILED", "INTERRUPTED", "UNREADABLE", "USAGE", "run"]
 DONE, FAILED, USAGE, UNREADABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 _Outcome = TypeVar("_Outcome")
-_Report: TypeAlias = RecordReport | InspectReport | VerifyReport | LogReplayReport | ExportReport
+_Report: TypeAlias = (
+    RecordReport | InspectReport | VerifyReport | RepairReport | LogReplayReport | ExportReport
+)
 
 app = App(
     name="tickbus",
@@ -302,6 +306,59 @@ def export_command(
         return FAILED
     _show(ExportReport(path, to, exported), as_json=json)
     return DONE
+
+
+@log.command(
+    name="repair",
+    help_epilogue=(
+        "Exit codes: 0 nothing is lost, or the new log is written; 1 records are lost, and no log "
+        "was written; 2 wrong usage; 3 unreadable. "
+        "Example: tickbus log repair LOG --to NEW --yes"
+    ),
+)
+def repair_command(
+    path: Path,
+    *,
+    to: Path | None = None,
+    yes: Annotated[bool, Parameter(negative="")] = False,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Show which records of a damaged log are whole, and write those into a new log.
+
+    The damaged log is never changed. Every record keeps its sequence; each one that is lost is a
+    gap in its place. A log that is only torn needs no repair: opening it for writing cuts off what
+    was never acknowledged.
+
+    Args:
+        path: The folder of the damaged log.
+        to: The folder of the new log, which must not be there yet.
+        yes: Write it; without this nothing is written.
+        json: Print one JSON object instead of a table.
+    """
+    if yes and to is None:
+        _complain("--yes was given without --to; name the folder of the new log")
+        return USAGE
+    try:
+        with _counting("reading"):
+            found = survey(path)
+    except AlreadyOpen as why:
+        _complain(str(why))
+        return FAILED
+    except StoreError as why:
+        return _unreadable_log(why)
+    new = to if yes else None
+    if new is not None:
+        try:
+            with _counting("writing"):
+                salvage(path, new)
+        except StoreError as why:
+            _complain(str(why))
+            return FAILED
+    _show(RepairReport(path, new, found), as_json=json)
+    if new is not None or not found.lost:
+        return DONE
+    _complain("nothing was written; give --to NEW --yes to write what is whole into a new log")
+    return FAILED
 
 
 class _StoppedAtMalformedError(Exception):

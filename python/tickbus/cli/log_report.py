@@ -20,9 +20,16 @@ from tickbus.cli.replay import ReplayPlan
 from tickbus.cli.replay_log import LogOutcome
 from tickbus.cli.report import symbols_as_json, symbols_table
 from tickbus.cli.totals import Instruments
-from tickbus.store import SegmentReport
+from tickbus.store import Salvage, SegmentReport
 
-__all__ = ["ExportReport", "InspectReport", "LogReplayReport", "RecordReport", "VerifyReport"]
+__all__ = [
+    "ExportReport",
+    "InspectReport",
+    "LogReplayReport",
+    "RecordReport",
+    "RepairReport",
+    "VerifyReport",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +93,39 @@ class VerifyReport:
         """Prints a table; what is wrong has been told before."""
         numbers = {name: value for name, value in self._numbers().items() if name != "error"}
         console.print(_rows(f"Log {self.log}", numbers))
+
+
+@dataclass(frozen=True, slots=True)
+class RepairReport:
+    """What `tickbus log repair` can keep of a log, or has kept."""
+
+    log: Path
+    to: Path | None
+    found: Salvage
+
+    def _numbers(self) -> dict[str, Any]:
+        return {
+            "log": str(self.log),
+            "to": None if self.to is None else str(self.to),
+            "oldest_sequence": self.found.oldest_sequence,
+            "next_sequence": self.found.next_sequence,
+            "kept_records": self.found.kept,
+            "lost_records": sum(map(len, self.found.lost)),
+        }
+
+    def as_json(self) -> str:
+        """Returns the report as a JSON object."""
+        lost = [{"first": lost[0], "last": lost[-1]} for lost in self.found.lost]
+        places = {"lost": lost, "foreign_files": list(self.found.foreign)}
+        return json.dumps(self._numbers() | places, indent=2)
+
+    def print(self, console: Console) -> None:
+        """Prints a table, and below it each range that is lost and each file that is left out."""
+        console.print(_rows(f"Log {self.log}", self._numbers()))
+        for lost in self.found.lost:
+            console.print(f"lost: {lost[0]:,} to {lost[-1]:,}", highlight=False)
+        for name in self.found.foreign:
+            console.print(f"of another log or of a part that was given up: {name}", highlight=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ use super::format::{Kind, OBJECT_HEAD, SEGMENT_HEADER, u32_at, u64_at};
 use super::listing::{Listing, SPARE, open_segment};
 use super::log::{Limits, Log, Object};
 use super::recovery::{Findings, Recovery, read_header};
+use super::salvage::Survey;
 use super::scan::Scan;
 use super::sim::{Fault, Moment, Random, SimDisk};
 use super::storage::Storage;
@@ -281,7 +282,16 @@ fn cut(
             },
             || is_tearing && tear.once_in(3),
         );
+        let salvage =
+            tried.states.is_multiple_of(100).then(|| Survey::of(&crashed)?.salvage(&crashed));
         let (log, kept) = check(&crashed, limits, written)?;
+        // Where nothing is damaged, salvaging ends where recovering does.
+        match salvage.transpose().map_err(|error| format!("salvaging: {error}"))? {
+            Some(salvage) if salvage.next_sequence != kept as u64 || !salvage.lost.is_empty() => {
+                return Err(format!("{kept} records were recovered, not {salvage:?}"));
+            }
+            _ => {}
+        }
         if is_double {
             cut_again(&crashed, log, random, limits, (written, kept), tried)?;
         }

@@ -4,13 +4,19 @@
 use super::compressed::{compress, replace};
 use super::crash::{Record, Workload, Wrong, from_environment, open_log, read};
 use super::error::StoreError;
-use super::format::{FRAME_HEADER, SEGMENT_HEADER, segment_base, segment_name};
+use super::format::{FRAME_HEADER, FrameHeader, SEGMENT_HEADER, segment_base, segment_name};
 use super::log::Limits;
 use super::recovery::read_header;
+use super::salvage::Survey;
 use super::scan::Scan;
 use super::sim::{Random, SimDisk};
 use super::storage::Storage;
 use super::verify::verify;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Flipped bits for each log that is salvaged.
+const SALVAGE_ONE_IN: u64 = 10;
 
 const LIMITS: Limits = Limits { segment_bytes: SEGMENT_HEADER as u64 + 900, max_bytes: None };
 
@@ -72,6 +78,89 @@ fn is_reported(disk: &SimDisk, records: &[Record], what: &str) -> Result<(), Wro
     }
 }
 
+/// Returns the records of a frame and whether it has some.
+fn records_at(contents: &[u8], offset: usize) -> (Range<u64>, bool) {
+    let header = contents.get(offset..offset + FRAME_HEADER).and_then(FrameHeader::decode);
+    header.map_or((0..0, false), |header| {
+        let count = u64::from(header.count);
+        (header.sequence..header.sequence + count, count > 0)
+    })
+}
+
+/// Returns the records that may be lost with some bytes of a segment: those of the frame, or all of the
+/// segment where the frame has names.
+fn lost_with(disk: &SimDisk, name: &str, bytes: Range<usize>) -> Range<u64> {
+    let (contents, offsets) = (disk.contents(name).unwrap_or_default(), frames(disk, name));
+    let damaged: Vec<usize> = offsets
+        .windows(2)
+        .filter(|frame| frame[0] < bytes.end && bytes.start < frame[1])
+        .map(|frame| frame[0])
+        .collect();
+    let of = |offset: &usize| records_at(&contents, *offset);
+    match damaged.first().map(of).zip(damaged.last().map(of)) {
+        None => 0..0,
+        Some(((first, true), (last, true))) => first.start..last.end,
+        Some(_) => records_in(disk, name),
+    }
+}
+
+/// Returns the records of a segment.
+fn records_in(disk: &SimDisk, name: &str) -> Range<u64> {
+    let (contents, offsets) = (disk.contents(name).unwrap_or_default(), frames(disk, name));
+    let ranges: Vec<_> = offsets.iter().map(|offset| records_at(&contents, *offset).0).collect();
+    let start = segment_base(name).unwrap_or_default();
+    start..ranges.iter().map(|range| range.end).max().unwrap_or(start)
+}
+
+/// Salvages a damaged log: what is whole is there under its own sequence, what is not is a gap, and
+/// nothing is lost but what may be.
+fn is_salvaged(
+    disk: &SimDisk,
+    records: &[Record],
+    may_be_lost: &Range<u64>,
+    what: &str,
+) -> Result<(), Wrong> {
+    let wrong = |error: StoreError| format!("{what}: salvaging it gave {error}");
+    let contents = |disk: &SimDisk| -> Vec<_> {
+        let names = disk.names().unwrap_or_default();
+        names.into_iter().map(|name| (disk.contents(&name), name)).collect()
+    };
+    let before = contents(disk);
+    let survey = Survey::of(disk).map_err(wrong)?;
+    let salvage = survey.salvage(disk).map_err(wrong)?;
+    if salvage.next_sequence > records.len() as u64 {
+        return Err(format!("{what}: there are {} records, not {salvage:?}", records.len()));
+    }
+    let to = SimDisk::new(records.len() as u64);
+    survey.write(disk, Arc::new(to.clone()), LIMITS).map_err(wrong)?;
+    if contents(disk) != before {
+        return Err(format!("{what}: salvaging has changed it"));
+    }
+    let (first, found) = read(&to).map_err(wrong)?;
+    let (next, lost) = (salvage.next_sequence, &salvage.lost);
+    if (first, first + found.len() as u64) != (salvage.oldest_sequence, next) {
+        return Err(format!("{what}: {first} and {} records are not {salvage:?}", found.len()));
+    }
+    let mut kept = 0;
+    for (sequence, record) in (0..).zip(records) {
+        let is_lost = lost.iter().any(|lost| lost.contains(&sequence)) || sequence >= next;
+        let there = sequence.checked_sub(first).and_then(|place| found.get(place as usize));
+        let is_right = match there {
+            Some(there) if is_lost => *there == Record::Gap(1),
+            Some(there) => there == record,
+            None => is_lost,
+        };
+        if !is_right || is_lost && !may_be_lost.contains(&sequence) {
+            return Err(format!("{what}: {sequence} is {there:?} of {record:?} after {salvage:?}"));
+        }
+        kept += u64::from(!is_lost);
+    }
+    match kept == salvage.kept {
+        true => Ok(()),
+        false => Err(format!("{what}: {kept} of {} records, {salvage:?}", records.len())),
+    }
+}
+
 /// Flips bits, each in a copy of the log: all of some segments, and further ones by chance.
 pub(super) fn flips(seed: u64, wanted: u64) -> Result<u64, Wrong> {
     let mut random = Random(seed);
@@ -92,7 +181,12 @@ pub(super) fn flips(seed: u64, wanted: u64) -> Result<u64, Wrong> {
             contents[bit / 8] ^= 1 << (bit % 8);
             let damaged = disk.settled();
             damaged.put(name, contents);
-            is_reported(&damaged, &records, &format!("bit {bit} of {name}, closed: {is_closed}"))?;
+            let what = format!("bit {bit} of {name}, closed: {is_closed}");
+            is_reported(&damaged, &records, &what)?;
+            if flipped % SALVAGE_ONE_IN == 0 {
+                let may_be_lost = lost_with(&disk, name, bit / 8..bit / 8 + 1);
+                is_salvaged(&damaged, &records, &may_be_lost, &what)?;
+            }
             flipped += 1;
         }
     }
@@ -140,23 +234,27 @@ pub(super) fn parts(seed: u64) -> Result<u64, Wrong> {
     for is_closed in [false, true] {
         let (disk, records) = written(seed, is_closed).map_err(|error| error.to_string())?;
         let names = segments(&disk);
-        let mut look = |what: String, change: &dyn Fn(&SimDisk)| {
+        let mut look = |what: String, may_be_lost: Range<u64>, change: &dyn Fn(&SimDisk)| {
             let damaged = disk.settled();
             change(&damaged);
             tried += 1;
-            is_reported(&damaged, &records, &format!("{what}, closed: {is_closed}"))
+            let what = format!("{what}, closed: {is_closed}");
+            is_reported(&damaged, &records, &what)?;
+            is_salvaged(&damaged, &records, &may_be_lost, &what)
         };
         let contents = |name: &str| disk.contents(name).unwrap_or_default();
         for (place, name) in names.iter().enumerate() {
             let is_last = place + 1 == names.len();
-            let offsets = frames(&disk, name);
+            let (offsets, own) = (frames(&disk, name), records_in(&disk, name));
             if place > 0 && !is_last {
-                look(format!("{name} is missing"), &|disk| _ = disk.remove(name))?;
+                look(format!("{name} is missing"), own.clone(), &|disk| _ = disk.remove(name))?;
             }
             for (other_place, other) in names.iter().enumerate().filter(|(p, _)| *p != place) {
-                look(format!("{name} is {other}"), &|disk| disk.put(name, contents(other)))?;
+                look(format!("{name} is {other}"), own.clone(), &|disk| {
+                    disk.put(name, contents(other));
+                })?;
                 if other_place > place {
-                    look(format!("{name} and {other} are exchanged"), &|disk| {
+                    look(format!("{name} and {other} are exchanged"), 0..0, &|disk| {
                         disk.put(name, contents(other));
                         disk.put(other, contents(name));
                     })?;
@@ -165,7 +263,8 @@ pub(super) fn parts(seed: u64) -> Result<u64, Wrong> {
             let known = offsets.len() - 1 - usize::from(is_last);
             for frame in 0..known {
                 let (from, end) = (offsets[frame], offsets[frame + 1]);
-                look(format!("{name} ends at {from}"), &|disk| {
+                let lost = lost_with(&disk, name, from..end);
+                look(format!("{name} ends at {from}"), lost.clone(), &|disk| {
                     // What was acknowledged later is known from the segments behind.
                     let mut bytes = contents(name);
                     let rest = bytes.split_off(from);
@@ -177,14 +276,14 @@ pub(super) fn parts(seed: u64) -> Result<u64, Wrong> {
                 if is_last && !is_closed {
                     continue;
                 }
-                look(format!("frame {frame} of {name} is missing"), &|disk| {
+                look(format!("frame {frame} of {name} is missing"), lost, &|disk| {
                     let mut bytes = contents(name);
                     bytes.drain(from..end);
                     disk.put(name, bytes);
                 })?;
                 // Nothing counts behind a seal, and no record is lost behind the last one.
                 if !is_last && end < contents(name).len() {
-                    look(format!("frame {frame} of {name} is there twice"), &|disk| {
+                    look(format!("frame {frame} of {name} is there twice"), 0..0, &|disk| {
                         let mut bytes = contents(name);
                         let copy = bytes[from..end].to_vec();
                         bytes.splice(end..end, copy);
@@ -192,7 +291,7 @@ pub(super) fn parts(seed: u64) -> Result<u64, Wrong> {
                     })?;
                 }
             }
-            look(format!("4 KiB of {name} are zeros"), &|disk| {
+            look(format!("4 KiB of {name} are zeros"), 0..0, &|disk| {
                 let mut bytes = contents(name);
                 bytes[..SEGMENT_HEADER].fill(0);
                 disk.put(name, bytes);
@@ -233,6 +332,7 @@ pub(super) fn behind(seed: u64) -> Result<(), Wrong> {
         bytes.extend(frame);
         let damaged = disk.settled();
         damaged.put(name, bytes);
+        is_salvaged(&damaged, &records, &(0..0), &format!("frame {number} behind the end"))?;
         open_log(&damaged, LIMITS).map_err(|error| format!("frame {number}: {error}"))?;
         let (_, found) = read(&damaged).map_err(wrong)?;
         if found != records {
@@ -270,7 +370,9 @@ pub(super) fn histories(seed: u64) -> Result<(), Wrong> {
     let name = segment_name(3);
     let Some(stale) = other.contents(&name) else { return Err("there is no segment".to_owned()) };
     disk.put(&name, stale);
-    is_reported(&disk, &records, "a segment of another history")
+    let what = "a segment of another history";
+    is_reported(&disk, &records, what)?;
+    is_salvaged(&disk, &records, &(3..6), what)
 }
 
 #[test]
@@ -310,4 +412,29 @@ fn a_segment_of_a_history_that_was_given_up_is_reported() {
     if let Err(wrong) = histories(1) {
         panic!("{wrong}");
     }
+}
+
+#[test]
+fn a_damaged_log_that_is_salvaged_ends_where_nothing_acknowledged_is_missing() {
+    let disk = SimDisk::new(1);
+    let (log, _) = open_log(&disk, LIMITS).expect("it is new");
+    let mut workload = Workload::new(disk.clone(), log, Vec::new(), 1);
+    workload.append(3).and_then(|()| workload.log.sync()).expect("there is room");
+    assert!(workload.log.mark().expect("there is room"));
+    workload.log.sync().expect("nothing fails");
+    for _ in 0..2 {
+        workload.append(2).and_then(|()| workload.log.flush()).expect("there is room");
+    }
+    let damaged = disk.settled();
+    let name = segment_name(0);
+    let mut bytes = damaged.contents(&name).expect("it is there");
+    let is_at = |sequence, offset: &usize| records_at(&bytes, *offset) == (sequence, true);
+    let offsets = frames(&damaged, &name);
+    let acknowledged = offsets.iter().find(|offset| is_at(0..3, offset)).expect("it is there") + 50;
+    let torn = offsets.iter().find(|offset| is_at(3..5, offset)).expect("it is there") + 50;
+    assert!(offsets.iter().any(|offset| is_at(5..7, offset)));
+    bytes[acknowledged] ^= 1;
+    bytes[torn] ^= 1;
+    damaged.put(&name, bytes);
+    is_salvaged(&damaged, &workload.records[..3], &(0..3), "torn").expect("the rest is cut");
 }

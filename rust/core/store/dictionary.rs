@@ -142,6 +142,8 @@ pub(crate) struct Translation {
     sources: Vec<u32>,
     /// Numbers mean what they mean here.
     is_identity: bool,
+    /// Some definitions are missing.
+    has_holes: bool,
     topics: Vec<Option<Box<str>>>,
     schemas: Vec<Option<(Box<str>, u32)>>,
 }
@@ -149,6 +151,20 @@ pub(crate) struct Translation {
 impl Translation {
     pub(crate) fn new() -> Self {
         Self { is_identity: true, ..Self::default() }
+    }
+
+    /// Returns one for a segment that is damaged.
+    pub(crate) fn with_holes() -> Self {
+        Self { has_holes: true, ..Self::new() }
+    }
+
+    /// Returns whether the names of an event are defined.
+    pub(crate) fn defines(&self, event: &Event) -> bool {
+        let is_defined = |numbers: &[u32], number: usize| {
+            number == 0 || numbers.get(number).is_some_and(|known| *known != 0)
+        };
+        is_defined(&self.symbols, event.symbol.0 as usize)
+            && is_defined(&self.sources, event.source_id.0.into())
     }
 
     /// Takes definitions over. `None` in the place of the error: they are no definitions.
@@ -184,19 +200,19 @@ impl Translation {
             1 => {
                 let symbol = Symbol::new(name).map_err(refused)?.0;
                 self.is_identity &= symbol == number;
-                put(&mut self.symbols, number, symbol)?;
+                put(&mut self.symbols, number, symbol, self.has_holes)?;
             }
             2 => {
                 let source = SourceId::new(name).map_err(refused)?.0.into();
                 self.is_identity &= source == number;
-                put(&mut self.sources, number, source)?;
+                put(&mut self.sources, number, source, self.has_holes)?;
             }
             3 => {
                 let code = u8::try_from(number).map_err(|_| None)?;
                 EventType::register(name, code).map_err(|error| Some(error.into()))?;
             }
-            4 => put(&mut self.topics, number, Some(name.into()))?,
-            5 => put(&mut self.schemas, number, Some((name.into(), version)))?,
+            4 => put(&mut self.topics, number, Some(name.into()), self.has_holes)?,
+            5 => put(&mut self.schemas, number, Some((name.into(), version)), self.has_holes)?,
             _ => return Err(None),
         }
         Ok(())
@@ -235,12 +251,29 @@ impl Translation {
     }
 }
 
-/// Puts what a number means into its place: numbers are defined in order, from 1 on.
-fn put<V: Default>(values: &mut Vec<V>, number: u32, value: V) -> Result<(), Option<StoreError>> {
+/// Numbers that may be missing before one that is defined.
+const MOST_MISSING: usize = 1 << 20;
+
+/// Puts what a number means into its place: numbers are defined in order, from 1 on, unless definitions
+/// are missing or there twice.
+fn put<V: Default>(
+    values: &mut Vec<V>,
+    number: u32,
+    value: V,
+    has_holes: bool,
+) -> Result<(), Option<StoreError>> {
     if values.is_empty() {
         values.push(V::default());
     }
-    if number as usize != values.len() {
+    let number = number as usize;
+    if has_holes && number > 0 && number <= values.len() + MOST_MISSING {
+        if number >= values.len() {
+            values.resize_with(number + 1, V::default);
+        }
+        values[number] = value;
+        return Ok(());
+    }
+    if number != values.len() {
         return Err(None);
     }
     values.push(value);

@@ -42,16 +42,33 @@ impl Directory {
         Ok(Self { path: path.to_owned(), folder })
     }
 
+    /// Gives a folder another name, for good.
+    pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
+        fs::rename(from, to).map_err(io_error("renaming", from))?;
+        sync_around(to)
+    }
+
+    /// Opens a folder to read only that nobody writes as long as the lock lives.
+    pub(crate) fn still(path: &Path) -> Result<(Self, Option<Lock>), StoreError> {
+        let folder = Self::open(path)?;
+        let lock = match File::open(path.join(LOCK)) {
+            Ok(mut file) => {
+                hold(&mut file, FlockOperation::NonBlockingLockShared, path)?;
+                Some(Lock { file })
+            }
+            // Nobody has ever opened it here: it may be a copy.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(io_error("opening", &path.join(LOCK))(error)),
+        };
+        Ok((folder, lock))
+    }
+
     /// Opens or creates a folder for one writer.
     pub(crate) fn lock(path: &Path) -> Result<(Self, Lock), StoreError> {
         let missing: Vec<_> = path.ancestors().take_while(|folder| !folder.exists()).collect();
         fs::create_dir_all(path).map_err(refusal("creating", path))?;
-        // A folder is there for good once the one around it says so.
         for folder in missing {
-            let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
-            let parent = parent.unwrap_or(Path::new("."));
-            let synced = File::open(parent).and_then(|parent| parent.sync_all());
-            synced.map_err(io_error("syncing", parent))?;
+            sync_around(folder)?;
         }
         let mut lock = OpenOptions::new()
             .read(true)
@@ -60,21 +77,34 @@ impl Directory {
             .truncate(false)
             .open(path.join(LOCK))
             .map_err(refusal("opening", &path.join(LOCK)))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut owner = String::new();
-                // Who it is helps, and is not worth an error of its own.
-                _ = lock.read_to_string(&mut owner);
-                let owner = owner.trim().to_owned();
-                return Err(StoreError::AlreadyOpen { path: path.to_owned(), owner });
-            }
-            Err(error) => return Err(io_error("locking", path)(error.into())),
-        }
+        hold(&mut lock, FlockOperation::NonBlockingLockExclusive, path)?;
         let owner = format!("{}\n", std::process::id());
         // For people only: a full disk is no reason not to open the log.
         _ = lock.set_len(0).and_then(|()| lock.write_all(owner.as_bytes()));
         Ok((Self::open(path)?, Lock { file: lock }))
+    }
+}
+
+/// Returns once the folder around a path has its name whatever happens.
+fn sync_around(path: &Path) -> Result<(), StoreError> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    let synced = File::open(parent).and_then(|parent| parent.sync_all());
+    synced.map_err(io_error("syncing", parent))
+}
+
+/// Locks a file, or says who has it.
+fn hold(lock: &mut File, operation: FlockOperation, path: &Path) -> Result<(), StoreError> {
+    match flock(&*lock, operation) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut owner = String::new();
+            // Who it is helps, and is not worth an error of its own.
+            _ = lock.read_to_string(&mut owner);
+            let owner = owner.trim().to_owned();
+            Err(StoreError::AlreadyOpen { path: path.to_owned(), owner })
+        }
+        Err(error) => Err(io_error("locking", path)(error.into())),
     }
 }
 

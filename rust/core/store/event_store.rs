@@ -13,6 +13,7 @@ use super::query::{Found, Indexes, LogQuery, Query};
 use super::reader::{Batch, Gap, LogReader};
 use super::recovery::{Findings, Recovery, age, settled};
 use super::retire::{Retention, Retired};
+use super::salvage::{Salvage, Survey};
 use super::verify::{Verification, verify};
 use crate::error::ConfigError;
 use crate::event::Event;
@@ -209,6 +210,62 @@ impl EventStore {
     pub fn inspect(path: impl AsRef<Path>) -> Result<Vec<SegmentReport>, StoreError> {
         let folder = Directory::open(path.as_ref())?;
         settled(|| inspect(&folder))
+    }
+
+    /// Returns what [`EventStore::salvage`] would keep of a damaged log, and what is lost; nothing is
+    /// changed.
+    ///
+    /// # Errors
+    ///
+    /// `AlreadyOpen` if it is being written, `Version`, `Io`; `Name` and `EventType` if a name of the log
+    /// finds no place in this process.
+    pub fn survey(path: impl AsRef<Path>) -> Result<Salvage, StoreError> {
+        let (folder, _lock) = Directory::still(path.as_ref())?;
+        Survey::of(&folder)?.salvage(&folder)
+    }
+
+    /// Writes what is whole of a damaged log into a new folder, and reads it back. Every record keeps its
+    /// sequence, and so does the log its identity; each record that is lost is a gap in its place. The
+    /// damaged log stays as it is.
+    ///
+    /// The new folder gets its name when it is whole; until then it is called `<to>.unfinished`.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventStore::survey`]; `Config` if one of the new folders is there already; `Full`, `Io`.
+    pub fn salvage(path: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<Salvage, StoreError> {
+        let (folder, _lock) = Directory::still(path.as_ref())?;
+        let to = to.as_ref();
+        let Some(name) = to.file_name() else {
+            let message = format!("the new folder was {}; it must have a name", to.display());
+            return Err(ConfigError::new(message).into());
+        };
+        let mut unfinished = name.to_owned();
+        unfinished.push(".unfinished");
+        let unfinished = &to.with_file_name(unfinished);
+        for new in [to, unfinished] {
+            if new.symlink_metadata().is_ok() {
+                let new = new.display();
+                let message = format!("{new} is there already; remove it, or name a new folder");
+                return Err(ConfigError::new(message).into());
+            }
+        }
+        let survey = Survey::of(&folder)?;
+        let salvage = survey.salvage(&folder)?;
+        let segment_bytes = StoreConfig::default().segment_bytes;
+        let (storage, lock) = Directory::lock(unfinished)?;
+        let limits = Limits { segment_bytes, max_bytes: None };
+        let written = survey.write(&folder, Arc::new(storage), limits);
+        let written = written.and_then(|()| Directory::rename(unfinished, to));
+        lock.release();
+        match written {
+            Ok(()) => Ok(salvage),
+            Err(error) => {
+                // What is left of it is of no use.
+                _ = std::fs::remove_dir_all(unfinished);
+                Err(error)
+            }
+        }
     }
 
     /// Returns the folder.

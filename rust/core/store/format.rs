@@ -90,6 +90,12 @@ impl SegmentHeader {
         bytes
     }
 
+    /// Returns whether bytes of a header are those that were written, if they are of this format.
+    pub(crate) fn is_whole(bytes: &[u8]) -> bool {
+        let (fields, crc) = bytes[..SEGMENT_HEADER].split_at(SEGMENT_HEADER - 4);
+        crc32c(fields) == u32_at(crc, 0)
+    }
+
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, BadHeader> {
         if bytes.len() < SEGMENT_HEADER || bytes[..8] != MAGIC {
             return Err(BadHeader::Damaged);
@@ -99,9 +105,7 @@ impl SegmentHeader {
         if major != MAJOR {
             return Err(BadHeader::Version { major, features });
         }
-        let crc = crc32c(&bytes[..SEGMENT_HEADER - 4]);
-        let is_right = crc == u32_at(bytes, SEGMENT_HEADER - 4);
-        if !is_right && !is_broken(Mutant::NoSegmentHeaderCrc) {
+        if !Self::is_whole(bytes) && !is_broken(Mutant::NoSegmentHeaderCrc) {
             return Err(BadHeader::Damaged);
         }
         if features & !FEATURES != 0 {

@@ -35,6 +35,7 @@ mod reader;
 mod recovery;
 mod replay;
 mod retire;
+mod salvage;
 mod scan;
 #[cfg(test)]
 pub(crate) mod sim;
@@ -66,5 +67,6 @@ pub use reader::{Batch, Gap, Objects, Records};
 pub use recovery::Recovery;
 pub use replay::{Replay, ReplayBatch, ReplayError, ReplayOptions, ReplayedObject, Sink};
 pub use retire::{Retention, Retired};
+pub use salvage::Salvage;
 pub use transport::{ReplayProgress, ReplayState, Transport, VirtualClock};
 pub use verify::Verification;

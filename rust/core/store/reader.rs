@@ -83,6 +83,15 @@ impl<'a> Objects<'a> {
         Self { heads: &heads[..count * OBJECT_HEAD], bodies, names: self.names }
     }
 
+    /// Returns of each whether its names are defined.
+    pub(crate) fn known(&self) -> impl Iterator<Item = bool> + use<'a> {
+        let names = self.names;
+        self.heads.chunks_exact(OBJECT_HEAD).map(move |head| {
+            let topic = u32_at(head, 8);
+            (topic == 0 || names.topic(topic).is_some()) && names.schema(u32_at(head, 12)).is_some()
+        })
+    }
+
     /// Returns them in order.
     pub fn iter(&self) -> impl Iterator<Item = Object<'a>> + use<'a> {
         let (mut bodies, names) = (self.bodies, self.names);

@@ -230,6 +230,34 @@ impl<F: ReadAt> Scan<F> {
     }
 }
 
+/// Returns where, from `offset` on, the first header of a frame is that is whole and `is_wanted`, where
+/// frames have this salt if it is known.
+pub(crate) fn next_header(
+    file: &impl ReadAt,
+    salt: Option<u32>,
+    mut offset: u64,
+    is_wanted: impl Fn(u64, &FrameHeader) -> bool,
+) -> io::Result<Option<(u64, FrameHeader)>> {
+    let mut buffer = vec![0; READ];
+    loop {
+        let filled = read_all(file, &mut buffer, offset)?;
+        for at in (0..(filled + 1).saturating_sub(FRAME_HEADER)).step_by(8) {
+            if let Some(header) = frame_of(salt, &buffer[at..at + FRAME_HEADER])
+                && is_wanted(offset + at as u64, &header)
+            {
+                return Ok(Some((offset + at as u64, header)));
+            }
+        }
+        if filled < READ {
+            return Ok(None);
+        }
+        offset += ACROSS;
+    }
+}
+
+/// A header may stand across the end of what is read at once: what is read next begins before it.
+const ACROSS: u64 = ((READ - FRAME_HEADER) / 8 * 8) as u64;
+
 /// What stands behind a place without a valid frame.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Tail {
@@ -276,8 +304,7 @@ impl Tail {
             if filled < READ {
                 return Ok(tail);
             }
-            // A header may stand across the end of what was read.
-            offset += (READ - FRAME_HEADER).next_multiple_of(8) as u64;
+            offset += ACROSS;
         }
     }
 }

@@ -95,6 +95,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(process::_after_fork, module)?)?;
     module.add_function(wrap_pyfunction!(select::select, module)?)?;
     module.add_function(wrap_pyfunction!(store::_inspect_store, module)?)?;
+    module.add_function(wrap_pyfunction!(store::_salvage_store, module)?)?;
+    module.add_function(wrap_pyfunction!(store::_survey_store, module)?)?;
     module.add_function(wrap_pyfunction!(store::_verify_store, module)?)?;
     module.add_function(wrap_pyfunction!(warnings::_recv_warning, module)?)?;
     module.add_function(wrap_pyfunction!(warnings::_stop_warnings, module)?)?;

@@ -33,8 +33,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tickbus::{
     AppendError, Batch, Durability, Event, EventStore as Core, Gap, NewRecords, Object, Query,
-    Records, Recovery, Replay as CoreReplay, ReplayOptions, Retention, SegmentReport, StoreConfig,
-    StoreError, StoreReader as CoreReader, Ticket as CoreTicket,
+    Records, Recovery, Replay as CoreReplay, ReplayOptions, Retention, Salvage, SegmentReport,
+    StoreConfig, StoreError, StoreReader as CoreReader, Ticket as CoreTicket,
 };
 
 /// Stores that are alive, to be closed at exit.
@@ -906,4 +906,27 @@ pub(crate) fn _verify_store(
     let found = py.detach(|| Core::verify(path)).map_err(|error| error::store(py, &error))?;
     let (oldest, next) = (found.oldest_sequence, found.next_sequence);
     Ok((oldest, next, found.segments, found.bytes, found.torn_bytes))
+}
+
+/// (oldest_sequence, next_sequence, kept, lost, foreign)
+type SalvageRow = (u64, u64, u64, Vec<(u64, u64)>, Vec<String>);
+
+fn salvage_row(salvage: Salvage) -> SalvageRow {
+    let Salvage { oldest_sequence, next_sequence, kept, lost, foreign } = salvage;
+    let lost = lost.into_iter().map(|lost| (lost.start, lost.end)).collect();
+    (oldest_sequence, next_sequence, kept, lost, foreign)
+}
+
+/// Returns what can be kept of a damaged log.
+#[pyfunction]
+pub(crate) fn _survey_store(py: Python<'_>, path: PathBuf) -> PyResult<SalvageRow> {
+    let survey = py.detach(|| Core::survey(path));
+    survey.map(salvage_row).map_err(|error| error::store(py, &error))
+}
+
+/// Writes what is whole of a damaged log into a new folder.
+#[pyfunction]
+pub(crate) fn _salvage_store(py: Python<'_>, path: PathBuf, to: PathBuf) -> PyResult<SalvageRow> {
+    let salvage = py.detach(|| Core::salvage(path, to));
+    salvage.map(salvage_row).map_err(|error| error::store(py, &error))
 }
