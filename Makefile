@@ -22,7 +22,7 @@ export PYO3_PYTHON := $(CURDIR)/.venv/bin/python
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
 .PHONY: help demo test check wheel test-pythons bench bench-pythons bench-decision bench-setup \
-	bench-store loom shuttle crash soak sanitize coverage clean
+	bench-store loom shuttle crash fuzz soak sanitize coverage clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -93,7 +93,7 @@ bench-decision: bench-setup ## compare future_into_py with the awaitable of tick
 STORE_BENCH := --manifest-path benches/peers/store/Cargo.toml --target-dir target/bench-store
 bench-store: ## measure the event log against raw system calls and databases; exit 1 on a miss
 	benches/peers/store/setup.sh
-	cargo run --quiet --release --locked $(STORE_BENCH) -- $(ARGS)
+	cargo run --quiet --release $(STORE_BENCH) -- $(ARGS)
 
 bench-setup: .venv/dev.stamp
 	$(PY) -m pip install --quiet --group bench
@@ -110,6 +110,20 @@ shuttle: ## play the whole bus over schedules that shuttle draws, or SCENE=name 
 
 crash: ## cut the power of the event log in 10^6 ways, flip 10^5 bits, fail every call, play 10^5 histories of delivery, find each seeded fault
 	$(CRASHES) $(CRASH)
+
+# libFuzzer without cargo-fuzz: the compiler counts which edges were taken. No single allocation may be
+# much larger than the buffer that a frame is read into.
+FUZZ_SECONDS := 60
+FUZZ_FLAGS := --cfg tickbus_fuzz -Zsanitizer=address -Cpasses=sancov-module \
+	-Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+	-Cllvm-args=-sanitizer-coverage-pc-table
+fuzz: ## give the log files that a fuzzer makes, for FUZZ_SECONDS=60 (nightly and a C++ compiler)
+	mkdir -p target/fuzz/corpus
+	RUSTFLAGS="$(FUZZ_FLAGS)" cargo +nightly run --quiet --release --locked \
+		--manifest-path tests/fuzz/Cargo.toml --target-dir target/fuzz \
+		--target $(shell rustc -vV | sed -n 's/^host: //p') -- target/fuzz/corpus \
+		-max_total_time=$(FUZZ_SECONDS) -max_len=4096 -malloc_limit_mb=4 -rss_limit_mb=4096 -timeout=10 \
+		-artifact_prefix=target/fuzz/ -print_final_stats=1
 
 SCHEDULES := 1000000
 SOAK_MINUTES := 10
@@ -142,7 +156,7 @@ coverage: .venv/core.stamp $(TARPAULIN) ## measure which lines the tests run; ex
 		--fail-under 95
 
 target/tools/bin/cargo-tarpaulin:
-	cargo install --locked --quiet --root target/tools cargo-tarpaulin@0.37.5
+	cargo install --quiet --root target/tools cargo-tarpaulin@0.37.5
 
 clean: ## remove everything that the targets made
 	rm -rf .venv target dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -74,6 +74,8 @@ pub use policy::{BackpressureConfig, MAX_CAPACITY, OnLag, Policy};
 pub use queue::{CrossbeamQueue, EventQueue};
 pub use ring::overwrite::{OverwritePublisher, OverwriteReader, OverwriteRing, PlainEvent};
 pub use select::{Selected, Selector, Shutdown, select};
+#[cfg(all(feature = "store", unix, tickbus_fuzz))]
+pub use store::look_at_any_log;
 #[cfg(all(feature = "store", unix))]
 pub use store::{
     AppendError, Attachment, Batch, Compression, Digest, Durability, EventStore, Found, Gap, Hold,

@@ -252,7 +252,7 @@ impl Translation {
 }
 
 /// Numbers that may be missing before one that is defined.
-const MOST_MISSING: usize = 1 << 20;
+const MOST_MISSING: usize = 1 << 16;
 
 /// Puts what a number means into its place: numbers are defined in order, from 1 on, unless definitions
 /// are missing or there twice.

@@ -111,7 +111,7 @@ impl SegmentHeader {
         if features & !FEATURES != 0 {
             return Err(BadHeader::Version { major, features });
         }
-        if [u64_at(bytes, 48), u64_at(bytes, 56)].into_iter().any(|number| number >= END) {
+        if [48, 56, 72].into_iter().any(|at| u64_at(bytes, at) >= END) {
             return Err(BadHeader::Damaged);
         }
         Ok(Self {

@@ -24,6 +24,8 @@ mod directory;
 mod error;
 mod event_store;
 mod format;
+#[cfg(any(test, tickbus_fuzz))]
+mod fuzz;
 mod holds;
 mod index;
 mod inspect;
@@ -37,7 +39,7 @@ mod replay;
 mod retire;
 mod salvage;
 mod scan;
-#[cfg(test)]
+#[cfg(any(test, tickbus_fuzz))]
 pub(crate) mod sim;
 mod storage;
 mod tenant;
@@ -59,6 +61,8 @@ pub use event_store::{
     AppendError, Durability, EventStore, NewRecords, StoreConfig, StoreQuery, StoreReader,
     StoreStats, Ticket,
 };
+#[cfg(tickbus_fuzz)]
+pub use fuzz::look_at_any_log;
 pub use holds::Hold;
 pub use inspect::SegmentReport;
 pub use log::Object;

@@ -9,7 +9,7 @@ use super::storage::{ReadAt, read_all};
 use std::io;
 
 /// Bytes that are read at once: they stay in a core's cache until they are looked at.
-const READ: usize = if cfg!(test) { 8 * 1024 } else { 256 * 1024 };
+const READ: usize = if cfg!(any(test, tickbus_fuzz)) { 8 * 1024 } else { 256 * 1024 };
 /// The most bytes of a frame.
 const MAX_FRAME: usize = FRAME_HEADER + padded(MAX_PAYLOAD);
 
