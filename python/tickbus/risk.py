@@ -21,7 +21,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from tickbus import _core
 from tickbus.errors import AckTimeout, BusError, Closed, ForkedError, ReceiveTimeout
@@ -224,6 +224,9 @@ class CriticalDelivery:
 
 Handler: TypeAlias = Callable[[CriticalDelivery], Awaitable[None] | None]
 """Handles an event: returning acknowledges it, raising an `Exception` is a failure."""
+
+
+_AsyncHandler: TypeAlias = Callable[[CriticalDelivery], Awaitable[None]]
 
 
 class RiskConsumer:
@@ -435,7 +438,7 @@ class RiskEventSystem:
         loop = asyncio.get_running_loop() if is_async else None
         registered = RiskConsumer(self._core.register(consumer, ordered), consumer)
         if loop is not None and handler is not None:
-            handling = _handle_async(registered, handler)
+            handling = _handle_async(registered, cast("_AsyncHandler", handler))
             task = loop.create_task(handling, name=f"tickbus-risk-{consumer}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -500,17 +503,7 @@ class RiskEventSystem:
         Raises:
             Corrupt, StoreIO: One of the events cannot be read.
         """
-        return [
-            DeadLetter(
-                event_id,
-                consumer,
-                key,
-                reason,
-                tuple(FailedAttempt(*attempt) for attempt in attempts),
-                _decoded(self._core.event(event_id)),
-            )
-            for event_id, consumer, key, reason, attempts in self._core.dead_letters()
-        ]
+        return [_letter(self._core, row) for row in self._core.dead_letters()]
 
     def redeliver(self, letter: DeadLetter) -> None:
         """Has a dead letter be delivered again, as if it was published now.
@@ -595,6 +588,11 @@ class RiskEventSystem:
         return f"<RiskEventSystem{' closed' if self.closed else ''}>"
 
 
+def _letter(core: _core._RiskSystem, row: _core._LetterRow) -> DeadLetter:
+    attempts = tuple(FailedAttempt(*attempt) for attempt in row[4])
+    return DeadLetter(*row[:4], attempts, _decoded(core.event(row[0])))
+
+
 def _decoded(event: _core._StoredEvent) -> Any:
     if isinstance(event, tuple):
         _, _, schema, version, content = event
@@ -617,11 +615,17 @@ def _handle(consumer: RiskConsumer, handler: Handler) -> None:
     """Calls a handler with each event until the system is closed."""
     while True:
         try:
-            delivery = _take(consumer)
-            if delivery is None:
-                continue
+            delivery = consumer.take()
         except Closed:
             return
+        except BusError as error:
+            try:
+                live = _wait_live(consumer, error)
+            except Closed:
+                return
+            if live is None:
+                continue
+            delivery = live
         try:
             handler(delivery)
         except Exception as error:
@@ -630,16 +634,11 @@ def _handle(consumer: RiskConsumer, handler: Handler) -> None:
             _settle(delivery.ack)
 
 
-def _take(consumer: RiskConsumer) -> CriticalDelivery | None:
-    """Returns the next event; while attempts cannot be counted, only one that comes live."""
-    try:
-        return consumer.take()
-    except Closed:
-        raise
-    except BusError:
-        _log.exception("the consumer %r gets only live events for now", consumer.name)
-        row = consumer._core.wait_live()
-        return None if row is None else CriticalDelivery(consumer._core, row)
+def _wait_live(consumer: RiskConsumer, error: BusError) -> CriticalDelivery | None:
+    """Waits a moment for an event that the log has refused, while attempts cannot be counted."""
+    _log.error("the consumer %r gets only live events for now: %s", consumer.name, error)
+    row = consumer._core.wait_live()
+    return None if row is None else CriticalDelivery(consumer._core, row)
 
 
 def _settle(settle: Callable[..., None], *arguments: str) -> None:
@@ -650,34 +649,27 @@ def _settle(settle: Callable[..., None], *arguments: str) -> None:
         _log.warning("an event is delivered again: %s", error)
 
 
-async def _handle_async(consumer: RiskConsumer, handler: Handler) -> None:
+async def _handle_async(consumer: RiskConsumer, handler: _AsyncHandler) -> None:
     """As `_handle`, in a task."""
     while True:
         try:
             delivery = await consumer.take_async()
         except Closed:
             return
-        except BusError:
-            _log.exception("the consumer %r gets only live events for now", consumer.name)
+        except BusError as error:
             try:
-                row = await asyncio.to_thread(consumer._core.wait_live)
+                live = await asyncio.to_thread(_wait_live, consumer, error)
             except Closed:
                 return
-            if row is None:
+            if live is None:
                 continue
-            delivery = CriticalDelivery(consumer._core, row)
+            delivery = live
         try:
-            await _awaited(handler, delivery)
+            await handler(delivery)
         except Exception as error:
             await _settle_async(delivery.nack_async(_reason(error)))
         else:
             await _settle_async(delivery.ack_async())
-
-
-async def _awaited(handler: Handler, delivery: CriticalDelivery) -> None:
-    result = handler(delivery)
-    if result is not None:
-        await result
 
 
 async def _settle_async(settling: Awaitable[None]) -> None:
@@ -705,11 +697,9 @@ def _tell(
             elif what == "limit" and on_limit:
                 on_limit(TooManyInFlight(*values))
             elif what == "dead" and on_dead_letter:
-                event_id, consumer, _ = values
-                for row in core.dead_letters():
-                    if row[:2] == (event_id, consumer):
-                        attempts = tuple(FailedAttempt(*attempt) for attempt in row[4])
-                        event = _decoded(core.event(event_id))
-                        on_dead_letter(DeadLetter(*row[:4], attempts, event))
+                # It may have been settled meanwhile.
+                letters = [row for row in core.dead_letters() if list(row[:2]) == values[:2]]
+                for row in letters:
+                    on_dead_letter(_letter(core, row))
         except Exception:
             _log.exception("what was to be told of a risk event has raised")

@@ -100,6 +100,7 @@ def test_an_event_is_in_the_log_and_comes_as_it_was_published(
     store: EventStore, risk: RiskEventSystem, event: object
 ) -> None:
     consumer = risk.register("limits")
+    assert repr(consumer) == "<RiskConsumer limits>"
     event_id = risk.publish_critical(event, key="account 7")
     assert store.durable_sequence is not None
     assert store.durable_sequence >= event_id
@@ -589,6 +590,174 @@ def test_a_handler_that_kills_the_process_is_counted_and_becomes_a_dead_letter(
     assert [child.returncode for child in codes[:2]] == [-signal.SIGKILL] * 2
     reason = "the process ended before it was acknowledged"
     assert codes[2].stdout == f"False {[reason] * 2}\n", codes[2].stderr
+
+
+_BROKEN = """
+import asyncio, logging, resource, threading
+import tickbus
+from tickbus import EventStore, RiskEventSystem
+
+class Log(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.texts = []
+        self.has_two = threading.Event()
+
+    def emit(self, record):
+        self.texts.append(record.getMessage())
+        if sum("only live" in text for text in self.texts) == 2:
+            self.has_two.set()
+
+log = Log()
+logging.getLogger("tickbus").addHandler(log)
+store = EventStore.open({folder!r})
+seen = []
+
+def see(delivery):
+    seen.append((delivery.live, delivery.event))
+    # From now on no file takes another byte.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, resource.RLIM_INFINITY))
+
+def publish(risk, events):
+    # Of what was published before, one was handled, and no attempt at the other can be counted.
+    for event in events:
+        try:
+            risk.publish_critical(event)
+        except tickbus.StoreError as error:
+            yield type(error).__name__, error.delivered_live
+
+def close():
+    try:
+        store.close()
+    except tickbus.StoreError:
+        pass
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+"""
+
+
+def test_a_handler_gets_live_what_a_broken_disk_refuses(tmp_path: Path) -> None:
+    script = (
+        _BROKEN.format(folder=str(tmp_path))
+        + """
+told = []
+with RiskEventSystem(store) as risk:
+    risk.register("limits")
+    risk.publish_critical(0)
+    risk.publish_critical("stays")
+    risk.register("limits", see)
+    log.has_two.wait()
+    told = list(publish(risk, [1, 2]))
+    while len(seen) < 3:
+        pass
+close()
+print(seen, [live for _, live in told])
+"""
+    )
+    child = run_child(script)
+    expected = f"{[(False, 0), (True, 1), (True, 2)]} [1, 1]\n"
+    assert (child.returncode, child.stdout) == (0, expected), child.stderr
+
+
+def test_a_task_gets_live_what_a_broken_disk_refuses(tmp_path: Path) -> None:
+    script = (
+        _BROKEN.format(folder=str(tmp_path))
+        + """
+async def main():
+    async with RiskEventSystem(store) as risk:
+        changed = asyncio.Event()
+
+        async def handle(delivery):
+            see(delivery)
+            changed.set()
+
+        risk.register("limits")
+        await risk.publish_critical_async(0)
+        await risk.publish_critical_async("stays")
+        risk.register("limits", handle)
+        await asyncio.to_thread(log.has_two.wait)
+        told = await asyncio.to_thread(lambda: list(publish(risk, [1, 2])))
+        while len(seen) < 3:
+            changed.clear()
+            await changed.wait()
+    print(seen, [live for _, live in told])
+
+asyncio.run(main())
+close()
+"""
+    )
+    child = run_child(script)
+    expected = f"{[(False, 0), (True, 1), (True, 2)]} [1, 1]\n"
+    assert (child.returncode, child.stdout) == (0, expected), child.stderr
+
+
+def test_a_handler_may_close_the_system(store: EventStore) -> None:
+    closed = threading.Event()
+    risk = RiskEventSystem(store)
+
+    def handle(delivery: CriticalDelivery) -> None:
+        risk.close()
+        closed.set()
+
+    risk.register("limits", handle)
+    risk.publish_critical("event")
+    assert closed.wait(PATIENCE)
+    assert risk.closed
+
+
+def test_after_fork_every_call_raises_forked_error(tmp_path: Path) -> None:
+    script = f"""
+    import asyncio, os, sys, warnings
+    import tickbus
+
+    store = tickbus.EventStore.open({str(tmp_path)!r})
+    store.append_durable([1, 2]).wait()
+    group = store.group("readers")
+    batch = group.fetch(1)
+    risk = tickbus.RiskEventSystem(store, escalate=print)
+    consumer = risk.register("limits")
+    risk.publish_critical("event")
+    delivery = consumer.take()
+    letters = risk.dead_letters
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process = os.fork()
+
+    async def first(all_of_them):
+        async for one in all_of_them:
+            return one
+
+    if process == 0:
+        calls = [
+            group.fetch, group.try_fetch, group.stats, lambda: list(group),
+            lambda: asyncio.run(first(group)), lambda: asyncio.run(group.fetch_async()),
+            batch.commit, batch.give_back, lambda: list(batch), lambda: batch.sequences,
+            lambda: asyncio.run(batch.commit_async()), store.groups, lambda: store.group("a"),
+            lambda: risk.publish_critical(1), lambda: asyncio.run(risk.publish_critical_async(1)),
+            lambda: risk.register("other"), lambda: risk.unregister("limits"),
+            lambda: risk.wait_ack(2), letters, risk.stats, risk.check_deadlines, risk.close,
+            consumer.take, consumer.try_take, lambda: list(consumer),
+            lambda: asyncio.run(first(consumer)), delivery.ack, lambda: delivery.nack("no"),
+            lambda: asyncio.run(delivery.ack_async()),
+        ]
+        for place, call in enumerate(calls):
+            try:
+                call()
+            except tickbus.ForkedError:
+                continue
+            print("no error", place, flush=True)
+            os._exit(1)
+        assert risk.closed
+        sys.exit(0)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, status
+    delivery.ack()
+    batch.commit()
+    assert risk.wait_ack(2)
+    risk.close()
+    store.close()
+    """
+    child = run_child(script)
+    assert child.returncode == 0, (child.stdout, child.stderr)
 
 
 def test_the_interpreter_ends_while_handlers_wait(tmp_path: Path) -> None:
