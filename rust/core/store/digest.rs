@@ -9,13 +9,15 @@ use crate::event::{EVENT_BYTES, Event};
 use crate::names::{SourceId, Symbol};
 use blake3::Hasher;
 
-/// Events that are hashed at once: they stay in a core's cache.
-const BATCH: usize = 256;
+/// Events that are hashed at once: BLAKE3 is fast for parts of a power of two that follow one another.
+const BATCH: usize = 1_024;
 
 /// The digest of what was replayed so far.
 #[derive(Debug, Clone)]
 pub struct Digest {
     events: Hasher,
+    /// Those that are not hashed yet, fewer than are hashed at once.
+    waiting: Vec<[u8; EVENT_BYTES]>,
     names: Hasher,
     objects: Hasher,
     count: u64,
@@ -28,6 +30,7 @@ impl Default for Digest {
     fn default() -> Self {
         Self {
             events: Hasher::new(),
+            waiting: Vec::with_capacity(BATCH),
             names: Hasher::new(),
             objects: Hasher::new(),
             count: 0,
@@ -71,14 +74,20 @@ impl Numbers {
 impl Digest {
     /// Adds events.
     pub fn add_events(&mut self, events: &[Event]) {
-        let mut bytes = [[0; EVENT_BYTES]; BATCH];
-        for events in events.chunks(BATCH) {
-            for (event, bytes) in events.iter().zip(&mut bytes) {
-                *bytes = self.named(event).to_bytes();
-            }
-            self.events.update(bytes[..events.len()].as_flattened());
-        }
         self.count += events.len() as u64;
+        let mut left = events;
+        while !left.is_empty() {
+            let (now, later) = left.split_at(left.len().min(BATCH - self.waiting.len()));
+            for event in now {
+                let bytes = self.named(event).to_bytes();
+                self.waiting.push(bytes);
+            }
+            if self.waiting.len() == BATCH {
+                self.events.update(self.waiting.as_flattened());
+                self.waiting.clear();
+            }
+            left = later;
+        }
     }
 
     /// Returns an event with numbers that mean the same everywhere.
@@ -127,7 +136,9 @@ impl Digest {
     /// Returns the 32 bytes of the digest.
     pub fn finish(&self) -> [u8; 32] {
         let mut all = Hasher::new();
-        for part in [&self.events, &self.names, &self.objects] {
+        let mut events = self.events.clone();
+        events.update(self.waiting.as_flattened());
+        for part in [&events, &self.names, &self.objects] {
             all.update(part.finalize().as_bytes());
         }
         *all.finalize().as_bytes()

@@ -389,8 +389,11 @@ impl Replay {
 
     /// Has the clock show the first ones of what is due.
     pub fn show(&mut self, count: usize) {
-        let times = (self.at..self.at + count).map(|at| self.chunk.time(at));
-        let latest = times.max().unwrap_or_default();
+        let latest = match self.chunk.part(self.at, count) {
+            ReplayBatch::Events(events) => events.iter().map(|event| event.timestamp).max(),
+            ReplayBatch::Objects(objects) => objects.iter().map(|object| object.timestamp).max(),
+        };
+        let latest = latest.unwrap_or_default();
         if std::mem::take(&mut self.is_fresh) {
             self.clock.set(latest);
         } else {

@@ -183,7 +183,11 @@ impl Transport {
     }
 
     /// Waits until something is to be done with the records that have these times, which come next.
-    pub(super) fn order(&self, pace: &mut Pace, times: impl Iterator<Item = u64> + Clone) -> Order {
+    pub(super) fn order(
+        &self,
+        pace: &mut Pace,
+        times: impl ExactSizeIterator<Item = u64>,
+    ) -> Order {
         let mut wish = self.0.wish.lock();
         let mut times = times.peekable();
         loop {
@@ -211,13 +215,13 @@ impl Transport {
             }
             if is_paused {
                 let most = usize::try_from(wish.steps).unwrap_or(usize::MAX);
-                let count = times.take(most).count();
+                let count = times.len().min(most);
                 wish.steps -= count as u64;
                 pace.restart();
                 return Order::Go(count);
             }
             if pace.speed == 0.0 {
-                return Order::Go(times.count());
+                return Order::Go(times.len());
             }
             let due = pace.due(first);
             let now = Instant::now();
