@@ -24,8 +24,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from tickbus import _core
 from tickbus._core import EventBatch, VirtualClock
 from tickbus.bus import EventBus
-from tickbus.captures import read_capture
-from tickbus.compact import compact, register
 from tickbus.errors import Closed, ConfigError, ForkedError
 from tickbus.pacing import LONGEST_GAP
 from tickbus.store import EventStore, Record, _check_log, _decoder
@@ -384,6 +382,10 @@ class Replay:
 
     def _events(self) -> EventBatch:
         """Returns the compact events of the capture."""
+        # Few replay captures, and their readers need much of the standard library.
+        from tickbus.captures import read_capture
+        from tickbus.compact import compact, register
+
         assert isinstance(self._source, Path)
         register()
         messages = read_capture(self._source, self._format)
