@@ -716,9 +716,7 @@ class _StoreReader:
     ): ...
 
 _GroupRow: TypeAlias = tuple[str, int, int, int, int, int, int, bool]
-_Records: TypeAlias = (
-    EventBatch | list[tuple[int, str | None, str, int, bytes, bool]] | tuple[int, bool]
-)
+_Records: TypeAlias = EventBatch | list[_ObjectRow] | tuple[int, bool]
 
 @final
 class _Group:
