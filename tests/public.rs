@@ -77,7 +77,7 @@ fn numbers_of_the_compact_world_show_their_names() {
     assert_shows(&Priority::High, &["High"]);
     assert_shows(&Priority::Critical, &["Critical"]);
     let mut event = Event::from_bytes([0xFF; 32]);
-    assert_shows(&event.priority, &["Priority(255)"]);
+    assert_shows(&event.priority, &["Priority(127)", "replayed"]);
     assert_eq!(Lane::ALL.map(Lane::name), ["critical", "high", "normal"]);
     event.event_type = EventType::StopLossTriggered;
     assert_shows(&event.event_type, &["EventType(65: ", "stop_loss_triggered"]);

@@ -573,9 +573,11 @@ class EventStore(_core.EventStore):
             StoreError: The folder holds no log.
             StoreIO: It cannot be read.
         """
-        path = self.path if isinstance(self, EventStore) else self
-        _check_log(path)
-        return Verification(*_core._verify_store(os.fspath(path)))
+        if isinstance(self, EventStore):
+            self._flush()
+            self = self.path
+        _check_log(self)
+        return Verification(*_core._verify_store(os.fspath(self)))
 
 
 def inspect(path: _Path) -> list[SegmentReport]:

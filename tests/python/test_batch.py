@@ -90,7 +90,12 @@ def test_both_sides_read_the_same_fields(rows: list[bytes]) -> None:
     array = batch.to_numpy()
     names = {name: name for name in EVENT_DTYPE.names} | {"symbol": "symbol_id"}
     for name, attribute in names.items():
-        read = np.array([getattr(event, attribute) for event in batch], EVENT_DTYPE[name])
+        fields = [getattr(event, attribute) for event in batch]
+        if name == "priority":
+            # Its highest bit says that a replay published the event.
+            pairs = zip(fields, batch, strict=True)
+            fields = [priority | event.replayed << 7 for priority, event in pairs]
+        read = np.array(fields, EVENT_DTYPE[name])
         # As bytes, because of what is not a number.
         assert array[name].tobytes() == read.tobytes()
 

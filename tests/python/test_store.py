@@ -593,11 +593,11 @@ def test_a_failed_write_is_an_io_error_then_the_log_is_poisoned_and_recovers(
         import tickbus
         from tickbus import Event, EventBatch
 
-        store = tickbus.EventStore.open({str(folder)!r}, segment_bytes=65536)
+        store = tickbus.EventStore.open({str(folder)!r}, segment_bytes=262144)
         assert store.append_durable([1, 2, 3]).wait() == 2
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         try:
-            store.append_many(EventBatch([Event(1, 0)] * 1_000))
+            store.append_many(EventBatch([Event(1, 0)] * 2_500))
         except tickbus.StoreIO as error:
             assert error.errno == errno.EFBIG, error.errno
             assert isinstance(error, OSError)

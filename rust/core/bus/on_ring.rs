@@ -68,8 +68,10 @@ impl<T, R: Exclusion> RingState<T, R> {
         self.members[slot] = Some(member);
     }
 
-    /// Moves readers that are half a ring behind over what they do not want; nobody loses anything.
+    /// Moves readers that are half a ring behind, or behind at all on a tiny one, over what they do not
+    /// want; nobody loses anything.
     pub(super) fn step_over(&mut self, next: u64, topics: &TopicTable) {
+        let capacity = self.ring.slots.capacity();
         let may_lose: Vec<bool> = self
             .members
             .iter_mut()
@@ -78,7 +80,7 @@ impl<T, R: Exclusion> RingState<T, R> {
         let sweep = Sweep {
             slots: &self.ring.slots,
             next,
-            stride: self.ring.slots.capacity() / 2,
+            stride: if capacity < 4 { capacity } else { capacity / 2 },
             wanted: |topic, word| topics.mask(topic, word),
             lost: |_, _| unreachable!("nobody may lose anything"),
         };

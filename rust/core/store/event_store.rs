@@ -395,6 +395,16 @@ impl EventStore {
         self.committed.commit(next)
     }
 
+    /// Writes what waits in memory into files, where other readers of the folder see it.
+    ///
+    /// # Errors
+    ///
+    /// `Full`, `Poisoned`, `Io`, `Closed`.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.check()?;
+        self.committed.log().flush()
+    }
+
     /// Returns the last sequence up to which all records are durable; `None` if there is none.
     pub fn durable_sequence(&self) -> Option<u64> {
         self.committed.durable().checked_sub(1)

@@ -314,6 +314,16 @@ impl EventStore {
         py.detach(|| core.seal()).map_err(|error| error::store(py, &error))
     }
 
+    /// Writes what waits in memory into files, as long as it is open for that.
+    fn _flush(&self, py: Python<'_>) -> PyResult<()> {
+        match &self.access {
+            Access::Write { core, .. } if !self.closed() => {
+                py.detach(|| core.flush()).map_err(|error| error::store(py, &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Retires the oldest segments, and returns (segments, records, bytes) of them.
     fn _retain(
         &self,
