@@ -955,3 +955,27 @@ fn damage_in_a_compressed_segment_is_named_and_stops_nothing_before_it() {
     let error = reader.next_batch().map(|_| ()).expect_err("it is damaged");
     assert!(matches!(error, StoreError::Corrupt { sequence: 200, .. }), "{error}");
 }
+
+#[test]
+fn a_damaged_compressed_log_is_repaired_into_one_that_has_the_rest() {
+    let folder = folder();
+    let store = open(folder.path());
+    append_segments(&store, 3);
+    store.compress(Duration::ZERO).expect("it can");
+    store.close().expect("it is durable");
+    drop(store);
+    let path = folder.path().join(format!("{:020}.elog.zst", 100));
+    let mut bytes = std::fs::read(&path).expect("it is there");
+    bytes[..200].fill(0);
+    std::fs::write(&path, bytes).expect("it is written");
+    let new = folder.path().with_extension("repaired");
+    let salvage = EventStore::salvage(folder.path(), &new).expect("it can");
+    assert_eq!((salvage.kept, salvage.next_sequence), (200, 300));
+    assert_eq!((salvage.lost.len(), salvage.lost[0].clone()), (1, 100..200));
+    let mut reader = EventStore::read_only(&new, 0).expect("it is sound");
+    let records = read(&mut reader);
+    std::fs::remove_dir_all(&new).expect("it is there");
+    let event_of = |number: u64| Record::Event(event(number % 100));
+    assert!((0..100).chain(200..300).all(|number| records[number as usize] == event_of(number)));
+    assert_eq!(records[150], Record::Gap(Gap { missed: 1, is_exact: true }));
+}

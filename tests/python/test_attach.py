@@ -352,3 +352,18 @@ def test_killing_the_process_leaves_a_log_that_is_sound_and_in_order(folder: Pat
     assert numbers == list(range(len(numbers)))
     assert events == list(range(len(events)))
     EventStore.verify(folder)
+
+
+def test_what_a_replay_publishes_is_not_stored_again(
+    store: EventStore, tmp_path: Path, make_bus: MakeBus
+) -> None:
+    with EventStore.open(tmp_path / "recorded") as recorded:
+        recorded.append_many([event(number) for number in range(10)])
+        bus = make_bus()
+        with store.attach(bus) as attachment:
+            with pytest.raises(tickbus.ReplayRefused):
+                tickbus.Replay(recorded).into(bus, speed=0)
+            tickbus.Replay(recorded).into(bus, speed=0, mixed=True).wait()
+            bus.publish("live")
+        assert (attachment.stored, attachment.missed) == (1, 0)
+    assert read(store) == ["live"]

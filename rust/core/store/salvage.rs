@@ -11,9 +11,7 @@
 
 use super::dictionary::Translation;
 use super::error::StoreError;
-use super::format::{
-    BadHeader, FrameHeader, Kind, SEGMENT_HEADER, SegmentHeader, segment_name, u64_at,
-};
+use super::format::{BadHeader, FrameHeader, Kind, SEGMENT_HEADER, SegmentHeader, u64_at};
 use super::listing::{Listing, open_segment};
 use super::log::{Continuation, Limits, Log, Object};
 use super::reader::{Gap, Objects, native};
@@ -72,6 +70,7 @@ impl Piece<'_> {
 
 /// A file of a damaged log.
 struct Source {
+    name: String,
     /// The sequence in its name.
     named: u64,
     /// The sequence of its first record, as it says itself if it can.
@@ -89,6 +88,7 @@ struct Source {
 impl Source {
     fn of<S: Storage>(storage: &S, named: u64) -> Result<Self, StoreError> {
         let file = open_segment(storage, named)?;
+        let name = file.name(named);
         let read = || {
             let mut buffer = vec![0; SEGMENT_HEADER];
             let filled = read_all(&file, &mut buffer, 0)?;
@@ -106,24 +106,17 @@ impl Source {
             let tail = Tail::of(&file, header.as_ref(), 0, 0)?;
             Ok(Ok((header, first.map(|(_, first)| first), tail)))
         };
-        let (header, first, tail) = read()
-            .map_err(StoreError::io("reading", &segment_name(named)))?
-            .map_err(|(major, features)| StoreError::Version {
-                segment: segment_name(named),
-                major,
-                features,
+        let (header, first, tail) =
+            read().map_err(StoreError::io("reading", &name))?.map_err(|(major, features)| {
+                StoreError::Version { segment: name.clone(), major, features }
             })?;
         let salt = header.as_ref().map(|header| header.salt).or(first.map(|first| first.salt));
         let base = header.as_ref().map(|header| header.base).or(first.map(|first| first.sequence));
         let base = base.unwrap_or(named);
         let (chain, has_holes) = (None, header.is_none());
-        let mut source = Self { named, base, salt, header, tail, chain, has_holes };
+        let mut source = Self { name, named, base, salt, header, tail, chain, has_holes };
         source.check(storage)?;
         Ok(source)
-    }
-
-    fn name(&self) -> String {
-        segment_name(self.named)
     }
 
     /// Reads all of it to see whether it is whole.
@@ -131,7 +124,7 @@ impl Source {
         let Some(header) = &self.header else { return Ok(()) };
         let file = open_segment(storage, self.named)?;
         let mut scan = Scan::new(file, header.salt, SEGMENT_HEADER as u64, header.base);
-        scan.run_out().map_err(StoreError::io("reading", &self.name()))?;
+        scan.run_out().map_err(StoreError::io("reading", &self.name))?;
         self.chain = scan.chain().filter(|_| scan.has_seal());
         self.has_holes = scan.is_contradicted();
         Ok(())
@@ -176,7 +169,7 @@ impl Survey {
         sources.retain(|source| {
             let is_own = log_of(source).is_none_or(|log| log == identity);
             if !is_own {
-                foreign.push(source.name());
+                foreign.push(source.name.clone());
             }
             is_own
         });
@@ -184,7 +177,7 @@ impl Survey {
         for place in (1..sources.len()).rev() {
             let [before, next] = &sources[place - 1..=place] else { continue };
             if before.is_given_up(next) {
-                foreign.push(sources.remove(place - 1).name());
+                foreign.push(sources.remove(place - 1).name);
             }
         }
         let of_headers = |of: fn(&SegmentHeader) -> u64| {
@@ -329,7 +322,7 @@ impl Walk<'_> {
         source: &Source,
     ) -> Result<ControlFlow<()>, StoreError> {
         let Some(salt) = source.salt else { return Ok(ControlFlow::Continue(())) };
-        let reading = |error: io::Error| StoreError::io("reading", &source.name())(error);
+        let reading = |error: io::Error| StoreError::io("reading", &source.name)(error);
         let file = open_segment(storage, source.named)?;
         let mut scan = Scan::new(file, salt, SEGMENT_HEADER as u64, source.base);
         let mut names = Translation::with_holes();

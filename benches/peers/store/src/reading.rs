@@ -12,8 +12,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
-use std::time::Instant;
-use tickbus::{Durability, Event, EventStore, Records, StoreConfig};
+use std::time::{Duration, Instant};
+use tickbus::{Durability, Event, EventStore, Found, Query, Records, StoreConfig};
 
 const EVENTS: usize = 8_000_000;
 /// Bytes that the bare loops read at once: they stay in a core's cache until they are looked at.
@@ -244,7 +244,100 @@ pub(crate) fn comparisons() -> Vec<Comparison> {
         opening_sealed(),
         reading("reading, frames of 1,000", 1_000),
         reading("reading, frames of 256", 256),
+        reading_compressed(),
+        query(),
     ]
+}
+
+/// Returns what it takes to decompress the segments of a log, an event, in nanoseconds.
+fn decompress(folder: &Path) -> f64 {
+    let start = Instant::now();
+    let mut buffer = vec![0; READ];
+    for entry in folder.read_dir().expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_none_or(|ending| ending != "zst") {
+            continue;
+        }
+        let mut frames =
+            zstd::Decoder::new(File::open(path).expect("it opens")).expect("it is zstd");
+        while frames.read(&mut buffer).expect("it is zstd") > 0 {
+            black_box(&buffer);
+        }
+    }
+    start.elapsed().as_nanos() as f64 / EVENTS as f64
+}
+
+fn reading_compressed() -> Comparison {
+    const LIMIT: &str = "decompress";
+    let ours = shared(move || {
+        let folder = Folder::new();
+        let (store, _) = open(folder.path(), Durability::None);
+        fill(&store, EVENTS, 1_000);
+        store.seal().expect("it is sealed");
+        store.compress(Duration::ZERO).expect("it is compressed");
+        (store, folder, Fold::of_all())
+    });
+    let limit = ours.clone();
+    let run = move || {
+        let (store, _, expected) = &**ours;
+        replay(store, *expected)
+    };
+    let name = "reading a compressed log";
+    let row = Row { name, ours: OURS, against: LIMIT, target: Target::TimesLess(0.8) };
+    let limit = case(LIMIT, move || decompress(limit.1.path()));
+    Comparison { limit, cases: vec![case(OURS, run)], rows: vec![row] }
+}
+
+/// Events of the log that is queried, a nanosecond apart.
+const QUERIED: usize = 16_000_000;
+
+/// Returns what it takes to find a hundredth of a log by time, in nanoseconds.
+fn find(store: &EventStore) -> f64 {
+    let middle = event_at(0).timestamp + QUERIED as u64 / 2;
+    let times = middle..middle + QUERIED as u64 / 100;
+    let start = Instant::now();
+    let mut query = Query::default();
+    query.times = times;
+    let mut found = store.query(&query).expect("it can be queried");
+    let mut events = 0;
+    while let Some(Found::Events(sequences, _)) = found.next_found().expect("it is sound") {
+        events += sequences.len();
+    }
+    assert_eq!(events, QUERIED / 100);
+    start.elapsed().as_nanos() as f64
+}
+
+fn query() -> Comparison {
+    const LIMIT: &str = "reading all of it";
+    let ours = shared(move || {
+        let folder = Folder::new();
+        let (store, _) = open(folder.path(), Durability::None);
+        let mut events: Vec<Event> = (0..2_000).map(|number| *event_at(number)).collect();
+        for number in 0..QUERIED {
+            let place = number % events.len();
+            events[place].timestamp = event_at(0).timestamp + number as u64;
+            if place + 1 == events.len() {
+                store.append(&events).expect("there is room");
+            }
+        }
+        store.seal().expect("it is sealed");
+        find(&store);
+        (store, folder)
+    });
+    let limit = ours.clone();
+    let all = move || {
+        let start = Instant::now();
+        let mut reader = limit.0.read(0);
+        while let Some(batch) = reader.next_batch().expect("the log is sound") {
+            black_box(batch.end);
+        }
+        start.elapsed().as_nanos() as f64
+    };
+    let name = "finding 1 % of 16 M events by time";
+    let target = Target::TimesLess(100.0);
+    let row = Row { name, ours: OURS, against: LIMIT, target };
+    let cases = vec![case(OURS, move || find(&ours.0))];
+    Comparison { limit: case(LIMIT, all), cases, rows: vec![row] }
 }
 
 const OURS: &str = "tickbus";

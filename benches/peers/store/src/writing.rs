@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Instant;
 use tickbus::{
-    Durability, Event, EventStore, EventType, Priority, Records, Recovery, SourceId, StoreConfig,
-    Symbol,
+    Durability, Event, EventStore, EventType, Priority, Records, Recovery, Retention, SourceId,
+    StoreConfig, Symbol,
 };
 
 /// Events that are appended in turn, so that all come from a core's cache; a multiple of each batch.
@@ -184,7 +184,14 @@ const SYNCED: &str = "raw pwrite, fdatasync";
 const WRITTEN: &str = "raw, written file";
 
 pub(crate) fn comparisons() -> Vec<Comparison> {
-    vec![unsynced_thousands(), unsynced_256(), one_by_one(), synced_thousands(), commits()]
+    vec![
+        unsynced_thousands(),
+        unsynced_256(),
+        one_by_one(),
+        synced_thousands(),
+        synced_again(),
+        commits(),
+    ]
 }
 
 const EVENTS: usize = 4_000_000;
@@ -245,6 +252,36 @@ fn synced_thousands() -> Comparison {
     ];
     rows.extend(against_databases(NAME, OURS, &cases, &targets));
     let limit = case(SYNCED, move || raw(load, Made::Reserved, Synced::Each));
+    Comparison { limit, cases, rows }
+}
+
+/// Returns what synced groups take a log that writes into a file of a segment that was retired.
+fn into_a_used_file(load: Load) -> f64 {
+    let folder = Folder::new();
+    let (store, _) = open(folder.path(), Durability::Group);
+    while store.stats().bytes < SEGMENT_BYTES - SEGMENT_BYTES / 64 {
+        fill(&store, 64_000, 1_000);
+    }
+    store.seal().expect("it is sealed");
+    fill(&store, 2_000, 1_000);
+    store.seal().expect("it is sealed");
+    let nothing = Retention { records: Some(0), ..Retention::default() };
+    assert_eq!(store.retain(&nothing).expect("it is retired").segments, 1);
+    let cost = load.run(|events| append_and_wait(&store, events));
+    store.close().expect("the log closes");
+    cost
+}
+
+fn synced_again() -> Comparison {
+    const OURS: &str = "tickbus";
+    let load = Load::Batches(200_000, 1_000);
+    let mut cases = vec![case(OURS, move || into_a_used_file(load))];
+    cases.extend(databases(load, Synced::Each));
+    let name = "synced groups of 1,000, a file used again";
+    let target = Target::TimesLess(0.85);
+    let mut rows = vec![Row { name, ours: OURS, against: WRITTEN, target }];
+    rows.extend(against_databases(name, OURS, &cases, &[("SQLite", Target::TimesLess(4.0))]));
+    let limit = case(WRITTEN, move || raw(load, Made::Written, Synced::Each));
     Comparison { limit, cases, rows }
 }
 
