@@ -127,11 +127,12 @@ fuzz: ## give the log files that a fuzzer makes, for FUZZ_SECONDS=60 (nightly an
 
 SCHEDULES := 1000000
 SOAK_MINUTES := 10
-soak: .venv/core.stamp ## play SCHEDULES=10^6; 10^8 crash states of the log; 10^4 kills of its writer and of a risk consumer; rings, then everything at once, for SOAK_MINUTES=10 each; 1,000 interpreters; 10^8 events
+soak: .venv/core.stamp ## play SCHEDULES=10^6; 10^8 crash states of the log; 10^4 kills of its writer and of a risk consumer; disks that are full, read-only and broken; rings, then everything at once, for SOAK_MINUTES=10 each; 1,000 interpreters; 10^8 events
 	SCHEDULES=$(SCHEDULES) $(SHUTTLE) -- so_many --nocapture
 	CRASH_STATES=100000000 FLIPS=1000000 FAULT_STEP=1 DELIVERY_HISTORIES=10000000 $(CRASH)
 	KILLS=10000 cargo test --release --test kills -- --nocapture
 	SOAK_MINUTES=$(SOAK_MINUTES) cargo test --release --test ring for_minutes -- --nocapture
+	$(PY) tests/soak_disks.py
 	$(PY) tests/soak_risk.py 10000 $(SEED)
 	$(PY) tests/soak.py $(SOAK_MINUTES) $(SEED)
 
