@@ -1,6 +1,7 @@
 //! Measures the event log against the raw system calls under it and against databases, and prints
 //! for each row the target, the ratio and pass or fail; the exit status is 1 when one was missed.
 
+mod attached;
 mod harness;
 mod peers;
 mod raw;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         arguments.rounds,
     );
     let mut comparisons = writing::comparisons();
+    comparisons.extend(attached::comparisons());
     comparisons.extend(reading::comparisons());
     let missed = harness::measure(comparisons, &arguments);
     println!(

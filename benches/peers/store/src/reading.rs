@@ -12,8 +12,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tickbus::{Durability, Event, EventStore, Found, Query, Records, StoreConfig};
+use tickbus::{
+    Durability, Event, EventStore, Found, Query, Records, Replay, ReplayOptions, StoreConfig,
+};
 
 const EVENTS: usize = 8_000_000;
 /// Bytes that the bare loops read at once: they stay in a core's cache until they are looked at.
@@ -30,6 +33,7 @@ pub(crate) const WRITE_AND_WAIT: &str = "--write-and-wait";
 pub(crate) fn write_and_wait(folder: &Path) -> ! {
     let (store, _) = open(folder, Durability::None);
     fill(&store, EVENTS, 1_000);
+    store.flush().expect("it is written");
     println!("written");
     loop {
         std::thread::park();
@@ -244,9 +248,44 @@ pub(crate) fn comparisons() -> Vec<Comparison> {
         opening_sealed(),
         reading("reading, frames of 1,000", 1_000),
         reading("reading, frames of 256", 256),
+        replaying(),
         reading_compressed(),
         query(),
     ]
+}
+
+/// Returns what replaying an event to nobody takes, with its digest, in nanoseconds.
+fn replay_with_digest(store: &Arc<EventStore>) -> f64 {
+    let start = Instant::now();
+    let mut options = ReplayOptions::default();
+    options.speed = 0.0;
+    let mut replay = Replay::of(store, options).expect("the log is sound");
+    while let Some(batch) = replay.next_batch().expect("the log is sound") {
+        black_box(&batch);
+    }
+    let spent = start.elapsed().as_nanos() as f64;
+    assert_eq!(replay.transport().progress().replayed, EVENTS as u64);
+    spent / EVENTS as f64
+}
+
+fn replaying() -> Comparison {
+    const LIMIT: &str = "read, checksum and decode";
+    let ours = shared(move || {
+        let folder = Folder::new();
+        let (store, _) = open(folder.path(), Durability::None);
+        fill(&store, EVENTS, 1_000);
+        store.seal().expect("it is sealed");
+        (Arc::new(store), folder, Fold::of_all())
+    });
+    let limit = ours.clone();
+    let run = move || replay_with_digest(&ours.0);
+    let bare = move || {
+        let (_, folder, expected) = &**limit;
+        bare(folder.path(), *expected)
+    };
+    let name = "replaying, with the digest";
+    let row = Row { name, ours: OURS, against: LIMIT, target: Target::TimesLess(0.5) };
+    Comparison { limit: case(LIMIT, bare), cases: vec![case(OURS, run)], rows: vec![row] }
 }
 
 /// Returns what it takes to decompress the segments of a log, an event, in nanoseconds.

@@ -5,7 +5,7 @@ use crate::raw::{Made, Raw};
 use crate::{Folder, SEGMENT_BYTES, peers, rocksdb};
 use std::path::Path;
 use std::sync::LazyLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tickbus::{
     Durability, Event, EventStore, EventType, Priority, Records, Recovery, Retention, SourceId,
     StoreConfig, Symbol,
@@ -127,6 +127,11 @@ fn tickbus(load: Load, durability: Durability, append: impl Fn(&EventStore, &[Ev
     assert_all_there(&store, load.events());
     store.close().expect("the log closes");
     cost
+}
+
+/// As `tickbus`, of a log that syncs in intervals.
+pub(crate) fn tickbus_unsynced(load: Load) -> f64 {
+    tickbus(load, Durability::Interval(Duration::from_millis(100)), append)
 }
 
 fn append(store: &EventStore, events: &[Event]) {
@@ -266,7 +271,7 @@ fn into_a_used_file(load: Load) -> f64 {
     fill(&store, 2_000, 1_000);
     store.seal().expect("it is sealed");
     let nothing = Retention { records: Some(0), ..Retention::default() };
-    assert_eq!(store.retain(&nothing).expect("it is retired").segments, 1);
+    assert!(store.retain(&nothing).expect("it is retired").segments > 0);
     let cost = load.run(|events| append_and_wait(&store, events));
     store.close().expect("the log closes");
     cost
