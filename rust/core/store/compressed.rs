@@ -165,6 +165,9 @@ fn read_table(file: &impl ReadAt) -> io::Result<Option<(Vec<u64>, u64)>> {
     let is_table = u32_at(&table, 0) == SKIPPABLE
         && u32_at(&table, 4) as usize == table_bytes - TABLE_HEADER
         && filled == table_bytes;
+    if !is_table {
+        return Ok(None);
+    }
     let entries = table[TABLE_HEADER..table_bytes - FOOTER].chunks_exact(ENTRY);
     let mut offsets = vec![0];
     let (mut offset, mut decompressed) = (0, 0);
@@ -173,7 +176,7 @@ fn read_table(file: &impl ReadAt) -> io::Result<Option<(Vec<u64>, u64)>> {
         let is_right =
             if number + 1 < blocks { held == BLOCK } else { (1..=BLOCK).contains(&held) };
         offset += stored;
-        if !is_table || !is_right || stored > zstd_safe::compress_bound(BLOCK) as u64 {
+        if !is_right || stored > zstd_safe::compress_bound(BLOCK) as u64 {
             return Ok(None);
         }
         offsets.push(offset);

@@ -8,7 +8,7 @@ use super::error::StoreError;
 use super::holds::{Hold, Holds};
 use super::inspect::{SegmentReport, inspect};
 use super::listing::{Listing, open_segment};
-use super::log::{Limits, Log, MAX_SCHEMA_BYTES, Object, Segment};
+use super::log::{Limits, Log, MAX_SCHEMA_BYTES, Object, Segment, UNSYNCED_SEGMENTS};
 use super::query::{Found, Indexes, LogQuery, Query};
 use super::reader::{Batch, Gap, LogReader};
 use super::recovery::{Findings, Recovery, age, settled};
@@ -426,7 +426,7 @@ impl EventStore {
     pub fn hold(&self, from: u64) -> Hold {
         // What is being retired is gone.
         let _alone = self.retiring.lock();
-        let oldest = self.stats().oldest_sequence;
+        let oldest = self.committed.log().oldest();
         self.holds.hold(from.max(oldest))
     }
 
@@ -592,10 +592,9 @@ impl EventStore {
     pub fn stats(&self) -> StoreStats {
         let durable_end = self.committed.durable();
         let log = self.committed.log();
-        let next_sequence = log.next();
         StoreStats {
-            oldest_sequence: log.segments().first().map_or(next_sequence, |first| first.base),
-            next_sequence,
+            oldest_sequence: log.oldest(),
+            next_sequence: log.next(),
             durable_end,
             segments: log.segments().len(),
             bytes: log.bytes(),
@@ -908,8 +907,6 @@ impl StoreReader {
 const WINDOW: Duration = Duration::from_millis(1);
 /// How often what waits in memory is written where nothing is synced.
 const TICK: Duration = Duration::from_secs(1);
-/// Finished segments that may stay unsynced where nothing is.
-const UNSYNCED_SEGMENTS: usize = 4;
 /// After so long without records the last commit is confirmed on the disk.
 const IDLE: Duration = Duration::from_millis(50);
 

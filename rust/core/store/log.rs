@@ -34,6 +34,8 @@ const DIRECT_EVENTS: usize = 256;
 const PIECE: u64 = if cfg!(test) { 1 << 10 } else { 64 << 10 };
 /// Bytes of objects that share a frame.
 const FRAME_BYTES: usize = FRAME_EVENTS * EVENT_BYTES;
+/// Finished segments that may stay unsynced where nobody waits for them: each is an open file.
+pub(crate) const UNSYNCED_SEGMENTS: usize = 4;
 /// The most bytes of an object.
 pub(crate) const MAX_OBJECT: usize = MAX_PAYLOAD - OBJECT_HEAD;
 
@@ -230,6 +232,11 @@ impl<S: Storage> Log<S> {
     /// Returns the segments, the current one last.
     pub(crate) fn segments(&self) -> &[Segment] {
         &self.segments
+    }
+
+    /// Returns the oldest sequence that it has, or that of the next record.
+    pub(crate) fn oldest(&self) -> u64 {
+        self.segments.first().map_or_else(|| self.next(), |first| first.base)
     }
 
     /// Returns the sequence of the next record.

@@ -13,7 +13,7 @@ use super::dictionary::Translation;
 use super::error::StoreError;
 use super::format::{BadHeader, FrameHeader, Kind, SEGMENT_HEADER, SegmentHeader, u64_at};
 use super::listing::{Listing, open_segment};
-use super::log::{Continuation, Limits, Log, Object};
+use super::log::{Continuation, Limits, Log, Object, UNSYNCED_SEGMENTS};
 use super::reader::{Gap, Objects, native};
 use super::recovery::{Findings, durable_behind};
 use super::scan::{Frame, Scan, Tail, next_header};
@@ -277,9 +277,6 @@ impl Survey {
         Ok(walk.next)
     }
 }
-
-/// Finished segments that may stay unsynced.
-const UNSYNCED_SEGMENTS: usize = 4;
 
 type Sink<'a> = &'a mut dyn FnMut(u64, Piece<'_>) -> Result<(), StoreError>;
 
