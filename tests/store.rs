@@ -291,6 +291,37 @@ fn of_a_batch_for_which_there_is_not_enough_room_all_or_nothing_is_taken() {
     assert_eq!(store.durable_sequence(), Some(taken - 1));
 }
 
+/// Returns the bytes of all segments in a folder.
+fn segment_bytes(folder: &Path) -> u64 {
+    let files = std::fs::read_dir(folder).expect("it is there").map(|file| file.expect("a file"));
+    let is_segment = |name: &str| name.contains(".elog");
+    let segments = files.filter(|file| file.file_name().to_str().is_some_and(is_segment));
+    segments.map(|file| file.metadata().expect("it is there").len()).sum()
+}
+
+#[test]
+fn a_log_that_is_opened_again_knows_how_large_it_is() {
+    let folder = folder();
+    let store = open(folder.path());
+    (0..100).for_each(|_| _ = store.append(&events(100)).expect("there is room"));
+    store.compress(Duration::ZERO).expect("there is room");
+    (0..100).for_each(|_| _ = store.append(&events(100)).expect("there is room"));
+    store.close().expect("it is durable");
+    let written = segment_bytes(folder.path());
+    let store = open(folder.path());
+    assert_eq!(store.stats().bytes, written);
+    store.close().expect("it is durable");
+
+    let mut small = config(Durability::Group);
+    small.max_bytes = Some(written + small.segment_bytes * 3 / 2);
+    let (store, _) = EventStore::open(folder.path(), small).expect("it opens");
+    let refused = (0..100).find_map(|_| store.append(&events(100)).err());
+    assert!(matches!(refused, Some(StoreError::Full { .. })), "{refused:?}");
+    store.close().expect("it is durable");
+    let grown = segment_bytes(folder.path()) - written;
+    assert!((1..=small.segment_bytes).contains(&grown), "one segment had room, not {grown} bytes");
+}
+
 /// The log in tests/golden/1.0: two segments of one process, one of another with other numbers, which
 /// ends with half a frame.
 fn golden() -> Vec<Record> {

@@ -74,14 +74,6 @@ impl<F: ReadAt> SegmentFile<F> {
             Self::Compressed(_) => compressed_name(base),
         }
     }
-
-    /// Returns the bytes that it takes.
-    pub(crate) fn stored_bytes(&self) -> io::Result<u64> {
-        match self {
-            Self::Plain(file) => file.len(),
-            Self::Compressed(compressed) => compressed.file.len(),
-        }
-    }
 }
 
 impl<F: ReadAt> ReadAt for SegmentFile<F> {

@@ -2,7 +2,7 @@
 
 use super::error::StoreError;
 use super::storage::{ReadAt, Storage, StorageFile};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{AtFlags, FlockOperation, flock, statat};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -16,7 +16,7 @@ const LOCK: &str = "LOCK";
 #[derive(Debug)]
 pub(crate) struct Directory {
     path: PathBuf,
-    /// To sync the names in it.
+    /// To sync the names in it, and to ask about files.
     folder: File,
 }
 
@@ -138,6 +138,10 @@ impl Storage for Directory {
     fn create(&self, name: &str) -> io::Result<File> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(true).open(self.path.join(name))
+    }
+
+    fn len(&self, name: &str) -> io::Result<u64> {
+        Ok(statat(&self.folder, name, AtFlags::empty())?.st_size as u64)
     }
 
     fn open(&self, name: &str, writable: bool) -> io::Result<File> {

@@ -7,7 +7,7 @@ use super::directory::{Directory, Lock};
 use super::error::StoreError;
 use super::holds::{Hold, Holds};
 use super::inspect::{SegmentReport, inspect};
-use super::listing::{Listing, open_segment};
+use super::listing::{Listing, stored_bytes};
 use super::log::{Limits, Log, MAX_SCHEMA_BYTES, Object, Segment, UNSYNCED_SEGMENTS};
 use super::query::{Found, Indexes, LogQuery, Query};
 use super::reader::{Batch, Gap, LogReader};
@@ -440,7 +440,8 @@ impl EventStore {
         self.check()?;
         let _alone = self.retiring.lock();
         let (storage, segments, end) = {
-            let log = self.committed.log();
+            let mut log = self.committed.log();
+            log.measure()?;
             (log.storage().clone(), log.segments().to_vec(), log.next())
         };
         let wanted = retention.first_kept(&*storage, &segments, end)?;
@@ -464,7 +465,8 @@ impl EventStore {
         self.check()?;
         let _alone = self.compressing.lock();
         let (storage, finished) = {
-            let log = self.committed.log();
+            let mut log = self.committed.log();
+            log.measure()?;
             (log.storage().clone(), log.finished())
         };
         let mut compression = Compression::default();
@@ -559,10 +561,9 @@ impl EventStore {
         let mut bytes = 0;
         // Some may have been retired meanwhile.
         bases.retain(|base| {
-            let file = open_segment(&storage, *base);
-            let found = file.ok().and_then(|file| file.stored_bytes().ok());
-            bytes += found.unwrap_or_default();
-            found.is_some()
+            let found = stored_bytes(&storage, *base);
+            bytes += *found.as_ref().unwrap_or(&0);
+            found.is_ok()
         });
         let next_sequence = findings.sequence;
         let oldest_sequence = bases.first().map_or(next_sequence, |first| *first);
@@ -591,7 +592,9 @@ impl EventStore {
     /// Returns the numbers of this moment.
     pub fn stats(&self) -> StoreStats {
         let durable_end = self.committed.durable();
-        let log = self.committed.log();
+        let mut log = self.committed.log();
+        // A file that cannot be measured counts nothing.
+        _ = log.measure();
         StoreStats {
             oldest_sequence: log.oldest(),
             next_sequence: log.next(),

@@ -2,10 +2,10 @@
 
 use super::error::StoreError;
 use super::format::{Kind, SEGMENT_HEADER};
-use super::listing::{Listing, open_segment};
+use super::listing::{Listing, open_segment, stored_bytes};
 use super::recovery::read_header;
 use super::scan::Scan;
-use super::storage::{Storage, uninterrupted};
+use super::storage::Storage;
 
 /// A segment as it is found, which may be torn or damaged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -49,7 +49,7 @@ fn inspect_one<S: Storage>(storage: &S, base: u64) -> Result<SegmentReport, Stor
     let file = open_segment(storage, base)?;
     let name = file.name(base);
     let (_, header) = read_header(&file, &name)?;
-    let bytes = uninterrupted(|| file.stored_bytes()).map_err(StoreError::io("reading", &name))?;
+    let bytes = stored_bytes(storage, base)?;
     let mut report =
         SegmentReport { name, bytes, base, next_sequence: base, ..SegmentReport::default() };
     let Some(header) = header else { return Ok(report) };

@@ -73,6 +73,14 @@ impl Listing {
     }
 }
 
+/// Returns the bytes of the file of a segment, in whatever form it is.
+pub(crate) fn stored_bytes<S: Storage>(storage: &S, base: u64) -> Result<u64, StoreError> {
+    let name = segment_name(base);
+    uninterrupted(|| storage.len(&name))
+        .or_else(|_| uninterrupted(|| storage.len(&compressed_name(base))))
+        .map_err(StoreError::io("measuring", &name))
+}
+
 /// Opens the segment that begins with a sequence, to read it.
 pub(crate) fn open_segment<S: Storage>(
     storage: &S,

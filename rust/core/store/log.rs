@@ -14,7 +14,7 @@ use super::format::{
     FRAME_HEADER, FrameHeader, Kind, MAX_PAYLOAD, OBJECT_HEAD, SEAL, SEGMENT_HEADER, SegmentHeader,
     chained, padded, padding, payload_crc, seal_payload, segment_name, u32_at,
 };
-use super::listing::{NEW_SEGMENT, SPARE};
+use super::listing::{NEW_SEGMENT, SPARE, stored_bytes};
 use super::mutants::{Mutant, is_broken};
 use super::retire::{RetireJob, UpkeepError};
 use super::storage::{ReadAt, Storage, StorageFile, uninterrupted, write_all};
@@ -67,7 +67,7 @@ pub(crate) struct Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Segment {
     pub(crate) base: u64,
-    /// Of its file.
+    /// Of its file; 0 until it was measured.
     pub(crate) bytes: u64,
     pub(crate) is_compressed: bool,
 }
@@ -260,7 +260,15 @@ impl<S: Storage> Log<S> {
         self.limits.max_bytes = Some(bytes);
     }
 
-    /// Returns the bytes of all segments.
+    /// Measures the files that were there when it was opened, which nobody had to ask for then.
+    pub(crate) fn measure(&mut self) -> Result<(), StoreError> {
+        for segment in self.segments.iter_mut().filter(|segment| segment.bytes == 0) {
+            segment.bytes = stored_bytes(&*self.storage, segment.base)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the bytes of all segments that were measured.
     pub(crate) fn bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.bytes).sum()
     }
@@ -501,11 +509,12 @@ impl<S: Storage> Log<S> {
     fn rotate(&mut self, bytes: usize) -> Result<(), StoreError> {
         // What is too large for any segment makes one longer.
         let wanted = self.limits.segment_bytes.max((SEGMENT_HEADER + bytes + ENDING) as u64);
-        if let Some(max) = self.limits.max_bytes
-            && self.bytes() + wanted > max
-        {
-            let why = format!("it has {} of at most {max} bytes", self.bytes());
-            return Err(StoreError::Full { wanted, why });
+        if let Some(max) = self.limits.max_bytes {
+            self.measure()?;
+            if self.bytes() + wanted > max {
+                let why = format!("it has {} of at most {max} bytes", self.bytes());
+                return Err(StoreError::Full { wanted, why });
+            }
         }
         let salt = self.storage.random() as u32 | 1;
         // Nothing has happened to the log until the file gets its name.
@@ -666,13 +675,14 @@ impl<S: Storage> Log<S> {
     /// Returns what has to be done so that no records below a sequence are kept, as far as whole
     /// segments go; `None` if nothing has. A segment stays until a record behind it is durable. Only
     /// one job may be on its way at a time.
-    pub(crate) fn begin_retire(&self, upto: u64) -> Result<Option<RetireJob<S>>, StoreError> {
+    pub(crate) fn begin_retire(&mut self, upto: u64) -> Result<Option<RetireJob<S>>, StoreError> {
         self.check()?;
         let is_retired = |pair: &&[Segment]| pair[1].base <= upto && pair[1].base < self.durable;
         let count = self.segments.windows(2).take_while(is_retired).count();
         if count == 0 {
             return Ok(None);
         }
+        self.measure()?;
         let (retired, storage) = (self.segments[..count].to_vec(), self.storage.clone());
         let limit = self.limits.max_bytes.unwrap_or(u64::MAX);
         let kept: u64 = self.segments[count..].iter().map(|segment| segment.bytes).sum();

@@ -21,6 +21,7 @@ use std::time::Duration;
 #[derive(Debug, Clone)]
 struct Found {
     base: u64,
+    /// Of the segment; 0 as long as nobody had to look at it.
     bytes: u64,
     header: Option<SegmentHeader>,
     is_compressed: bool,
@@ -278,13 +279,6 @@ impl Findings {
         {
             last.bytes = seal(storage, last, end.offset, self.chain, self.sequence)?;
         }
-        // Those that nobody had to look at count too.
-        let is_unknown = |found: &&mut Found| found.bytes == 0 || found.is_compressed;
-        for found in self.segments.iter_mut().filter(is_unknown) {
-            let file = open_segment(storage, found.base)?;
-            let bytes = uninterrupted(|| file.stored_bytes());
-            found.bytes = bytes.map_err(StoreError::io("reading", &segment_name(found.base)))?;
-        }
         let last = self.segments.last().and_then(|last| last.header.as_ref());
         let is_reused = is_broken(Mutant::ReusesSequence) && self.end.is_some();
         let sequence = self.sequence.saturating_sub(is_reused.into());
@@ -302,7 +296,9 @@ impl Findings {
                 .segments
                 .iter()
                 .map(|found| {
-                    let Found { base, bytes, is_compressed, .. } = *found;
+                    let Found { base, is_compressed, .. } = *found;
+                    // What is read of a compressed one is not what its file has.
+                    let bytes = if is_compressed { 0 } else { found.bytes };
                     Segment { base, bytes, is_compressed }
                 })
                 .collect(),

@@ -293,6 +293,11 @@ impl Storage for SimDisk {
         Ok(SimFile { disk: self.clone(), inode })
     }
 
+    fn len(&self, name: &str) -> io::Result<u64> {
+        let contents = self.contents(name).ok_or(io::ErrorKind::NotFound)?;
+        Ok(contents.len() as u64)
+    }
+
     fn open(&self, name: &str, _: bool) -> io::Result<SimFile> {
         let state = self.0.lock();
         let inode = *state.moment.names.get(name).ok_or(io::ErrorKind::NotFound)?;

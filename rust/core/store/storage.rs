@@ -18,6 +18,9 @@ pub(crate) trait Storage: Send + Sync + 'static {
     /// Creates a file, or empties the one that is there, to write and to read.
     fn create(&self, name: &str) -> io::Result<Self::File>;
 
+    /// Returns how many bytes a file has.
+    fn len(&self, name: &str) -> io::Result<u64>;
+
     /// Opens a file, to write and to read or only to read.
     fn open(&self, name: &str, writable: bool) -> io::Result<Self::File>;
 
