@@ -91,6 +91,13 @@ impl<F: ReadAt> ReadAt for SegmentFile<F> {
             Self::Compressed(compressed) => compressed.read_at(buffer, offset),
         }
     }
+
+    fn data_from(&self, offset: u64) -> io::Result<Option<u64>> {
+        match self {
+            Self::Plain(file) => file.data_from(offset),
+            Self::Compressed(_) => Ok(Some(offset)),
+        }
+    }
 }
 
 impl<F: ReadAt> CompressedFile<F> {

@@ -180,6 +180,17 @@ impl ReadAt for File {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         FileExt::read_at(self, buffer, offset)
     }
+
+    #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+    fn data_from(&self, offset: u64) -> io::Result<Option<u64>> {
+        use rustix::fs::{SeekFrom, seek};
+        match seek(self, SeekFrom::Data(offset)) {
+            Ok(data) => Ok(Some(data)),
+            Err(rustix::io::Errno::NXIO) => Ok(None),
+            // Some file systems cannot tell.
+            Err(_) => Ok(Some(offset)),
+        }
+    }
 }
 
 impl StorageFile for File {

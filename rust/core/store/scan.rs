@@ -283,7 +283,10 @@ impl Tail {
         let mut tail = Self::default();
         let mut buffer = vec![0; READ];
         let mut offset = from;
-        loop {
+        // What was reserved and never written needs not be read to be known for zeros. A header may
+        // begin there.
+        while let Some(data) = file.data_from(offset)? {
+            offset = offset.max(data.saturating_sub(FRAME_HEADER as u64) / 8 * 8);
             let filled = read_all(file, &mut buffer, offset)?;
             if let Some(last) = buffer[..filled].iter().rposition(|byte| *byte != 0) {
                 if is_new {
@@ -302,10 +305,11 @@ impl Tail {
                 }
             }
             if filled < READ {
-                return Ok(tail);
+                break;
             }
             offset += ACROSS;
         }
+        Ok(tail)
     }
 }
 
@@ -315,4 +319,90 @@ fn frame_of(salt: Option<u32>, bytes: &[u8]) -> Option<FrameHeader> {
     let found = FrameHeader::salt_of(bytes);
     let is_mine = found != 0 && salt.is_none_or(|salt| salt == found);
     is_mine.then(|| FrameHeader::decode(bytes)).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::format::{FRAME_HEADER, FrameHeader, Kind, SegmentHeader};
+    use super::super::storage::{ReadAt, StorageFile};
+    use super::{ACROSS, Tail};
+    use std::fs::File;
+    use std::io::{self, IoSlice};
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// A file, and how many bytes of it were read.
+    struct Counted<'a> {
+        file: &'a File,
+        knows_holes: bool,
+        read: AtomicU64,
+    }
+
+    impl<'a> Counted<'a> {
+        fn new(file: &'a File, knows_holes: bool) -> Self {
+            Self { file, knows_holes, read: AtomicU64::new(0) }
+        }
+    }
+
+    impl ReadAt for Counted<'_> {
+        fn len(&self) -> io::Result<u64> {
+            ReadAt::len(self.file)
+        }
+
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+            let count = ReadAt::read_at(self.file, buffer, offset)?;
+            self.read.fetch_add(count as u64, Ordering::Relaxed);
+            Ok(count)
+        }
+
+        fn data_from(&self, offset: u64) -> io::Result<Option<u64>> {
+            if self.knows_holes { self.file.data_from(offset) } else { Ok(Some(offset)) }
+        }
+    }
+
+    #[test]
+    fn what_was_never_written_is_not_read_and_nothing_behind_it_is_missed() {
+        const RESERVED: u64 = 4 << 20;
+        const SALT: u32 = 7;
+        let header = SegmentHeader {
+            log: 1,
+            number: 0,
+            base: 0,
+            durable: 0,
+            oldest: 0,
+            created: 0,
+            salt: SALT,
+            chain: 0,
+            is_reused: false,
+        };
+        let mut skipped = 0;
+        // At the edges of pages, and of what is read at once.
+        for at in
+            [4096, 8192 - 16, 12_288 - FRAME_HEADER as u64, 1 << 20, 4096 + ACROSS, RESERVED - 40]
+        {
+            let file = tempfile::tempfile().expect("there is a folder for temporary files");
+            file.allocate(RESERVED).expect("there is room");
+            file.set_len(RESERVED).expect("there is room");
+            let frame = FrameHeader {
+                crc: 0,
+                payload_bytes: 0,
+                sequence: 3,
+                durable: at,
+                count: 0,
+                salt: SALT,
+                kind: Kind::Marker,
+                payload_crc: 0,
+            };
+            file.write_at(&[IoSlice::new(&frame.encode())], at).expect("there is room");
+            let (all, data) = (Counted::new(&file, false), Counted::new(&file, true));
+            let tail = Tail::of(&data, Some(&header), 4096, 0).expect("it can be read");
+            assert_eq!((tail.durable, tail.end), (at, 3));
+            assert_eq!(tail, Tail::of(&all, Some(&header), 4096, 0).expect("it can be read"));
+            skipped += all.read.into_inner() - data.read.into_inner();
+        }
+        let new = tempfile::tempfile().expect("there is a folder for temporary files");
+        new.set_len(RESERVED).expect("there is room");
+        if new.data_from(0).expect("it can be asked").is_none() {
+            assert!(skipped > RESERVED, "only {skipped} bytes were not read");
+        }
+    }
 }

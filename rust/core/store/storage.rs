@@ -47,6 +47,12 @@ pub(crate) trait ReadAt: Send + Sync {
 
     /// Reads at most as many bytes as `buffer` has and returns how many; 0 is the end.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Returns where, from `offset` on, the first bytes are that may be no zeros; `None` if there are
+    /// none up to the end.
+    fn data_from(&self, offset: u64) -> io::Result<Option<u64>> {
+        Ok(Some(offset))
+    }
 }
 
 impl<F: ReadAt> ReadAt for &F {
@@ -56,6 +62,10 @@ impl<F: ReadAt> ReadAt for &F {
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         F::read_at(self, buffer, offset)
+    }
+
+    fn data_from(&self, offset: u64) -> io::Result<Option<u64>> {
+        F::data_from(self, offset)
     }
 }
 
