@@ -370,6 +370,42 @@ fn the_log_of_format_1_0_is_read_and_recovered_as_it_was_written() {
 }
 
 #[test]
+fn the_indexes_of_format_1_0_are_what_is_made_of_its_segments() {
+    let golden_folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let folder = folder();
+    for name in ["00000000000000000000.elog", "00000000000000001600.elog"] {
+        let segment = golden_folder.join("1.0").join(name);
+        std::fs::copy(segment, folder.path().join(name)).expect("there is room");
+    }
+    let store = open(folder.path());
+    let found = |store: &EventStore| {
+        let mut found = store.query(&Query::default()).expect("it is sound");
+        let mut records = 0;
+        while let Some(found) = found.next_found().expect("it is sound") {
+            records += match found {
+                Found::Events(sequences, _) => sequences.len(),
+                Found::Objects(objects) => objects.len(),
+                _ => unreachable!("there are no others"),
+            };
+        }
+        records
+    };
+    assert_eq!(found(&store), 2_001, "all but the gap");
+    store.close().expect("it is durable");
+    let indexes = std::fs::read_dir(golden_folder.join("1.0-index")).expect("it is there");
+    for index in indexes.map(|index| index.expect("it is there")) {
+        let made = folder.path().join(index.file_name());
+        let golden = std::fs::read(index.path()).expect("it is there");
+        assert_eq!(std::fs::read(made).expect("it was made"), golden, "{:?}", index.file_name());
+    }
+    let verified = EventStore::verify(folder.path()).expect("it is sound");
+    assert_eq!((verified.indexes, verified.wrong_indexes), (2, 0));
+    let reports = EventStore::inspect(folder.path()).expect("it is sound");
+    assert!(reports.iter().all(|report| report.index_bytes > 0), "{reports:?}");
+    assert_eq!(found(&open(folder.path())), 2_001);
+}
+
+#[test]
 fn the_compressed_log_of_format_1_0_is_read_as_the_one_it_was_made_of() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/1.0-compressed");
     let verified = EventStore::verify(&folder).expect("it is sound");

@@ -6,6 +6,7 @@
 
 use super::error::StoreError;
 use super::format::{SEGMENT_HEADER, compressed_name, segment_name, u32_at};
+use super::index::{Finished, Lines, corrupt};
 use super::listing::COMPRESSING;
 use super::mutants::{Mutant, is_broken};
 use super::recovery::read_header;
@@ -201,7 +202,8 @@ pub(crate) fn compress<S: Storage>(storage: &S, base: u64) -> Result<u64, StoreE
     let name = segment_name(base);
     let file =
         uninterrupted(|| storage.open(&name, false)).map_err(StoreError::io("opening", &name))?;
-    check_whole(&file, &name, base)?;
+    let (finished, lines) = check_whole(&file, &name, base)?;
+    lines.keep(storage, &finished);
     let compressed = uninterrupted(|| storage.create(COMPRESSING)).and_then(|into| {
         let bytes = write_blocks(&file, &into)?;
         uninterrupted(|| into.sync_data())?;
@@ -232,20 +234,18 @@ pub(crate) fn replace<S: Storage>(storage: &S, base: u64) -> Result<(), UpkeepEr
         .map_err(|error| UpkeepError::Left(StoreError::io("removing", &original)(error)))
 }
 
-/// Reads a segment to its seal.
-fn check_whole(file: &impl ReadAt, name: &str, base: u64) -> Result<(), StoreError> {
-    let corrupt = |offset, sequence, expected| {
-        Err(StoreError::Corrupt { segment: name.to_owned(), offset, sequence, expected })
-    };
+/// Reads a segment to its seal, and makes its index on the way.
+fn check_whole(file: &impl ReadAt, name: &str, base: u64) -> Result<(Finished, Lines), StoreError> {
     let (_, Some(header)) = read_header(file, name)? else {
-        return corrupt(0, base, "the header of a segment");
+        return Err(corrupt(name.to_owned(), 0, base, "the header of a segment"));
     };
     let mut scan = Scan::new(file, header.salt, SEGMENT_HEADER as u64, base);
-    scan.run_out().map_err(StoreError::io("reading", name))?;
-    match scan.has_seal() {
-        true => Ok(()),
-        false => corrupt(scan.offset(), scan.sequence(), "a frame that is whole"),
-    }
+    let mut lines = Lines::default();
+    lines.take_all(&mut scan).map_err(StoreError::io("reading", name))?;
+    let (offset, sequence) = (scan.offset(), scan.sequence());
+    let finished = Finished::scanned(&header, &scan)
+        .ok_or_else(|| corrupt(name.to_owned(), offset, sequence, "a frame that is whole"))?;
+    Ok((finished, lines))
 }
 
 /// Writes blocks and their table, and returns the bytes of both.

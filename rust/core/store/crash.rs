@@ -6,6 +6,7 @@ use super::error::StoreError;
 use super::format::{Kind, OBJECT_HEAD, SEGMENT_HEADER, u32_at, u64_at};
 use super::listing::{Listing, SPARE, open_segment};
 use super::log::{Limits, Log, Object};
+use super::query::{Found, Indexes, LogQuery, Query};
 use super::recovery::{Findings, Recovery, read_header};
 use super::salvage::Survey;
 use super::scan::Scan;
@@ -74,6 +75,32 @@ pub(super) fn read(disk: &SimDisk) -> Result<(u64, Vec<Record>), StoreError> {
     Ok((first.unwrap_or(0), records))
 }
 
+/// Returns what a query finds that wants everything below a sequence, which leaves out gaps.
+fn found_by_index(
+    disk: &SimDisk,
+    indexes: Indexes<SimDisk>,
+    limit: u64,
+) -> Result<Vec<(u64, Record)>, StoreError> {
+    let (storage, indexes) = (Arc::new(disk.clone()), Arc::new(indexes));
+    let mut query = LogQuery::new(storage, indexes, &Query::default(), limit)?;
+    let mut records = Vec::new();
+    while let Some(found) = query.next_found()? {
+        match found {
+            Found::Events(sequences, events) => {
+                let events = events.iter().map(|event| Record::Event(*event));
+                records.extend(sequences.iter().copied().zip(events));
+            }
+            Found::Objects(objects) => {
+                let of = |(sequence, object): &(u64, Object<'_>)| {
+                    (*sequence, Record::Object(object.bytes.to_vec()))
+                };
+                records.extend(objects.iter().map(of));
+            }
+        }
+    }
+    Ok(records)
+}
+
 /// A random use of a log on a disk that notes each moment.
 pub(super) struct Workload {
     pub(super) random: Random,
@@ -110,7 +137,7 @@ impl Workload {
 
     /// Does one thing, and acknowledges what is durable then.
     fn step(&mut self) -> Result<(), StoreError> {
-        match self.random.below(22) {
+        match self.random.below(23) {
             0..6 => {
                 let count = 1 + self.random.below(5);
                 self.append(count)?;
@@ -137,6 +164,7 @@ impl Workload {
             }
             19 => self.retire()?,
             20 => self.compress()?,
+            21 => self.query()?,
             _ => {
                 if self.random.once_in(3) {
                     self.log.seal()?;
@@ -171,6 +199,20 @@ impl Workload {
         self.log.flush()?;
         let result = replace(&self.disk, segment.base);
         self.log.end_replace(segment.base, bytes, result)
+    }
+
+    /// Reads what there is by its indexes, and keeps those of finished segments.
+    fn query(&mut self) -> Result<(), StoreError> {
+        let mut found = found_by_index(&self.disk, Indexes::kept(), self.log.written())?;
+        let first = self.log.oldest() as usize;
+        let records = self.records.iter().enumerate().skip(first);
+        let wanted = records.take(self.log.written() as usize - first);
+        found.reverse();
+        for (sequence, record) in wanted.filter(|(_, record)| !matches!(record, Record::Gap(_))) {
+            let expected = Some((sequence as u64, record.clone()));
+            assert_eq!(found.pop(), expected, "a query finds what was written");
+        }
+        Ok(())
     }
 
     pub(super) fn object(&mut self) -> Result<(), StoreError> {
@@ -248,6 +290,20 @@ fn check(
     Ok((log, end as usize))
 }
 
+/// Compares what the indexes lead to that a crash has left with what there is.
+fn check_indexes(disk: &SimDisk, records: &[Record]) -> Result<(), Wrong> {
+    let Listing { bases, indexed, .. } = Listing::of(disk).map_err(|error| error.to_string())?;
+    let Some(first) = bases.first().filter(|_| !indexed.is_empty()) else { return Ok(()) };
+    let found = found_by_index(disk, Indexes::default(), records.len() as u64)
+        .map_err(|error| format!("not found: {error}"))?;
+    let there = (0..).zip(records).skip(*first as usize);
+    let there = there.filter(|(_, record)| !matches!(record, Record::Gap(_)));
+    match there.eq(found.iter().map(|(sequence, record)| (*sequence, record))) {
+        true => Ok(()),
+        false => Err(format!("{} records are found by index", found.len())),
+    }
+}
+
 /// Cuts the power at a moment in many ways.
 fn cut(
     moment: &Moment,
@@ -285,6 +341,9 @@ fn cut(
         let salvage =
             tried.states.is_multiple_of(100).then(|| Survey::of(&crashed)?.salvage(&crashed));
         let (log, kept) = check(&crashed, limits, written)?;
+        if tried.states.is_multiple_of(10) {
+            check_indexes(&crashed, &workload.records[..kept])?;
+        }
         // Where nothing is damaged, salvaging ends where recovering does.
         match salvage.transpose().map_err(|error| format!("salvaging: {error}"))? {
             Some(salvage) if salvage.next_sequence != kept as u64 || !salvage.lost.is_empty() => {
@@ -426,7 +485,10 @@ fn fail(seed: u64, operations: usize, call: u64, fault: Fault) -> Result<bool, W
         if is_poisoned && is_acknowledged {
             return Err(format!("acknowledged after {error}"));
         }
-    } else if disk.has_failed() && matches!(fault, Fault::Io | Fault::NoSpace) {
+    } else if disk.failed().is_some_and(|name| !name.contains(".idx"))
+        && matches!(fault, Fault::Io | Fault::NoSpace)
+    {
+        // An index is no part of the log.
         return Err("nobody was told".to_owned());
     }
     // Nobody knows whether what has failed is there; whoever was not told does not count on it.

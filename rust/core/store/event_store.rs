@@ -183,7 +183,7 @@ impl EventStore {
             is_closed: Flag::default(),
             attached: Mutex::default(),
             detached: Arc::default(),
-            indexes: Arc::default(),
+            indexes: Arc::new(Indexes::kept()),
             holds: Arc::default(),
             retiring: Mutex::default(),
             compressing: Mutex::default(),
@@ -521,7 +521,8 @@ impl EventStore {
     }
 
     /// Returns the records that a query wants among those that were appended so far. An index says
-    /// which parts of the log need not be read; it is made when it is first asked for.
+    /// which parts of the log need not be read; it is made when it is first asked for, and that of a
+    /// finished segment is kept in a file, where others find it too.
     ///
     /// # Errors
     ///
@@ -643,6 +644,7 @@ impl EventStore {
         if let Some(tenant) = self.committed.tenancy().get() {
             tenant.close();
         }
+        self.indexes.leave();
         self.committed.end();
         let held = self.held.lock().take();
         let lock = held.map(|(committer, lock)| {
@@ -662,6 +664,7 @@ impl EventStore {
     /// children live.
     pub fn leave_to_parent(&self) {
         self.is_closed.set();
+        self.indexes.leave();
         if let Some(tenant) = self.committed.tenancy().try_get() {
             tenant.leave_to_parent();
         }

@@ -286,6 +286,26 @@ pub(crate) fn compressed_base(name: &str) -> Option<u64> {
     sequence_in(name, ".elog.zst")
 }
 
+/// Returns the name of the index of the segment that begins with a sequence.
+pub(crate) fn index_name(base: u64) -> String {
+    format!("{base:020}.idx")
+}
+
+/// Returns the sequence in such a name.
+pub(crate) fn index_base(name: &str) -> Option<u64> {
+    sequence_in(name, ".idx")
+}
+
+/// Returns the name of that index as long as it is not finished: those of two segments are never mixed.
+pub(crate) fn new_index_name(base: u64) -> String {
+    format!("{base:020}.idx.tmp")
+}
+
+/// Returns whether a name is such a one.
+pub(crate) fn is_new_index(name: &str) -> bool {
+    sequence_in(name, ".idx.tmp").is_some()
+}
+
 /// Returns the name of the empty file that says that all before a sequence was retired.
 pub(crate) fn oldest_name(sequence: u64) -> String {
     format!("{sequence:020}.oldest")

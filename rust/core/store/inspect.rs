@@ -1,11 +1,12 @@
 //! What is in the files of a log, as docs/format.md describes them, for people who look into one.
 
 use super::error::StoreError;
-use super::format::{Kind, SEGMENT_HEADER};
+use super::format::{Kind, SEGMENT_HEADER, index_name};
+use super::index::{Finished, Lines};
 use super::listing::{Listing, open_segment, stored_bytes};
 use super::recovery::read_header;
 use super::scan::Scan;
-use super::storage::Storage;
+use super::storage::{Storage, uninterrupted};
 
 /// A segment as it is found, which may be torn or damaged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub struct SegmentReport {
     pub gaps: u64,
     /// Frames of any kind.
     pub frames: u64,
+    /// Bytes of its index; 0 if it has none that fits.
+    pub index_bytes: u64,
 }
 
 /// Looks at every segment, in order.
@@ -55,7 +58,12 @@ fn inspect_one<S: Storage>(storage: &S, base: u64) -> Result<SegmentReport, Stor
     let Some(header) = header else { return Ok(report) };
     (report.log, report.number, report.created) = (header.log, header.number, header.created);
     let mut scan = Scan::new(file, header.salt, SEGMENT_HEADER as u64, base);
-    while let Some(frame) = scan.next().map_err(StoreError::io("reading", &report.name))? {
+    let mut lines = Lines::default();
+    loop {
+        let offset = scan.offset();
+        let frame = scan.next().map_err(StoreError::io("reading", &report.name))?;
+        let Some(frame) = frame else { break };
+        lines.take(offset, &frame);
         let records = u64::from(frame.header.count);
         report.frames += 1;
         match frame.header.kind {
@@ -69,5 +77,11 @@ fn inspect_one<S: Storage>(storage: &S, base: u64) -> Result<SegmentReport, Stor
     report.next_sequence = scan.sequence();
     report.whole_bytes = scan.offset();
     report.is_sealed = scan.has_seal();
+    let kept = Finished::scanned(&header, &scan).map(|of| Lines::read(storage, &of));
+    if matches!(kept, Some(Ok(Some(kept))) if kept == lines) {
+        let name = index_name(base);
+        let bytes = uninterrupted(|| storage.len(&name));
+        report.index_bytes = bytes.map_err(StoreError::io("measuring", &name))?;
+    }
     Ok(report)
 }

@@ -2,7 +2,10 @@
 
 use super::compressed::{CompressedFile, SegmentFile};
 use super::error::StoreError;
-use super::format::{compressed_base, compressed_name, oldest_in, segment_base, segment_name};
+use super::format::{
+    compressed_base, compressed_name, index_base, index_name, is_new_index, oldest_in,
+    segment_base, segment_name,
+};
 use super::mutants::{Mutant, is_broken};
 use super::storage::{Storage, uninterrupted};
 
@@ -21,6 +24,8 @@ pub(crate) struct Listing {
     pub(crate) bases: Vec<u64>,
     /// Those of them that are compressed, in order.
     pub(crate) compressed: Vec<u64>,
+    /// Those of them that have an index, which may be none of theirs.
+    pub(crate) indexed: Vec<u64>,
     /// Records below were retired.
     pub(crate) retired: u64,
     /// What is none of the log any more, and is removed by whoever opens it for writing.
@@ -40,8 +45,11 @@ impl Listing {
                 (_, Some(base)) if is_kept(&base) => listing.compressed.push(base),
                 (None, None) if oldest.is_none_or(|oldest| oldest == retired) => {
                     // A crash may have left the header of a segment in any of them.
-                    if [NEW_SEGMENT, SPARE, COMPRESSING].contains(&&*name) {
+                    let is_unfinished = [NEW_SEGMENT, SPARE, COMPRESSING].contains(&&*name);
+                    if is_unfinished || is_new_index(&name) {
                         listing.leftovers.push(name);
+                    } else if let Some(base) = index_base(&name) {
+                        listing.indexed.push(base);
                     }
                 }
                 _ => listing.leftovers.push(name),
@@ -50,7 +58,7 @@ impl Listing {
         listing.bases.sort_unstable();
         listing.compressed.sort_unstable();
         // As long as the original is there, it counts.
-        let Self { bases, compressed, leftovers, .. } = &mut listing;
+        let Self { bases, compressed, indexed, leftovers, .. } = &mut listing;
         compressed.retain(|base| {
             let is_original_there = bases.binary_search(base).is_ok();
             leftovers.extend(is_original_there.then(|| compressed_name(*base)));
@@ -58,6 +66,12 @@ impl Listing {
         });
         bases.extend(&*compressed);
         bases.sort_unstable();
+        indexed.sort_unstable();
+        indexed.retain(|base| {
+            let is_segment_there = bases.binary_search(base).is_ok();
+            leftovers.extend((!is_segment_there).then(|| index_name(*base)));
+            is_segment_there
+        });
         Ok(listing)
     }
 

@@ -13,6 +13,7 @@ use super::storage::Storage;
 use crate::event::Event;
 use crate::event_type::EventType;
 use crate::names::Symbol;
+use crate::sync::Flag;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -96,11 +97,29 @@ pub enum Found<'a> {
 }
 
 /// The indexes of the segments of a log.
-pub(crate) struct Indexes<S: Storage>(Mutex<HashMap<u64, SegmentIndex<S>>>);
+pub(crate) struct Indexes<S: Storage> {
+    made: Mutex<HashMap<u64, SegmentIndex<S>>>,
+    /// What was made of a finished segment is kept in a file beside it.
+    are_kept: Flag,
+}
 
 impl<S: Storage> Default for Indexes<S> {
     fn default() -> Self {
-        Self(Mutex::default())
+        Self { made: Mutex::default(), are_kept: Flag::default() }
+    }
+}
+
+impl<S: Storage> Indexes<S> {
+    /// Returns those of the one who writes the log.
+    pub(crate) fn kept() -> Self {
+        let indexes = Self::default();
+        indexes.are_kept.set();
+        indexes
+    }
+
+    /// Keeps no more of them: somebody else may write the log.
+    pub(crate) fn leave(&self) {
+        self.are_kept.clear();
     }
 }
 
@@ -139,7 +158,7 @@ impl<S: Storage> LogQuery<S> {
     ) -> Result<Self, StoreError> {
         let mut segments = Listing::of(&*storage)?.bases;
         segments.retain(|base| *base < limit);
-        indexes.0.lock().retain(|base, _| segments.binary_search(base).is_ok());
+        indexes.made.lock().retain(|base, _| segments.binary_search(base).is_ok());
         segments.reverse();
         let (part, sequences, events) = (None, Vec::new(), Vec::new());
         let filter = Filter::new(query);
@@ -202,14 +221,17 @@ impl<S: Storage> LogQuery<S> {
 
     /// Opens a segment and finds the runs of frames that may be wanted.
     fn part(&self, base: u64) -> Result<Part<S::File>, StoreError> {
-        let mut indexes = self.indexes.0.lock();
+        let mut indexes = self.indexes.made.lock();
         let index = match indexes.entry(base) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
                 entry.insert(SegmentIndex::new(&*self.storage, base)?)
             }
         };
-        let extended = index.extend(self.limit).and_then(|end| {
+        let extended = index.extend(self.limit).and_then(|(end, finished)| {
+            if let Some(finished) = finished.filter(|_| self.indexes.are_kept.is_set()) {
+                index.lines.keep(&*self.storage, &finished);
+            }
             // Each segment is followed by the next one.
             let next = self.segments.last().copied().unwrap_or(self.limit);
             match end == next || end >= self.limit {
@@ -224,7 +246,7 @@ impl<S: Storage> LogQuery<S> {
         let Some(index) = indexes.get(&base) else { unreachable!("it was extended") };
         let symbols = self.filter.symbols_in(&index.names);
         let mut runs: Vec<(u64, u64, u64)> = Vec::new();
-        for block in index.blocks.iter().filter(|block| block.sequence < self.limit) {
+        for block in index.lines.blocks.iter().filter(|block| block.sequence < self.limit) {
             if !self.filter.may_want(block, symbols) {
                 continue;
             }

@@ -7,7 +7,8 @@
 use super::error::StoreError;
 use super::format::{
     BadHeader, END, FrameHeader, Kind, SEAL, SEGMENT_HEADER, SegmentHeader, compressed_base,
-    compressed_name, payload_crc, seal_payload, segment_base, segment_name, u32_at, u64_at,
+    compressed_name, index_name, payload_crc, seal_payload, segment_base, segment_name, u32_at,
+    u64_at,
 };
 use super::listing::{Listing, open_segment};
 use super::log::{Continuation, Segment};
@@ -81,7 +82,7 @@ pub struct Recovery {
 impl Findings {
     /// Reads what has to be read to know how the log ends.
     pub(crate) fn of<S: Storage>(storage: &S) -> Result<Self, StoreError> {
-        let Listing { bases, compressed, retired, leftovers } = Listing::of(storage)?;
+        let Listing { bases, compressed, retired, leftovers, .. } = Listing::of(storage)?;
         let found = |base| {
             let is_compressed = compressed.binary_search(&base).is_ok();
             Found { base, bytes: 0, header: None, is_compressed }
@@ -313,6 +314,8 @@ impl Findings {
             behind.truncate(usize::from(!end.has_records));
         }
         for found in &behind {
+            // One that is left fits no segment, and is removed the next time.
+            _ = storage.remove(&index_name(found.base));
             let name = segment_name(found.base);
             uninterrupted(|| storage.remove(&name)).map_err(StoreError::io("removing", &name))?;
         }
@@ -395,10 +398,10 @@ fn seal<S: Storage>(
 }
 
 /// The seal of a segment.
-struct Seal {
-    sequence: u64,
+pub(crate) struct Seal {
+    pub(crate) sequence: u64,
     durable: u64,
-    chain: u32,
+    pub(crate) chain: u32,
     /// All before it was synced when it was written.
     is_whole: bool,
     /// When it was written: nanoseconds since the Unix epoch.
@@ -406,7 +409,7 @@ struct Seal {
 }
 
 /// Returns the seal at the end of a file, if there is one.
-fn read_seal(
+pub(crate) fn read_seal(
     file: &impl ReadAt,
     name: &str,
     bytes: u64,

@@ -5,7 +5,7 @@
 //! again: its blocks are written already, and syncing those takes half as long.
 
 use super::error::StoreError;
-use super::format::{SEGMENT_HEADER, compressed_name, oldest_name, segment_name};
+use super::format::{SEGMENT_HEADER, compressed_name, index_name, oldest_name, segment_name};
 use super::listing::SPARE;
 use super::log::Segment;
 use super::mutants::{Mutant, is_broken};
@@ -116,6 +116,8 @@ impl<S: Storage> RetireJob<S> {
         let mut has_spare = false;
         let mut failed = Ok(());
         for Segment { base, .. } in &self.retired {
+            // One that is left is none of the log's, and removed when that is opened the next time.
+            _ = self.storage.remove(&index_name(*base));
             if let Some((_, bytes)) = self.spare.filter(|(spare, _)| spare == base) {
                 let name = segment_name(*base);
                 match self.keep(&name, bytes).map_err(StoreError::io("keeping", &name)) {

@@ -87,8 +87,8 @@ struct State {
     moments: Option<Vec<Moment>>,
     calls: u64,
     fault: Option<(u64, Fault)>,
-    /// Calls that failed.
-    failed: u64,
+    /// The file of the call that failed.
+    failed: Option<String>,
     random: u64,
 }
 
@@ -125,7 +125,12 @@ impl SimDisk {
 
     /// Returns whether a call has failed.
     pub(crate) fn has_failed(&self) -> bool {
-        self.0.lock().failed > 0
+        self.0.lock().failed.is_some()
+    }
+
+    /// Returns the file of the call that has failed.
+    pub(crate) fn failed(&self) -> Option<String> {
+        self.0.lock().failed.clone()
     }
 
     /// Notes what was acknowledged.
@@ -258,13 +263,20 @@ impl State {
         }
     }
 
+    /// Counts a call to an open file and returns how it fails, if it does.
+    fn call_to(&mut self, inode: usize) -> io::Result<Option<Fault>> {
+        let mut names = self.moment.names.iter().filter(|(_, named)| **named == inode);
+        let name = names.next().map_or_else(String::new, |(name, _)| name.clone());
+        self.call(&name)
+    }
+
     /// Counts a call and returns how it fails, if it does.
-    fn call(&mut self) -> io::Result<Option<Fault>> {
+    fn call(&mut self, name: &str) -> io::Result<Option<Fault>> {
         self.calls += 1;
         let Some((_, fault)) = self.fault.filter(|(call, _)| *call == self.calls) else {
             return Ok(None);
         };
-        self.failed += 1;
+        self.failed = Some(name.to_owned());
         match fault {
             Fault::Io => Err(io::Error::from_raw_os_error(5)),
             Fault::NoSpace => Err(io::ErrorKind::StorageFull.into()),
@@ -283,7 +295,7 @@ impl Storage for SimDisk {
 
     fn create(&self, name: &str) -> io::Result<SimFile> {
         let mut state = self.0.lock();
-        state.call()?;
+        state.call(name)?;
         let moment = &mut state.moment;
         let inode = moment.inodes.len();
         moment.inodes.push(Inode::default());
@@ -306,7 +318,7 @@ impl Storage for SimDisk {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut state = self.0.lock();
-        state.call()?;
+        state.call(from)?;
         let moment = &mut state.moment;
         let inode = moment.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
         moment.names.insert(to.to_owned(), inode);
@@ -317,7 +329,7 @@ impl Storage for SimDisk {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut state = self.0.lock();
-        state.call()?;
+        state.call(name)?;
         let moment = &mut state.moment;
         moment.names.remove(name).ok_or(io::ErrorKind::NotFound)?;
         moment.name_changes.push(NameChange::Remove(name.to_owned()));
@@ -327,7 +339,7 @@ impl Storage for SimDisk {
 
     fn sync_names(&self) -> io::Result<()> {
         let mut state = self.0.lock();
-        state.call()?;
+        state.call(".")?;
         let moment = &mut state.moment;
         moment.synced_names = moment.names.clone();
         moment.name_changes.clear();
@@ -369,7 +381,7 @@ impl ReadAt for SimFile {
 impl StorageFile for SimFile {
     fn write_at(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         let mut state = self.disk.0.lock();
-        let fault = state.call()?;
+        let fault = state.call_to(self.inode)?;
         let mut bytes: Vec<u8> = buffers.iter().flat_map(|buffer| buffer.iter().copied()).collect();
         if fault == Some(Fault::Short) {
             bytes.truncate(bytes.len().div_ceil(2));
@@ -397,7 +409,7 @@ impl StorageFile for SimFile {
 
     fn set_len(&self, bytes: u64) -> io::Result<()> {
         let mut state = self.disk.0.lock();
-        state.call()?;
+        state.call_to(self.inode)?;
         let inode = &mut state.moment.inodes[self.inode];
         inode.now.resize(bytes as usize, 0);
         inode.changes.push(Change::Length(bytes as usize));
@@ -407,7 +419,7 @@ impl StorageFile for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.disk.0.lock();
-        let result = state.call();
+        let result = state.call_to(self.inode);
         let inode = &mut state.moment.inodes[self.inode];
         match result {
             Ok(_) => inode.synced = Arc::new(inode.now.clone()),

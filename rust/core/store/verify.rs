@@ -2,6 +2,7 @@
 
 use super::error::StoreError;
 use super::format::{END, SEGMENT_HEADER};
+use super::index::{Finished, Lines};
 use super::listing::{Listing, open_segment};
 use super::mutants::{Mutant, is_broken};
 use super::recovery::{durable_behind, missing, read_header};
@@ -22,11 +23,16 @@ pub struct Verification {
     /// Bytes behind the last record that were never acknowledged; opening the log for writing cuts
     /// them off.
     pub torn_bytes: u64,
+    /// Segments with an index that is what it should be.
+    pub indexes: usize,
+    /// Segments with one that is not. No index is used that does not fit, and each is made again when
+    /// it is needed.
+    pub wrong_indexes: usize,
 }
 
 /// Reads and checks everything.
 pub(crate) fn verify<S: Storage>(storage: &S) -> Result<Verification, StoreError> {
-    let Listing { bases, retired, .. } = Listing::of(storage)?;
+    let Listing { bases, indexed, retired, .. } = Listing::of(storage)?;
     if bases.is_empty() && retired > 0 {
         return Err(missing(retired));
     }
@@ -71,13 +77,25 @@ pub(crate) fn verify<S: Storage>(storage: &S) -> Result<Verification, StoreError
             continue;
         };
         let mut scan = Scan::new(file, header.salt, SEGMENT_HEADER as u64, base);
-        let tail = scan.run_out().and_then(|()| match scan.has_seal() {
+        let mut lines = indexed.binary_search(&base).is_ok().then(Lines::default);
+        let all = match &mut lines {
+            Some(lines) => lines.take_all(&mut scan),
+            None => scan.run_out(),
+        };
+        let tail = all.and_then(|()| match scan.has_seal() {
             true => Ok(None),
             false => Tail::of(scan.file(), Some(header), scan.offset(), scan.sequence()).map(Some),
         });
         let tail = tail.map_err(reading)?;
         if scan.is_contradicted() {
             return Err(corrupt(scan.offset(), base, "the frames that the seal counts"));
+        }
+        if let Some(lines) = lines {
+            let kept = Finished::scanned(header, &scan).map(|of| Lines::read(storage, &of));
+            match kept {
+                Some(Ok(Some(kept))) if kept == lines => found.indexes += 1,
+                _ => found.wrong_indexes += 1,
+            }
         }
         durable = durable.max(scan.durable());
         found.segments += 1;

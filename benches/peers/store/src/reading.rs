@@ -115,11 +115,16 @@ impl Killed {
 
 /// Returns the segments of a log in order.
 fn segments(folder: &Path) -> Vec<PathBuf> {
+    files(folder, "elog")
+}
+
+/// Returns the files of a folder with an ending, in order.
+fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
     let entries = folder.read_dir().expect("a folder").map(|entry| entry.expect("an entry").path());
-    let is_segment = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "elog");
-    let mut segments: Vec<_> = entries.filter(is_segment).collect();
-    segments.sort();
-    segments
+    let is_wanted = |path: &PathBuf| path.extension().is_some_and(|found| found == ending);
+    let mut files: Vec<_> = entries.filter(is_wanted).collect();
+    files.sort();
+    files
 }
 
 /// What is made of all events that are read, so that none is left out.
@@ -251,6 +256,7 @@ pub(crate) fn comparisons() -> Vec<Comparison> {
         replaying(),
         reading_compressed(),
         query(),
+        first_query(),
     ]
 }
 
@@ -346,23 +352,54 @@ fn find(store: &EventStore) -> f64 {
     start.elapsed().as_nanos() as f64
 }
 
+/// Returns a log that can be queried, with its index.
+fn queried() -> (EventStore, Folder) {
+    let folder = Folder::new();
+    let (store, _) = open(folder.path(), Durability::None);
+    let mut events: Vec<Event> = (0..2_000).map(|number| *event_at(number)).collect();
+    for number in 0..QUERIED {
+        let place = number % events.len();
+        events[place].timestamp = event_at(0).timestamp + number as u64;
+        if place + 1 == events.len() {
+            store.append(&events).expect("there is room");
+        }
+    }
+    store.seal().expect("it is sealed");
+    find(&store);
+    (store, folder)
+}
+
+/// Returns what the first query of a log takes that was just opened, in nanoseconds.
+fn find_first(folder: &Path) -> f64 {
+    let (store, _) = open(folder, Durability::None);
+    let spent = find(&store);
+    store.close().expect("it closes");
+    spent
+}
+
+fn first_query() -> Comparison {
+    const LIMIT: &str = "without index files";
+    let ours = shared(move || {
+        let (store, folder) = queried();
+        store.close().expect("it closes");
+        folder
+    });
+    let limit = ours.clone();
+    let without = move || {
+        for path in files(limit.path(), "idx") {
+            std::fs::remove_file(path).expect("it is there");
+        }
+        find_first(limit.path())
+    };
+    let name = "the first query after opening, 1 % of 16 M events";
+    let row = Row { name, ours: OURS, against: LIMIT, target: Target::TimesLess(10.0) };
+    let cases = vec![case(OURS, move || find_first(ours.path()))];
+    Comparison { limit: case(LIMIT, without), cases, rows: vec![row] }
+}
+
 fn query() -> Comparison {
     const LIMIT: &str = "reading all of it";
-    let ours = shared(move || {
-        let folder = Folder::new();
-        let (store, _) = open(folder.path(), Durability::None);
-        let mut events: Vec<Event> = (0..2_000).map(|number| *event_at(number)).collect();
-        for number in 0..QUERIED {
-            let place = number % events.len();
-            events[place].timestamp = event_at(0).timestamp + number as u64;
-            if place + 1 == events.len() {
-                store.append(&events).expect("there is room");
-            }
-        }
-        store.seal().expect("it is sealed");
-        find(&store);
-        (store, folder)
-    });
+    let ours = shared(queried);
     let limit = ours.clone();
     let all = move || {
         let start = Instant::now();
