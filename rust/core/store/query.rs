@@ -77,6 +77,12 @@ impl Filter {
         block.has_objects && self.wants_objects || has_types && block.symbols & symbols != 0
     }
 
+    /// Returns whether all events of a block are wanted.
+    fn wants_all(&self, block: &Block) -> bool {
+        let is_inside = self.times.start <= block.earliest && block.latest < self.times.end;
+        is_inside && self.types == [u64::MAX; 4] && self.symbols.is_empty()
+    }
+
     #[inline]
     pub(super) fn wants(&self, event: &Event) -> bool {
         let event_type = event.event_type.0;
@@ -129,10 +135,20 @@ struct Part<F> {
     name: String,
     scan: Scan<SegmentFile<F>>,
     names: Arc<Translation>,
-    /// Offset, sequence and end of frames that follow one another, the last ones first.
-    runs: Vec<(u64, u64, u64)>,
-    /// Behind the run that is read.
+    /// The last ones first.
+    runs: Vec<Run>,
+    /// The one that is read.
+    run: Run,
+}
+
+/// Frames that follow one another.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    offset: u64,
+    sequence: u64,
     end: u64,
+    /// None of its events needs to be looked at.
+    is_wanted: bool,
 }
 
 /// The records of a log that a query wants.
@@ -196,11 +212,11 @@ impl<S: Storage> LogQuery<S> {
                 continue;
             };
             let sequence = part.scan.sequence();
-            if sequence >= part.end {
+            if sequence >= part.run.end {
                 match part.runs.pop() {
-                    Some((offset, sequence, end)) => {
-                        part.scan.seek(offset, sequence);
-                        part.end = end;
+                    Some(run) => {
+                        part.scan.seek(run.offset, run.sequence);
+                        part.run = run;
                     }
                     None => self.part = None,
                 }
@@ -245,21 +261,28 @@ impl<S: Storage> LogQuery<S> {
         }
         let Some(index) = indexes.get(&base) else { unreachable!("it was extended") };
         let symbols = self.filter.symbols_in(&index.names);
-        let mut runs: Vec<(u64, u64, u64)> = Vec::new();
+        let mut runs: Vec<Run> = Vec::new();
         for block in index.lines.blocks.iter().filter(|block| block.sequence < self.limit) {
             if !self.filter.may_want(block, symbols) {
                 continue;
             }
+            let is_wanted = self.filter.wants_all(block);
             match runs.last_mut() {
-                Some((_, _, end)) if *end == block.sequence => *end = block.end,
-                _ => runs.push((block.offset, block.sequence, block.end)),
+                Some(run) if (run.end, run.is_wanted) == (block.sequence, is_wanted) => {
+                    run.end = block.end;
+                }
+                _ => {
+                    let Block { offset, sequence, end, .. } = *block;
+                    runs.push(Run { offset, sequence, end, is_wanted });
+                }
             }
         }
         runs.reverse();
         let (name, names, salt) = (index.name().to_owned(), index.names.clone(), index.salt());
         drop(indexes);
         let scan = Scan::new(open_segment(&*self.storage, base)?, salt, u64::MAX, 0);
-        Ok(Part { base, name, scan, names, runs, end: 0 })
+        let run = Run { offset: 0, sequence: 0, end: 0, is_wanted: false };
+        Ok(Part { base, name, scan, names, runs, run })
     }
 
     /// Selects what is wanted of the events that were read last; false if nothing is.
@@ -268,9 +291,15 @@ impl<S: Storage> LogQuery<S> {
         let Some(frame) = part.scan.last() else { return false };
         let events = native(frame.payload, &part.names);
         let below = self.limit.saturating_sub(sequence) as usize;
+        let events = &events[..below.min(events.len())];
         self.sequences.clear();
         self.events.clear();
-        for (sequence, event) in (sequence..).zip(events.iter().take(below)) {
+        if part.run.is_wanted {
+            // They are given out where they are.
+            self.sequences.extend(sequence..sequence + events.len() as u64);
+            return !events.is_empty();
+        }
+        for (sequence, event) in (sequence..).zip(events) {
             if self.filter.wants(event) {
                 self.sequences.push(sequence);
                 self.events.push(*event);
@@ -293,7 +322,11 @@ impl<S: Storage> LogQuery<S> {
         let Some(part) = &mut self.part else { unreachable!("something was read") };
         let Some(frame) = part.scan.last() else { unreachable!("something was read") };
         if frame.header.kind == Kind::Events {
-            return Found::Events(&self.sequences, &self.events);
+            let events = match part.run.is_wanted {
+                true => &bytemuck::cast_slice(frame.payload)[..self.sequences.len()],
+                false => &*self.events,
+            };
+            return Found::Events(&self.sequences, events);
         }
         let objects = Objects::of(frame.payload, frame.header.count as usize, &part.names);
         let numbered = (sequence..self.limit).zip(objects.iter());
