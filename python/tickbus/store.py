@@ -174,6 +174,8 @@ class Verification:
         bytes: Bytes that were read and compared with their checksums.
         torn_bytes: Bytes behind the last record that were never acknowledged; opening the log for
             writing cuts them off.
+        indexes: Segments with an index that is what it should be.
+        wrong_indexes: Segments with one that is not, which is not used and made again.
     """
 
     oldest_sequence: int
@@ -181,6 +183,8 @@ class Verification:
     segments: int
     bytes: int
     torn_bytes: int
+    indexes: int
+    wrong_indexes: int
 
 
 class SegmentReport(NamedTuple):
@@ -202,6 +206,7 @@ class SegmentReport(NamedTuple):
         events: Compact events.
         objects: Objects.
         gaps: Notes of events that were lost.
+        index_bytes: Bytes of its index; 0 if it has none that fits.
     """
 
     name: str
@@ -218,6 +223,7 @@ class SegmentReport(NamedTuple):
     events: int
     objects: int
     gaps: int
+    index_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

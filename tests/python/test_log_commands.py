@@ -211,6 +211,8 @@ def test_verify_exits_with_0_sound_1_damaged_and_3_unreadable(
         "segments": 3,
         "bytes": sum(path.stat().st_size for path in log.glob("*.elog")),
         "torn_bytes": 0,
+        "indexes": 0,
+        "wrong_indexes": 0,
     }
     assert cli.main(["log", "verify", str(log)]) == 0
     assert "sound" in capsys.readouterr().out
@@ -234,6 +236,12 @@ def test_inspect_shows_each_file_whole_or_not(log: Path, capsys: Captured) -> No
     assert [(each["events"], each["objects"], each["gaps"]) for each in segments] == [(1, 1, 1)] * 3
     assert all(each["sealed"] and each["bytes"] == each["whole_bytes"] for each in segments)
     assert len({each["log"] for each in segments}) == 1
+    assert [each["index_bytes"] for each in segments] == [0] * 3
+    with EventStore.open(log) as store:
+        assert len(list(store.query())) == 6
+    assert run_json(capsys, "log", "verify", log)["indexes"] == 3
+    segments = run_json(capsys, "log", "inspect", log)["segments"]
+    assert all(each["index_bytes"] > 0 for each in segments)
     damage(log)
     first, second, _ = run_json(capsys, "log", "inspect", log)["segments"]
     assert (first["sealed"], first["next_sequence"], second) == (False, 0, segments[1])

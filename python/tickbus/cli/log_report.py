@@ -144,7 +144,7 @@ class InspectReport:
         """Prints a table with a row for each file."""
         columns = (
             "segment", "first", "last", "events", "objects", "gaps", "durable below", "frames",
-            "bytes", "whole bytes", "sealed", "begun",
+            "bytes", "whole bytes", "index bytes", "sealed", "begun",
         )  # fmt: skip
         table = Table(title=Text(f"Log {self.log}", "bold"), title_justify="left")
         for column in columns:
@@ -163,6 +163,7 @@ class InspectReport:
                 f"{segment.frames:,}",
                 f"{segment.bytes:,}",
                 f"{segment.whole_bytes:,}",
+                f"{segment.index_bytes:,}",
                 "yes" if segment.sealed else "no",
                 f"{begun:%Y-%m-%d %H:%M:%S}" if segment.created else "?",
             )

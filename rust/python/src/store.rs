@@ -885,20 +885,20 @@ pub(crate) fn given(
 }
 
 /// What is in each file of a log, as rows of (name, log, number, base, next_sequence, durable, created,
-/// bytes, whole_bytes, sealed, frames, events, objects, gaps).
+/// bytes, whole_bytes, sealed, frames, events, objects, gaps, index_bytes).
 #[pyfunction]
 pub(crate) fn _inspect_store<'py>(py: Python<'py>, path: PathBuf) -> PyResult<Bound<'py, PyList>> {
     let reports = py.detach(|| Core::inspect(path)).map_err(|error| error::store(py, &error))?;
     let rows = reports.into_iter().map(|report| {
         let SegmentReport { name, number, base, next_sequence, durable, created, .. } = report;
         let SegmentReport { bytes, whole_bytes, is_sealed, frames, .. } = report;
-        let SegmentReport { events, objects, gaps, .. } = report;
+        let SegmentReport { events, objects, gaps, index_bytes, .. } = report;
         let log = format!("{:032x}", report.log);
         let head: [Bound<'py, PyAny>; 2] =
             [PyString::new(py, &name).into_any(), PyString::new(py, &log).into_any()];
         let numbers = [number, base, next_sequence, durable, created, bytes, whole_bytes];
         let sealed = PyBool::new(py, is_sealed).to_owned().into_any();
-        let counts = [frames, events, objects, gaps];
+        let counts = [frames, events, objects, gaps, index_bytes];
         let int = |number: u64| PyInt::new(py, number).into_any();
         let row = head.into_iter().chain(numbers.map(int)).chain([sealed]).chain(counts.map(int));
         PyTuple::new(py, row.collect::<Vec<_>>())
@@ -907,15 +907,16 @@ pub(crate) fn _inspect_store<'py>(py: Python<'py>, path: PathBuf) -> PyResult<Bo
 }
 
 /// Reads all of a log and compares it with its checksums: (oldest_sequence, next_sequence, segments,
-/// bytes, torn_bytes).
+/// bytes, torn_bytes, indexes, wrong_indexes).
 #[pyfunction]
 pub(crate) fn _verify_store(
     py: Python<'_>,
     path: PathBuf,
-) -> PyResult<(u64, u64, usize, u64, u64)> {
+) -> PyResult<(u64, u64, usize, u64, u64, usize, usize)> {
     let found = py.detach(|| Core::verify(path)).map_err(|error| error::store(py, &error))?;
     let (oldest, next) = (found.oldest_sequence, found.next_sequence);
-    Ok((oldest, next, found.segments, found.bytes, found.torn_bytes))
+    let (segments, bytes, torn_bytes) = (found.segments, found.bytes, found.torn_bytes);
+    Ok((oldest, next, segments, bytes, torn_bytes, found.indexes, found.wrong_indexes))
 }
 
 /// (oldest_sequence, next_sequence, kept, lost, foreign)
