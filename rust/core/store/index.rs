@@ -485,7 +485,9 @@ mod tests {
         };
         for at in 0..whole.len() {
             change(&format!("byte {at}"), &|bytes| bytes[at] ^= 1 << (at % 8));
-            change(&format!("{at} bytes"), &|bytes| bytes.truncate(at));
+        }
+        for length in (0..whole.len()).step_by(16).chain([whole.len() - 1]) {
+            change(&format!("{length} bytes"), &|bytes| bytes.truncate(length));
         }
         change("a byte more", &|bytes| bytes.push(0));
         change("zeros", &|bytes| bytes.fill(0));
