@@ -155,10 +155,11 @@ class Replay:
 
     @property
     def digest(self) -> str:
-        """What was replayed so far, as 64 hexadecimal digits: BLAKE3 over contents and order.
+        """What was replayed so far, as 32 hexadecimal digits: XXH3 over contents and order.
 
         Equal for equal records in equal order, whatever process replays them, from whatever log,
-        and however fast. `docs/format.md` says which bytes it is of.
+        and however fast. It tells replays apart, and does not withstand whoever makes up events.
+        `docs/format.md` says which bytes it is of.
         """
         return self._transport.digest()
 

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Events that are read before any of them is replayed, if there are so many.
-const CHUNK: usize = 4_096;
+const CHUNK: usize = 1_024;
 /// Events that are published at once: so far the clock is ahead of them at most.
 const STRETCH: usize = 1_024;
 /// How long it waits until it looks again for room: readers tell nobody, which would cost each of them

@@ -123,7 +123,7 @@ impl Transport {
     }
 
     /// Returns the digest of what was replayed so far, in the order in which it was; see [`Digest`].
-    pub fn digest(&self) -> [u8; 32] {
+    pub fn digest(&self) -> [u8; 16] {
         self.0.digest.lock().finish()
     }
 
