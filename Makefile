@@ -22,7 +22,7 @@ export PYO3_PYTHON := $(CURDIR)/.venv/bin/python
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
 .PHONY: help demo test check wheel test-pythons bench bench-pythons bench-decision bench-setup \
-	bench-store loom shuttle crash fuzz soak sanitize coverage clean
+	bench-python bench-store loom shuttle crash fuzz soak sanitize coverage clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -91,15 +91,17 @@ bench-decision: bench-setup ## compare future_into_py with the awaitable of tick
 	$(PY) benches/future_into_py/measure.py
 
 STORE_BENCH := --manifest-path benches/peers/store/Cargo.toml --target-dir target/bench-store
-bench-store: ## measure the event log against raw system calls and databases; exit 1 on a miss
+bench-store: bench-python ## measure the event log against raw system calls and databases; exit 1 on a miss
 	benches/peers/store/setup.sh
 	cargo run --quiet --release $(STORE_BENCH) -- $(ARGS)
 
-bench-setup: .venv/dev.stamp
+bench-setup: bench-python
+	benches/peers/lmax/run.sh --setup
+
+bench-python: .venv/dev.stamp
 	$(PY) -m pip install --quiet --group bench
 	rm -f .venv/core.stamp
 	.venv/bin/maturin develop --quiet --profile wheel --features native-producer --extras $(EXTRAS)
-	benches/peers/lmax/run.sh --setup
 
 loom: ## model-check parking, waking, joining, leaving, and the ring
 	$(LOOM) --test loom

@@ -9,6 +9,7 @@ use pyo3::types::{PyBytes, PyList};
 use tickbus::{Event, Found, Object, StoreQuery as Core};
 
 /// An object, taken out of what has read it.
+#[derive(Debug)]
 pub(crate) struct TakenObject {
     timestamp: u64,
     topic: Option<String>,

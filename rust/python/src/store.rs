@@ -414,7 +414,7 @@ impl EventStore {
             Access::Read { .. } => py.detach(|| Core::read_only(&self.path, from_sequence)),
         };
         let reader = reader.map_err(|error| error::store(py, &error))?;
-        Ok(StoreReader { core: Own::new(Mutex::new(reader)) })
+        Ok(StoreReader { core: Own::new(Mutex::new(Ahead { reader, held: None })) })
     }
 
     /// Makes everything durable and ends the log. Again does nothing.
@@ -828,10 +828,43 @@ impl StoreTask {
 #[pyclass(frozen, module = "tickbus._core", name = "_StoreReader")]
 #[derive(Debug)]
 pub(crate) struct StoreReader {
-    core: Own<Mutex<CoreReader>>,
+    core: Own<Mutex<Ahead>>,
+}
+
+/// Events that are returned together, if they follow one another: a frame has a few, and each answer
+/// takes a microsecond of Python. So many stay in a core's cache until they are looked at.
+const TOGETHER: usize = 4_096;
+
+/// A reader, and what it came upon behind the events that were returned last.
+#[derive(Debug)]
+struct Ahead {
+    reader: CoreReader,
+    held: Option<Result<(u64, Taken), StoreError>>,
+}
+
+impl Ahead {
+    fn next(&mut self) -> Result<Option<(u64, Taken)>, StoreError> {
+        if let Some(held) = self.held.take() {
+            return held.map(Some);
+        }
+        let mut first = self.reader.next_batch()?.map(Taken::of);
+        if let Some((_, Taken::Events(events))) = &mut first {
+            while events.len() < TOGETHER && self.held.is_none() {
+                match self.reader.next_batch() {
+                    Ok(Some(Batch { records: Records::Events(more), .. })) => events.extend(more),
+                    Ok(Some(other)) => self.held = Some(Ok(Taken::of(other))),
+                    Ok(None) => break,
+                    // What is before it is sound.
+                    Err(error) => self.held = Some(Err(error)),
+                }
+            }
+        }
+        Ok(first)
+    }
 }
 
 /// Records of one kind, taken out of the reader.
+#[derive(Debug)]
 pub(crate) enum Taken {
     Events(Vec<Event>),
     Objects(Vec<TakenObject>),
@@ -845,7 +878,7 @@ impl StoreReader {
     /// are none now.
     fn next_batch<'py>(&self, py: Python<'py>) -> PyResult<Option<(u64, Bound<'py, PyAny>)>> {
         self.core.process().check()?;
-        let taken = py.detach(|| Ok(self.core.lock().next_batch()?.map(Taken::of)));
+        let taken = py.detach(|| self.core.lock().next());
         given(py, taken)
     }
 }

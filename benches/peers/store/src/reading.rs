@@ -4,13 +4,13 @@ use crate::harness::{Comparison, Row, Target, case};
 use crate::writing::{event_at, fill, open};
 use crate::{Folder, SEGMENT_BYTES};
 use rustix::fs::{FallocateFlags, fallocate};
-use std::cell::LazyCell;
+use std::cell::{LazyCell, RefCell};
 use std::fs::File;
 use std::hint::black_box;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -254,10 +254,91 @@ pub(crate) fn comparisons() -> Vec<Comparison> {
         reading("reading, frames of 1,000", 1_000),
         reading("reading, frames of 256", 256),
         replaying(),
+        reading_in_python(),
         reading_compressed(),
         query(),
         first_query(),
     ]
+}
+
+/// A Python process that reads a log by batches whenever it is told to, and sums up what one of their
+/// columns has.
+struct Reader {
+    process: Child,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Reader {
+    fn new(log: &Path) -> Self {
+        let top = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../.."));
+        let mut process = Command::new(top.join(".venv/bin/python"))
+            .arg(top.join("benches/peers/store/reading.py"))
+            .arg(log)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("make bench-store makes .venv with tickbus in it");
+        let answers = BufReader::new(process.stdout.take().expect("it is piped"));
+        Self { process, answers }
+    }
+
+    /// Returns what reading an event takes it, in nanoseconds.
+    fn read(&mut self, expected: Fold) -> f64 {
+        let questions = self.process.stdin.as_mut().expect("it is piped");
+        questions.write_all(b"again\n").expect("it listens");
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).expect("it answers");
+        let numbers: Vec<u64> = answer.split_whitespace().flat_map(str::parse).collect();
+        let [spent, events, metadata] = numbers[..] else { panic!("it said {answer:?}") };
+        assert_eq!(
+            (events, metadata),
+            (EVENTS as u64, expected.metadata),
+            "it read something else"
+        );
+        spent as f64 / EVENTS as f64
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        // Nothing more to read ends it.
+        drop(self.process.stdin.take());
+        _ = self.process.wait();
+    }
+}
+
+/// Returns what reading an event and summing up the same column takes here, in nanoseconds.
+fn sum(log: &Path, expected: Fold) -> f64 {
+    let start = Instant::now();
+    let (mut events_read, mut metadata) = (0, 0_u64);
+    let mut reader = EventStore::read_only(log, 0).expect("it opens");
+    while let Some(batch) = reader.next_batch().expect("the log is sound") {
+        let Records::Events(events) = batch.records else { panic!("only events were appended") };
+        events_read += events.len();
+        metadata = events.iter().fold(metadata, |sum, event| sum.wrapping_add(event.metadata));
+    }
+    let spent = start.elapsed().as_nanos() as f64;
+    assert_eq!((events_read, metadata), (EVENTS, expected.metadata), "it read something else");
+    spent / EVENTS as f64
+}
+
+fn reading_in_python() -> Comparison {
+    const LIMIT: &str = "Rust";
+    const PYTHON: &str = "Python";
+    let ours = shared(|| {
+        let folder = Folder::new();
+        let (store, _) = open(folder.path(), Durability::None);
+        fill(&store, EVENTS, 1_000);
+        store.close().expect("it closes");
+        let reader = RefCell::new(Reader::new(folder.path()));
+        (reader, folder, Fold::of_all())
+    });
+    let limit = ours.clone();
+    let run = move || ours.0.borrow_mut().read(ours.2);
+    let target = Target::TimesLess(0.5);
+    let row = Row { name: "reading by batches, in Python", ours: PYTHON, against: LIMIT, target };
+    let rust = move || sum(limit.1.path(), limit.2);
+    Comparison { limit: case(LIMIT, rust), cases: vec![case(PYTHON, run)], rows: vec![row] }
 }
 
 /// Returns what replaying an event to nobody takes, with its digest, in nanoseconds.
