@@ -123,6 +123,19 @@ def promtool() -> str:
 
 
 @pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of a log."""
+    return tmp_path / "log"
+
+
+@pytest.fixture
+def store(folder: Path) -> Iterator[tickbus.EventStore]:
+    """A log that is open for writing, whose segments are soon full."""
+    with tickbus.EventStore.open(folder, segment_bytes=64 * 1024) as store:
+        yield store
+
+
+@pytest.fixture
 def data() -> Path:
     """The folder of real captures."""
     return _DATA

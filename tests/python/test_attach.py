@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from queue import SimpleQueue
@@ -27,17 +26,6 @@ SMALL = 64 * 1024
 FILL = Fill(
     7, "BTCUSDT", "f1", "o1", "buy", Decimal("61000.10"), Decimal("0.5"), Decimal("0.01"), "USDT"
 )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "log"
-
-
-@pytest.fixture
-def store(folder: Path) -> Iterator[EventStore]:
-    with EventStore.open(folder, segment_bytes=SMALL) as store:
-        yield store
 
 
 def event(number: int) -> Event:

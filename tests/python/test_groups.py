@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,12 +34,6 @@ from tickbus import (
 
 PATIENCE = 60.0
 """Seconds that no test reaches."""
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[EventStore]:
-    with EventStore.open(tmp_path / "log", segment_bytes=64 * 1024) as store:
-        yield store
 
 
 def fill(store: EventStore, count: int) -> None:

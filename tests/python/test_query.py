@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,6 @@ SMALL = 64 * 1024
 """Bytes of the smallest segment."""
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT", None)
 TYPES = (EventType.PriceUpdate, EventType.OrderPlaced, EventType.EmergencyStop)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "log"
-
-
-@pytest.fixture
-def store(folder: Path) -> Iterator[EventStore]:
-    with EventStore.open(folder, segment_bytes=SMALL) as store:
-        yield store
 
 
 def event(number: int) -> Event:

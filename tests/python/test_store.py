@@ -38,17 +38,6 @@ DURABILITIES = ("none", "interval(5)", "group", "always", "double")
 Open = Callable[..., EventStore]
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "log"
-
-
-@pytest.fixture
-def store(folder: Path) -> Iterator[EventStore]:
-    with EventStore.open(folder, segment_bytes=SMALL) as store:
-        yield store
-
-
 def event(number: int, symbol: str = "BTCUSDT") -> Event:
     return Event(number, EventType.PriceUpdate, 1, "binance", symbol, number / 4, 1 << 40)
 
