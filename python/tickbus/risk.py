@@ -139,6 +139,7 @@ class RiskStats:
         escalated: Escalations.
         dead_lettered: Events that became dead letters.
         limited: How often a consumer had as many events as it may, and more were there.
+        refused: Events that the log refused, so that they were delivered live.
         dead_letters: Dead letters that there are now.
         consumers: A row for each consumer, those without a handler here included.
     """
@@ -149,6 +150,7 @@ class RiskStats:
     escalated: int
     dead_lettered: int
     limited: int
+    refused: int
     dead_letters: int
     consumers: tuple[ConsumerStats, ...]
 
@@ -324,6 +326,10 @@ class RiskEventSystem:
         on_dead_letter: Called with each new `DeadLetter`, by the same thread.
         on_limit: Called when a consumer has `TooManyInFlight`, by the same thread.
 
+    Attributes:
+        path: The folder of the log.
+        max_in_flight: Events that a consumer may have at a time.
+
     Raises:
         ConfigError: An argument is out of range, or the log has a risk system already.
         Corrupt: What says how far consumers are is damaged.
@@ -342,7 +348,7 @@ class RiskEventSystem:
         >>> folder.cleanup()
     """
 
-    __slots__ = ("__weakref__", "_core", "_handlers", "_tasks")
+    __slots__ = ("__weakref__", "_core", "_handlers", "_tasks", "max_in_flight", "path")
 
     def __init__(
         self,
@@ -371,6 +377,8 @@ class RiskEventSystem:
             seed,
             clock,
         )
+        self.max_in_flight = max_in_flight
+        self.path = store.path
         self._handlers: list[threading.Thread] = []
         self._tasks: set[asyncio.Task[None]] = set()
         if escalate or on_dead_letter or on_limit:
@@ -532,7 +540,7 @@ class RiskEventSystem:
     def stats(self) -> RiskStats:
         """Returns the numbers of this moment."""
         row = self._core.stats()
-        return RiskStats(*row[:7], tuple(ConsumerStats(*consumer) for consumer in row[7]))
+        return RiskStats(*row[:8], tuple(ConsumerStats(*consumer) for consumer in row[8]))
 
     @property
     def closed(self) -> bool:

@@ -122,6 +122,12 @@ class StoreStats:
             segments stay; `None` if there is none.
         detached: Buses and systems from which the log has detached itself since it was opened,
             because it had no room or failed.
+        missed: Events for which gaps stand that were appended since it was opened.
+        refused: Appends since it was opened that had no room for all that they were given.
+        syncs: How often it waited for the disk since it was opened.
+        sync_seconds: How long that took.
+        poisoned: Whether a write or a sync has failed: nothing is stored until the log is opened
+            again.
     """
 
     oldest_sequence: int
@@ -131,6 +137,11 @@ class StoreStats:
     bytes: int
     held_from: int | None
     detached: int
+    missed: int
+    refused: int
+    syncs: int
+    sync_seconds: float
+    poisoned: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,9 +434,9 @@ class EventStore(_core.EventStore):
         Raises:
             Corrupt, StoreIO: As `open`, of a log that another process writes.
         """
-        oldest, following, durable_end, segments, size, held_from, detached = self._stats()
+        oldest, following, durable_end, segments, size, held_from, since = self._stats()
         durable = durable_end - 1 if durable_end else None
-        return StoreStats(oldest, following, durable, segments, size, held_from, detached)
+        return StoreStats(oldest, following, durable, segments, size, held_from, *since)
 
     def retain(
         self, size: int | None = None, count: int | None = None, age: float | None = None

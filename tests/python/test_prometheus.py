@@ -211,7 +211,7 @@ def test_a_bus_or_a_name_is_not_taken_twice(make_bus: MakeBus) -> None:
     collector = BusCollector(first)
     collector.add(second, name="market")
     for bus, name in [(first, None), (first, "other"), (make_bus(), "market")]:
-        with pytest.raises(tickbus.ConfigError, match="add each bus once"):
+        with pytest.raises(tickbus.ConfigError, match="add each bus, log or risk system once"):
             collector.add(bus, name)
     for name in ("", "17"):
         with pytest.raises(tickbus.ConfigError, match="something else than digits"):

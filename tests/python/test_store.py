@@ -321,7 +321,7 @@ def test_opening_again_goes_on_and_the_recovery_says_what_was_found(folder: Path
 def test_stats_and_the_durable_sequence_say_how_far_the_log_is(folder: Path) -> None:
     with EventStore.open(folder, durability="none") as store:
         assert store.durable_sequence is None
-        assert store.stats() == tickbus.StoreStats(0, 0, None, 0, 0, None, 0)
+        assert store.stats() == tickbus.StoreStats(0, 0, None, 0, 0, None, 0, 0, 0, 0, 0.0, False)
         store.append_many(events(10))
         assert store.durable_sequence is None
         assert store.stats().next_sequence == 10

@@ -1,10 +1,10 @@
 //! Groups: consumers that share a place in a log, which survives them.
 
-use super::Delivery;
 use super::desk::Books;
 use super::entry::{Entry, GroupId};
 use super::error::DeliveryError;
 use super::groups::{Lent, Offer, Serving};
+use super::{Delivery, FOLDER};
 use crate::error::{ConfigError, Lagged};
 use crate::store::{Batch, Directory, EventStore, LogReader, StoreError};
 use parking_lot::Mutex;
@@ -177,6 +177,11 @@ impl EventStore {
     ///
     /// As [`EventStore::sync`].
     pub fn groups(&self) -> Result<Vec<GroupStats>, StoreError> {
+        self.check()?;
+        // To ask makes nothing in the folder of a log.
+        if !self.path().join(FOLDER).is_dir() {
+            return Ok(Vec::new());
+        }
         let delivery = self.delivery()?;
         let books = delivery.desk.books();
         Ok(books.groups.all().filter_map(|(id, _)| stats(&books, id)).collect())

@@ -75,6 +75,7 @@ pub(crate) struct RiskNumbers {
     pub(crate) escalated: u64,
     pub(crate) dead_lettered: u64,
     pub(crate) limited: u64,
+    pub(crate) refused: u64,
 }
 
 /// What has come of an event.

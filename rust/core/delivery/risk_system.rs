@@ -162,6 +162,8 @@ pub struct RiskStats {
     pub dead_lettered: u64,
     /// How often a consumer had as many events as it may, and more were there.
     pub limited: u64,
+    /// Events that the log refused, so that they were delivered live.
+    pub refused: u64,
     /// Dead letters that there are now.
     pub dead_letters: usize,
     /// A row for each consumer.
@@ -320,6 +322,7 @@ impl RiskEventSystem {
         let delivered_live = match is_refused {
             true => {
                 let mut books = self.delivery.desk.books();
+                books.risk.numbers.refused += 1;
                 let consumers = books.deliver_live(event);
                 self.delivery.desk.tell(&mut books);
                 consumers
@@ -542,6 +545,7 @@ impl RiskEventSystem {
             escalated: numbers.escalated,
             dead_lettered: numbers.dead_lettered,
             limited: numbers.limited,
+            refused: numbers.refused,
             dead_letters: books.risk.letters().count(),
             consumers: consumers.collect(),
         }

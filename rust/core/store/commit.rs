@@ -5,8 +5,9 @@ use super::error::StoreError;
 use super::log::Log;
 use super::storage::Storage;
 use super::tenant::Tenancy;
+use crate::sync::Counter;
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// A log that many threads append to, and wait for.
@@ -23,6 +24,9 @@ pub(crate) struct Committed<S: Storage> {
     is_double: bool,
     /// Who is told what has become durable.
     tenancy: Tenancy,
+    refused: Counter,
+    syncs: Counter,
+    sync_nanoseconds: Counter,
 }
 
 #[derive(Debug, Default)]
@@ -65,6 +69,9 @@ impl<S: Storage> Committed<S> {
             notify: Notify::new(),
             is_double,
             tenancy: Tenancy::default(),
+            refused: Counter::default(),
+            syncs: Counter::default(),
+            sync_nanoseconds: Counter::default(),
         }
     }
 
@@ -183,8 +190,30 @@ impl<S: Storage> Committed<S> {
 
     fn sync_once(&self) -> Result<(), StoreError> {
         let Some(job) = self.log.lock().begin_sync()? else { return Ok(()) };
+        let began = Instant::now();
         let result = job.run();
+        self.sync_nanoseconds.add(began.elapsed().as_nanos() as u64);
+        self.syncs.add(1);
         self.log.lock().end_sync(job, result)
+    }
+
+    /// Counts what was appended if it had no room.
+    #[inline]
+    pub(crate) fn note<T>(&self, appended: Result<T, StoreError>) -> Result<T, StoreError> {
+        if matches!(appended, Err(StoreError::Full { .. })) {
+            self.refused.add(1);
+        }
+        appended
+    }
+
+    /// Returns how often something had no room.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.value()
+    }
+
+    /// Returns how often somebody waited for the disk, and how long that took.
+    pub(crate) fn syncs(&self) -> (u64, Duration) {
+        (self.syncs.value(), Duration::from_nanos(self.sync_nanoseconds.value()))
     }
 
     /// As `commit`, but leaves it to the committer, until a deadline: false if that has passed.

@@ -153,6 +153,16 @@ pub struct StoreStats {
     pub held_from: Option<u64>,
     /// Sources from which the store has detached itself, because it had no room or failed.
     pub detached: u64,
+    /// Events for which gaps stand that were appended since it was opened.
+    pub missed: u64,
+    /// Appends since it was opened that had no room for all that they were given.
+    pub refused: u64,
+    /// How often it waited for the disk since it was opened.
+    pub syncs: u64,
+    /// How long that took.
+    pub sync_time: Duration,
+    /// A write or a sync has failed: nothing is stored until the log is opened again.
+    pub is_poisoned: bool,
 }
 
 impl EventStore {
@@ -345,7 +355,7 @@ impl EventStore {
     pub fn append_durable(&self, events: &[Event]) -> Result<Ticket, StoreError> {
         let first = {
             self.check()?;
-            self.committed.log().append_events(events)?
+            self.committed.note(self.committed.log().append_events(events))?
         };
         Ok(self.ticket(first + events.len() as u64))
     }
@@ -358,7 +368,7 @@ impl EventStore {
     pub fn append_object_durable(&self, object: &Object<'_>) -> Result<Ticket, StoreError> {
         let first = {
             self.check()?;
-            append_object(&mut self.committed.log(), object)?
+            self.committed.note(append_object(&mut self.committed.log(), object))?
         };
         Ok(self.ticket(first + 1))
     }
@@ -586,6 +596,11 @@ impl EventStore {
             bytes,
             held_from: None,
             detached: 0,
+            missed: 0,
+            refused: 0,
+            syncs: 0,
+            sync_time: Duration::ZERO,
+            is_poisoned: false,
         };
         Ok((recovery, stats))
     }
@@ -593,6 +608,7 @@ impl EventStore {
     /// Returns the numbers of this moment.
     pub fn stats(&self) -> StoreStats {
         let durable_end = self.committed.durable();
+        let (syncs, sync_time) = self.committed.syncs();
         let mut log = self.committed.log();
         // A file that cannot be measured counts nothing.
         _ = log.measure();
@@ -604,6 +620,11 @@ impl EventStore {
             bytes: log.bytes(),
             held_from: self.holds.lowest(),
             detached: self.detached.value(),
+            missed: log.missed(),
+            refused: self.committed.refused(),
+            syncs,
+            sync_time,
+            is_poisoned: log.is_poisoned(),
         }
     }
 
@@ -723,7 +744,7 @@ impl Appender {
         let (appended, was_idle, end) = {
             let mut log = self.committed.log();
             let was_idle = log.next() == log.durable();
-            (append(&mut log), was_idle, log.next())
+            (self.committed.note(append(&mut log)), was_idle, log.next())
         };
         // Some may be stored where the rest was refused.
         match self.durability {

@@ -163,6 +163,8 @@ pub(crate) struct Log<S: Storage> {
     has_spare: bool,
     poison: Option<String>,
     is_closed: bool,
+    /// Events for which gaps stand that were appended.
+    missed: u64,
 }
 
 /// What has to be synced so that all records below `upto` are durable.
@@ -222,6 +224,7 @@ impl<S: Storage> Log<S> {
             has_spare: false,
             poison,
             is_closed,
+            missed: 0,
         }
     }
 
@@ -341,7 +344,13 @@ impl<S: Storage> Log<S> {
         let sequence = self.framed;
         let payload = [missed.to_le_bytes(), u64::from(is_exact).to_le_bytes()].concat();
         self.add_frame(Kind::Gap, 1, &[&payload])?;
+        self.missed += missed;
         Ok(sequence)
+    }
+
+    /// Returns for how many events gaps stand that were appended.
+    pub(crate) fn missed(&self) -> u64 {
+        self.missed
     }
 
     /// Writes into a file what waits in memory.
@@ -767,6 +776,11 @@ impl<S: Storage> Log<S> {
     /// Writes and acknowledges nothing any more.
     pub(crate) fn poison(&mut self, cause: &str) {
         self.poison.get_or_insert_with(|| cause.to_owned());
+    }
+
+    /// Returns whether an earlier call failed.
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.poison.is_some()
     }
 
     /// Returns how many finished segments were not synced yet.

@@ -428,12 +428,13 @@ impl RiskSystem {
         Ok(())
     }
 
-    /// (published, acked, failed, escalated, dead_lettered, limited, dead_letters, [(name, ordered,
-    /// pending, in_flight)])
+    /// (published, acked, failed, escalated, dead_lettered, limited, refused, dead_letters, [(name,
+    /// ordered, pending, in_flight)])
     #[expect(clippy::type_complexity, reason = "it is a row")]
     fn stats(
         &self,
-    ) -> PyResult<(u64, u64, u64, u64, u64, u64, usize, Vec<(String, bool, usize, usize)>)> {
+    ) -> PyResult<(u64, u64, u64, u64, u64, u64, u64, usize, Vec<(String, bool, usize, usize)>)>
+    {
         self.core.process().check()?;
         let stats = self.core.stats();
         let rows = stats.consumers.iter().map(|consumer| {
@@ -447,6 +448,7 @@ impl RiskSystem {
             stats.escalated,
             stats.dead_lettered,
             stats.limited,
+            stats.refused,
             stats.dead_letters,
             rows.collect(),
         ))

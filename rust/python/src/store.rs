@@ -61,7 +61,7 @@ pub(crate) fn forget_all() {
 }
 
 /// Numbers of a log, as Python gets them.
-type StatsRow = (u64, u64, u64, usize, u64, Option<u64>, u64);
+type StatsRow = (u64, u64, u64, usize, u64, Option<u64>, (u64, u64, u64, u64, f64, bool));
 
 /// Fewer records than these are appended attached.
 const FEW: usize = 256;
@@ -365,7 +365,8 @@ impl EventStore {
         Ok(())
     }
 
-    /// (oldest_sequence, next_sequence, durable_end, segments, bytes, held_from, detached)
+    /// (oldest_sequence, next_sequence, durable_end, segments, bytes, held_from, (detached, missed,
+    /// refused, syncs, sync_seconds, poisoned))
     fn _stats(&self, py: Python<'_>) -> PyResult<StatsRow> {
         self.process().check()?;
         let stats = py.detach(|| match &self.access {
@@ -375,8 +376,10 @@ impl EventStore {
         let stats = stats.map_err(|error| error::store(py, &error))?;
         let (oldest, next) = (stats.oldest_sequence, stats.next_sequence);
         let (segments, bytes) = (stats.segments, stats.bytes);
-        let (held_from, detached) = (stats.held_from, stats.detached);
-        Ok((oldest, next, stats.durable_end, segments, bytes, held_from, detached))
+        let (detached, missed, refused) = (stats.detached, stats.missed, stats.refused);
+        let sync_seconds = stats.sync_time.as_secs_f64();
+        let since = (detached, missed, refused, stats.syncs, sync_seconds, stats.is_poisoned);
+        Ok((oldest, next, stats.durable_end, segments, bytes, stats.held_from, since))
     }
 
     /// Returns what finds the records of some times, types and symbols.
