@@ -80,6 +80,18 @@ class Attachment:
         """Whether it takes events still."""
         return self._thread.is_alive()
 
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until it has ended, because the source was closed or the store failed.
+
+        Args:
+            timeout: The longest wait in seconds; `None` waits for ever.
+
+        Returns:
+            Whether it has ended.
+        """
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
     def detach(self) -> None:
         """Stores what is pending and ends. Again does nothing.
 

@@ -41,6 +41,7 @@ from tickbus.cli.export import export, format_of
 from tickbus.cli.log_report import (
     ExportReport,
     InspectReport,
+    LiveReport,
     LogReplayReport,
     RecordReport,
     RepairReport,
@@ -48,6 +49,13 @@ from tickbus.cli.log_report import (
 )
 from tickbus.cli.oracle import tally_capture, tally_synthetic
 from tickbus.cli.record import record
+from tickbus.cli.record_live import (
+    LiveProgress,
+    UnusableError,
+    find,
+    is_reference,
+    record_live,
+)
 from tickbus.cli.replay import ReplayOutcome, ReplayPlan, replay
 from tickbus.cli.replay_log import LogOutcome, replay_log, tally_log
 from tickbus.cli.report import ReplayReport
@@ -62,7 +70,14 @@ DONE, FAILED, USAGE, UNREADABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 _Outcome = TypeVar("_Outcome")
 _Report: TypeAlias = (
-    RecordReport | InspectReport | VerifyReport | RepairReport | LogReplayReport | ExportReport
+    RecordReport
+    | LiveReport
+    | InspectReport
+    | VerifyReport
+    | RepairReport
+    | LogReplayReport
+    | ReplayReport
+    | ExportReport
 )
 
 app = App(
@@ -175,34 +190,56 @@ def replay_command(
 
 
 @app.command(
-    name="record", help_epilogue="Example: tickbus record spot_btcusdt_20240808.gz --to LOG"
+    name="record",
+    help_epilogue=(
+        "Examples: tickbus record spot_btcusdt_20240808.gz --to LOG; "
+        "tickbus record market:bus --to LOG"
+    ),
 )
 def record_command(
-    file: Path,
+    source: Path,
     *files: Path,
     to: Path,
+    durability: str = "group",
     format: Literal["binance", "lean-forex", "lean-equity", "csv"] | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
     strict: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
-    """Record market data into an event log, as compact events, behind what it has.
+    """Record market data or a live bus into an event log, behind what it has.
 
-    A trade becomes an event of type trade, a quote one of type bid and one of type ask. Their value
-    is the price and their metadata the size in 1e-8 units; what does not fit exactly is an error.
+    Of a capture, a trade becomes an event of type trade, a quote one of type bid and one of type
+    ask. Their value is the price and their metadata the size in 1e-8 units; what does not fit
+    exactly is an error.
+
+    A live bus is MODULE:ATTRIBUTE, imported from the working directory or where Python looks for
+    modules: an EventSystem, an EventBus or a TypedEventBus, or a function that makes and runs one.
+    A coroutine function and one that returns a context manager are awaited and entered in an event
+    loop. It is recorded until it is closed, or until Ctrl-C or SIGTERM, which end it in order.
 
     Args:
-        file: A capture.
-        files: More of them; all are merged by their times.
+        source: A capture, or MODULE:ATTRIBUTE.
+        files: More captures; all are merged by their times.
         to: The folder of the log, made where there is none.
-        format: The files' format; recognized when left out.
+        durability: none, interval(100) with milliseconds, group, always or double.
+        format: The captures' format; recognized when left out.
         json: Print one JSON object instead of a table.
-        strict: Stop at the first malformed line.
+        strict: Stop at the first malformed line of a capture.
     """
-    captures = (file, *files)
+    if is_reference(str(source)) and not source.exists():
+        if files or format or strict:
+            raise ConfigError(
+                f"{source} is a live bus, which is recorded alone; more files, --format and "
+                "--strict are for captures"
+            )
+        return _record_live(str(source), to, durability, as_json=json)
+    captures = (source, *files)
     report = CaptureReport()
     try:
         formats = [format or recognize_format(path) for path in captures]
-        with EventStore.open(to) as store, _counting("recording") as progress:
+        with (
+            EventStore.open(to, durability=durability) as store,
+            _counting("recording") as progress,
+        ):
             messages = _merge(captures, formats, report, stops_at_malformed=strict)
             recorded = record(messages, store, progress)
     except (StoreError, InexactError) as why:
@@ -212,9 +249,26 @@ def record_command(
         return _unreadable(why)
     except _StoppedAtMalformedError:
         return FAILED
-    source = ", ".join(path.name for path in captures)
-    result = RecordReport(source, to, report, recorded)
+    names = ", ".join(path.name for path in captures)
+    result = RecordReport(names, to, report, recorded)
     _show(result, as_json=json)
+    return DONE
+
+
+def _record_live(reference: str, to: Path, durability: str, *, as_json: bool) -> int:
+    try:
+        found = find(reference)
+        with EventStore.open(to, durability=durability) as store, _recording() as progress:
+            recorded = asyncio.run(record_live(reference, found, store, progress))
+    except StoreError as why:
+        _complain(str(why))
+        return FAILED
+    except UnusableError as why:
+        return _unreadable(why)
+    _show(LiveReport(reference, to, recorded), as_json=as_json)
+    if recorded.failure is not None:
+        _complain(f"the log took no more; {recorded.failure}")
+        return FAILED
     return DONE
 
 
@@ -499,6 +553,25 @@ def _counting(what: str) -> Iterator[Callable[[int], None]]:
         yield lambda done: progress.update(bar, done=f"{done:,}")
 
 
+@contextmanager
+def _recording() -> Iterator[Callable[[LiveProgress], None] | None]:
+    """Shows how a recording goes, on stderr if that is a terminal; gives what is to be told."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = SpinnerColumn(), TextColumn("recording"), TextColumn("{task.fields[state]}")
+    console = Console(stderr=True)
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+        bar = progress.add_task("", total=None, state="")
+
+        def show(now: LiveProgress) -> None:
+            missed = f", {now.missed:,} missed" if now.missed else ""
+            state = f"{now.records:,} records, {now.rate:,.0f}/s, {now.durable:,} durable{missed}"
+            progress.update(bar, state=state)
+
+        yield show
+
+
 def _show(report: _Report, *, as_json: bool) -> None:
     if as_json:
         print(report.as_json())
@@ -513,10 +586,7 @@ def _unreadable_log(why: StoreError) -> int:
 
 
 def _conclude(report: ReplayReport, *, as_json: bool) -> int:
-    if as_json:
-        print(report.as_json())
-    else:
-        report.print(_console())
+    _show(report, as_json=as_json)
     for line in report.differences():
         _complain(line)
     if not report.accounted:

@@ -16,6 +16,7 @@ from tickbus import Corrupt, Verification
 from tickbus.captures import CaptureReport
 from tickbus.cli.export import Exported
 from tickbus.cli.record import Recorded
+from tickbus.cli.record_live import LiveRecorded
 from tickbus.cli.replay import ReplayPlan
 from tickbus.cli.replay_log import LogOutcome
 from tickbus.cli.report import symbols_as_json, symbols_table
@@ -25,6 +26,7 @@ from tickbus.store import Salvage, SegmentReport
 __all__ = [
     "ExportReport",
     "InspectReport",
+    "LiveReport",
     "LogReplayReport",
     "RecordReport",
     "RepairReport",
@@ -55,6 +57,36 @@ class RecordReport:
             "events": len(sequences),
             "first_sequence": sequences[0] if sequences else None,
             "last_sequence": sequences[-1] if sequences else None,
+        }
+
+    def as_json(self) -> str:
+        """Returns the report as a JSON object."""
+        return json.dumps(self._numbers(), indent=2)
+
+    def print(self, console: Console) -> None:
+        """Prints a table."""
+        console.print(_rows(f"Recorded into {self.log}", self._numbers()))
+
+
+@dataclass(frozen=True, slots=True)
+class LiveReport:
+    """What `tickbus record` did with a live bus."""
+
+    source: str
+    log: Path
+    recorded: LiveRecorded
+
+    def _numbers(self) -> dict[str, Any]:
+        sequences = self.recorded.sequences
+        return {
+            "source": self.source,
+            "log": str(self.log),
+            "records": len(sequences),
+            "missed": self.recorded.missed,
+            "first_sequence": sequences[0] if sequences else None,
+            "last_sequence": sequences[-1] if sequences else None,
+            "durable": self.recorded.durable,
+            "elapsed_seconds": round(self.recorded.seconds, 3),
         }
 
     def as_json(self) -> str:

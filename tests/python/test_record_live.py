@@ -1,0 +1,287 @@
+"""`tickbus record MODULE:ATTRIBUTE`: a live bus into a log, by a real process."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tickbus import EventStore, Gap
+
+# Says on a pipe what the recording has reached, so that nobody has to guess.
+MARKET = """
+    import asyncio
+    import os
+    import threading
+    import time
+    from contextlib import asynccontextmanager, contextmanager
+
+    import tickbus
+
+    bus = tickbus.EventBus(capacity=1_000)
+    system = tickbus.EventSystem()
+    number = 7
+
+    def say(what):
+        os.write(int(os.environ["SAY"]), what.encode() + b"\\n")
+
+    def publish(bus, count):
+        # Whoever is not there yet gets nothing.
+        while not bus.metrics().subscriber_count:
+            time.sleep(0.001)
+        for number in range(count):
+            bus.publish({"n": number}, topic="orders.new")
+        say("published")
+
+    def running():
+        threading.Thread(target=publish, args=(bus, 100), daemon=True).start()
+        return bus
+
+    def ending():
+        threading.Thread(target=lambda: (publish(bus, 100), bus.close()), daemon=True).start()
+        return bus
+
+    def systems():
+        def run():
+            while not system.metrics().normal.subscriber_count:
+                time.sleep(0.001)
+            system.publish(tickbus.Event(1, 0, value=1.5))
+            say("published")
+        threading.Thread(target=run, daemon=True).start()
+        return system
+
+    async def task(bus):
+        while not bus.metrics().subscriber_count:
+            await asyncio.sleep(0.001)
+        for number in range(100):
+            await bus.publish_async({"n": number}, topic="orders.new")
+        say("published")
+
+    async def in_a_loop():
+        global keep
+        keep = asyncio.create_task(task(bus))
+        return bus
+
+    @asynccontextmanager
+    async def in_a_group():
+        try:
+            async with asyncio.TaskGroup() as group, tickbus.EventBus(capacity=1_000) as bus:
+                group.create_task(task(bus))
+                yield bus
+        finally:
+            say("left")
+
+    @contextmanager
+    def managed():
+        with tickbus.EventBus(capacity=1_000) as bus:
+            threading.Thread(target=publish, args=(bus, 100), daemon=True).start()
+            yield bus
+        say("left")
+
+    def failing():
+        raise RuntimeError("no market today")
+
+    class names:
+        bus = bus
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    (tmp_path / "market.py").write_text(textwrap.dedent(MARKET), encoding="utf-8")
+    (tmp_path / "broken.py").write_text("import market\n1 / 0\n", encoding="utf-8")
+    (tmp_path / "lacking.py").write_text("import no_such_module_here\n", encoding="utf-8")
+    return tmp_path
+
+
+class Recording:
+    """The command, which is told to end once what it records says so."""
+
+    def __init__(self, here: Path, *arguments: str, stderr: int = subprocess.PIPE) -> None:
+        heard, say = os.pipe()
+        self.words = os.fdopen(heard)
+        command = [sys.executable, "-W", "error", "-m", "tickbus", "record", *arguments]
+        environment = os.environ | {"SAY": str(say)}
+        self.process = subprocess.Popen(
+            command,
+            cwd=here,
+            env=environment,
+            pass_fds=[say],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+        os.close(say)
+
+    def hears(self, word: str) -> None:
+        """Waits until the module says a word."""
+        assert self.words.readline() == f"{word}\n", self.process.communicate(timeout=60)
+
+    def end(self, number: int | None = None) -> tuple[str, str, int]:
+        """Sends a signal, and returns what was printed, and the exit code."""
+        if number is not None:
+            self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=60)
+        self.words.close()
+        return out, err or "", self.process.returncode
+
+
+def recorded(log: Path) -> list[Any]:
+    with EventStore.open(log, read_only=True) as store:
+        return [record.event for record in store.read()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("source", "leaves"),
+    [
+        ("market:running", False),
+        ("market:in_a_loop", False),
+        ("market:in_a_group", True),
+        ("market:managed", True),
+    ],
+)
+def test_a_live_bus_is_recorded_until_a_signal_comes(
+    here: Path, source: str, leaves: bool, number: int
+) -> None:
+    recording = Recording(here, source, "--to", "log", "--json")
+    recording.hears("published")
+    recording.process.send_signal(number)
+    if leaves:
+        recording.hears("left")
+    out, err, code = recording.end()
+    assert (err, code) == ("", 0)
+    report = json.loads(out)
+    assert report.pop("elapsed_seconds") >= 0
+    assert report == {
+        "source": source,
+        "log": "log",
+        "records": 100,
+        "missed": 0,
+        "first_sequence": 0,
+        "last_sequence": 99,
+        "durable": True,
+    }
+    assert recorded(here / "log") == [{"n": number} for number in range(100)]
+
+
+def test_it_ends_when_the_bus_is_closed_and_goes_on_behind_what_the_log_has(here: Path) -> None:
+    for times in (1, 2):
+        out, err, code = Recording(here, "market:ending", "--to", "log").end()
+        assert (err, code) == ("", 0)
+        assert f"{100 * times - 1}" in out
+    assert recorded(here / "log") == [{"n": number} for number in range(100)] * 2
+
+
+def test_a_system_is_recorded_with_any_durability(here: Path) -> None:
+    arguments = ("market:systems", "--to", "log", "--durability", "interval(5)", "--json")
+    recording = Recording(here, *arguments)
+    recording.hears("published")
+    out, err, code = recording.end(signal.SIGINT)
+    assert (err, code, json.loads(out)["records"]) == ("", 0, 1)
+    (event,) = recorded(here / "log")
+    assert event.value == 1.5
+
+
+def test_a_terminal_is_shown_how_it_goes(here: Path) -> None:
+    shown, terminal = pty.openpty()
+    recording = Recording(here, "market:running", "--to", "log", stderr=terminal)
+    os.close(terminal)
+    text, has_ended = bytearray(), threading.Event()
+
+    def look() -> None:
+        try:
+            while content := os.read(shown, 4_096):
+                text.extend(content)
+                if b"100 records" in text and b"100 durable" in text:
+                    has_ended.set()
+        except OSError:
+            pass  # The other end is closed.
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    assert has_ended.wait(60), text
+    out, _, code = recording.end(signal.SIGINT)
+    looking.join()
+    os.close(shown)
+    assert code == 0
+    assert "Recorded into log" in out
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        ("nowhere:bus", "there is no module 'nowhere' in"),
+        ("market.nowhere:bus", "there is no module 'market.nowhere' in"),
+        ("lacking:bus", "lacking imports 'no_such_module_here', which is not installed"),
+        ("broken:bus", "broken could not be imported: ZeroDivisionError: division by zero"),
+        ("market:nothing", "market has no 'nothing'; give MODULE:ATTRIBUTE"),
+        ("market:number", "market:number gave 7; it must be an EventSystem, an EventBus"),
+        ("market:names.bus.id", "it must be an EventSystem, an EventBus"),
+    ],
+)
+def test_what_is_no_bus_is_refused_with_a_reason(here: Path, source: str, wanted: str) -> None:
+    out, err, code = Recording(here, source, "--to", "log").end()
+    assert (out, code) == ("", 3)
+    assert wanted in err
+    assert err.count("\n") == 1, "it is one line"
+
+
+def test_what_only_captures_have_is_refused(here: Path) -> None:
+    for more in (["other.gz"], ["--strict"], ["--format", "csv"]):
+        _, err, code = Recording(here, "market:bus", *more, "--to", "log").end()
+        assert (code, "which is recorded alone" in err) == (2, True)
+    _, err, code = Recording(here, "market:bus", "--to", "log", "--durability", "often").end()
+    assert (code, "durability was 'often'" in err) == (2, True)
+
+
+def test_an_error_of_the_module_comes_out_and_the_log_is_closed(here: Path) -> None:
+    _, err, code = Recording(here, "market:failing", "--to", "log").end()
+    assert code == 1
+    assert "RuntimeError: no market today" in err
+    with EventStore.open(here / "log") as store:
+        assert store.stats().next_sequence == 0
+
+
+def test_a_log_that_another_one_writes_is_not_recorded_into(here: Path) -> None:
+    with EventStore.open(here / "log"):
+        _, err, code = Recording(here, "market:running", "--to", "log").end()
+    assert code == 1
+    assert f"is being written by process {os.getpid()}" in err
+
+
+def test_what_the_log_missed_is_counted(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "odd.py").write_text(
+        textwrap.dedent(
+            """
+            import threading, time
+            import tickbus
+
+            bus = tickbus.EventBus()
+
+            def run():
+                while not bus.metrics().subscriber_count:
+                    time.sleep(0.001)
+                bus.publish_many([1, object(), 2])
+                bus.close()
+
+            def odd():
+                threading.Thread(target=run, daemon=True).start()
+                return bus
+            """
+        ),
+        encoding="utf-8",
+    )
+    out, err, code = Recording(here, "odd:odd", "--to", "log", "--json").end()
+    report = json.loads(out)
+    assert (code, report["records"], report["missed"]) == (0, 3, 1), err
+    assert recorded(here / "log") == [1, Gap(1, True), 2]
