@@ -401,6 +401,7 @@ class RiskEventSystem:
 
         Raises:
             TypeError, ConfigError: As `EventStore.append`; nothing was stored or delivered.
+            ConfigError: A replay has published it, which makes nobody act.
             StoreFull, Poisoned, StoreIO, StoreError: It is not durable; `.delivered_live` consumers
                 of this process get it all the same, once.
             Closed: The system is closed.

@@ -488,6 +488,21 @@ def test_what_cannot_be_encoded_is_neither_stored_nor_delivered(
     assert consumer.try_take() is None
 
 
+def test_what_a_replay_has_published_is_no_risk_event(
+    store: EventStore, risk: RiskEventSystem
+) -> None:
+    consumer = risk.register("limits")
+    replayed = Event(1, 0, 129)
+    assert replayed.replayed
+    with pytest.raises(ConfigError, match="published by a replay") as refused:
+        risk.publish_critical(replayed)
+    assert refused.value.__class__ is ConfigError, "it is not delivered live"
+    assert consumer.try_take() is None
+    assert store.stats().next_sequence == 0
+    risk.publish_critical(Event(1, 0, 1))
+    assert consumer.take().event == Event(1, 0, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -248,7 +248,7 @@ impl RiskEventSystem {
     /// # Errors
     ///
     /// It is not durable; where the log has no room or has failed, the consumers of this process get it
-    /// all the same, once.
+    /// all the same, once. `Config` if a replay has published it, which makes nobody act.
     pub fn publish_critical(
         &self,
         event: Payload,
@@ -256,7 +256,7 @@ impl RiskEventSystem {
     ) -> Result<u64, PublishCriticalError> {
         let event: LiveEvent = (Arc::new(event), key.map(Arc::from));
         let publish = || {
-            self.check_key(key)?;
+            self.check(&event.0, key)?;
             let hold = self.store.hold(self.store.stats().next_sequence);
             let ticket = self.store.append_many_durable(&[event.0.record()]);
             let id = ticket.map_err(|refused| refused.error)?.wait()?;
@@ -281,7 +281,7 @@ impl RiskEventSystem {
     ) -> Result<u64, PublishCriticalError> {
         let event: LiveEvent = (Arc::new(event), key.map(Arc::from));
         let publish = async {
-            self.check_key(key)?;
+            self.check(&event.0, key)?;
             let hold = self.store.hold(self.store.stats().next_sequence);
             let ticket = self.store.append_many_durable(&[event.0.record()]);
             let id = ticket.map_err(|refused| refused.error)?.wait_async().await?;
@@ -293,9 +293,18 @@ impl RiskEventSystem {
         publish.await.map_err(|error| self.deliver_live(error, &event))
     }
 
-    fn check_key(&self, key: Option<&str>) -> Result<(), StoreError> {
+    fn check(&self, event: &Payload, key: Option<&str>) -> Result<(), StoreError> {
         if !self.delivery.desk.books().risk.is_running() {
             return Err(StoreError::Closed);
+        }
+        if let Payload::Event(event) = event
+            && event.is_replayed()
+        {
+            return Err(ConfigError::new(
+                "the event was published by a replay; a risk event is about what happens now: \
+                 publish a new one",
+            )
+            .into());
         }
         match key.map_or(0, str::len) {
             0..=MAX_KEY => Ok(()),
