@@ -32,6 +32,9 @@ const DIRECT_EVENTS: usize = 256;
 /// the system takes such pieces in less than half of the time. For larger ones it has to look for
 /// memory, which takes longer again.
 const PIECE: u64 = if cfg!(test) { 1 << 10 } else { 64 << 10 };
+/// Where syncs follow one another, so many bytes are written ahead of them: blocks that were written
+/// before are synced in half of the time of those that are only reserved.
+const AHEAD: u64 = if cfg!(test) { 1 << 10 } else { 512 << 10 };
 /// Bytes of objects that share a frame.
 const FRAME_BYTES: usize = FRAME_EVENTS * EVENT_BYTES;
 /// Finished segments that may stay unsynced where nobody waits for them: each is an open file.
@@ -89,14 +92,24 @@ struct Current<F> {
     file: Arc<F>,
     base: u64,
     salt: u32,
-    /// Bytes for which there is room, and bytes so far, with those of frames in memory.
+    /// Bytes for which there is room, those whose blocks were written at some time, and bytes so far, with
+    /// those of frames in memory.
     room: u64,
+    filled: u64,
     position: u64,
     chain: u32,
     defined: Defined,
     /// Bytes of which a job has taken care, and those that are on the disk.
     taken: u64,
     synced: u64,
+}
+
+/// A file that becomes a segment.
+struct NewFile<F> {
+    file: F,
+    name: &'static str,
+    room: u64,
+    filled: u64,
 }
 
 /// Bytes that are kept free for a marker and a seal.
@@ -159,8 +172,8 @@ pub(crate) struct Log<S: Storage> {
     has_new_names: bool,
     /// Records below were retired.
     retired: u64,
-    /// There is a file that can be a segment again.
-    has_spare: bool,
+    /// There is a file that can be a segment again, so many bytes of which were written.
+    spare: Option<u64>,
     poison: Option<String>,
     is_closed: bool,
     /// Events for which gaps stand that were appended.
@@ -221,7 +234,7 @@ impl<S: Storage> Log<S> {
             unsynced,
             has_new_names,
             retired,
-            has_spare: false,
+            spare: None,
             poison,
             is_closed,
             missed: 0,
@@ -527,7 +540,7 @@ impl<S: Storage> Log<S> {
         }
         let salt = self.storage.random() as u32 | 1;
         // Nothing has happened to the log until the file gets its name.
-        let (file, file_name, room) = self.new_file(wanted)?;
+        let NewFile { file, name: file_name, room, filled } = self.new_file(wanted)?;
         self.seal_current()?;
         let header = SegmentHeader {
             log: self.identity,
@@ -554,6 +567,7 @@ impl<S: Storage> Log<S> {
             file: Arc::new(file),
             base: self.framed,
             room,
+            filled,
             salt,
             position,
             chain: 0,
@@ -564,16 +578,16 @@ impl<S: Storage> Log<S> {
         Ok(())
     }
 
-    /// Returns a file with room for so many bytes, its name, and how many bytes it has.
-    fn new_file(&mut self, bytes: u64) -> Result<(S::File, &'static str, u64), StoreError> {
-        let (name, opened) = match std::mem::take(&mut self.has_spare) {
-            true => (SPARE, uninterrupted(|| self.storage.open(SPARE, true))),
-            false => (NEW_SEGMENT, uninterrupted(|| self.storage.create(NEW_SEGMENT))),
+    /// Returns a file with room for so many bytes.
+    fn new_file(&mut self, bytes: u64) -> Result<NewFile<S::File>, StoreError> {
+        let (name, filled, opened) = match self.spare.take() {
+            Some(written) => (SPARE, written, uninterrupted(|| self.storage.open(SPARE, true))),
+            None => (NEW_SEGMENT, 0, uninterrupted(|| self.storage.create(NEW_SEGMENT))),
         };
         let made = opened.and_then(|file| {
             uninterrupted(|| file.allocate(bytes))?;
             let room = uninterrupted(|| file.len())?;
-            Ok((file, name, room))
+            Ok(NewFile { file, name, room, filled })
         });
         made.map_err(|error| {
             // It is removed at the latest when the log is opened the next time.
@@ -609,6 +623,7 @@ impl<S: Storage> Log<S> {
         self.check()?;
         let mut files: SmallVec<[_; 2]> = self.unsynced.iter().cloned().collect();
         let mut taken = (0, 0);
+        self.fill_ahead()?;
         if let Some(current) = &mut self.current
             && current.taken < current.position
         {
@@ -625,6 +640,28 @@ impl<S: Storage> Log<S> {
             self.durable = upto;
         }
         Ok(Some(SyncJob { storage, files, has_new_names, older, taken, upto }))
+    }
+
+    /// Writes zeros behind what is to be synced if that has reached the end of what was ever written.
+    fn fill_ahead(&mut self) -> Result<(), StoreError> {
+        // Whoever syncs a segment twice will do so again.
+        let synced_before = |current: &&mut Current<_>| current.taken > 0;
+        let Some(current) = self.current.as_mut().filter(synced_before) else { return Ok(()) };
+        let (from, end) = (current.position, current.room.min(current.position + AHEAD));
+        if from <= current.filled || from >= end {
+            return Ok(());
+        }
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        let mut left = (end - from) as usize;
+        let mut zeros: SmallVec<[_; 16]> = SmallVec::new();
+        while left > 0 {
+            let bytes = left.min(ZEROS.len());
+            zeros.push(IoSlice::new(&ZEROS[..bytes]));
+            left -= bytes;
+        }
+        current.filled = end;
+        let result = write_all(&*current.file, &mut zeros, from);
+        self.poisoning("writing to", result)
     }
 
     /// Notes how a job ended.
@@ -696,9 +733,10 @@ impl<S: Storage> Log<S> {
         let limit = self.limits.max_bytes.unwrap_or(u64::MAX);
         let kept: u64 = self.segments[count..].iter().map(|segment| segment.bytes).sum();
         let bytes = self.limits.segment_bytes;
-        let wants_spare = !self.has_spare && kept + bytes <= limit;
-        let plain = retired.iter().rfind(|segment| wants_spare && !segment.is_compressed);
-        let spare = plain.map(|segment| (segment.base, bytes));
+        let wants_spare = self.spare.is_none() && kept + bytes <= limit;
+        // The one of which the most was written.
+        let plain = retired.iter().filter(|segment| wants_spare && !segment.is_compressed);
+        let spare = plain.max_by_key(|segment| segment.bytes).map(|segment| (*segment, bytes));
         let oldest = self.segments[count].base;
         Ok(Some(RetireJob { storage, retired, spare, before: self.retired, oldest }))
     }
@@ -707,10 +745,10 @@ impl<S: Storage> Log<S> {
     pub(crate) fn end_retire(
         &mut self,
         job: &RetireJob<S>,
-        result: Result<bool, UpkeepError>,
+        result: Result<Option<u64>, UpkeepError>,
     ) -> Result<(), StoreError> {
-        let has_spare = match result {
-            Ok(has_spare) => has_spare,
+        let spare = match result {
+            Ok(spare) => spare,
             Err(UpkeepError::Refused(error)) => return Err(error),
             Err(UpkeepError::Sync(error)) => return self.poisoning("syncing", Err(error)),
             Err(UpkeepError::Left(error)) => {
@@ -719,7 +757,7 @@ impl<S: Storage> Log<S> {
             }
         };
         self.forget(job);
-        self.has_spare |= has_spare;
+        self.spare = self.spare.or(spare);
         Ok(())
     }
 

@@ -75,7 +75,7 @@ pub(crate) struct RetireJob<S: Storage> {
     pub(super) storage: Arc<S>,
     pub(super) retired: Vec<Segment>,
     /// The segment whose file is kept, and how many bytes it has to have then.
-    pub(super) spare: Option<(u64, u64)>,
+    pub(super) spare: Option<(Segment, u64)>,
     /// What was retired before.
     pub(super) before: u64,
     /// The first sequence that is kept.
@@ -103,8 +103,8 @@ impl<S: Storage> RetireJob<S> {
         }
     }
 
-    /// Does it, and returns whether there is a spare file then.
-    pub(crate) fn run(&self) -> Result<bool, UpkeepError> {
+    /// Does it, and returns how many bytes were written of the spare file that there is then.
+    pub(crate) fn run(&self) -> Result<Option<u64>, UpkeepError> {
         let note = oldest_name(self.oldest);
         if !is_broken(Mutant::RetiresWithoutNote) {
             uninterrupted(|| self.storage.create(&note))
@@ -113,16 +113,16 @@ impl<S: Storage> RetireJob<S> {
         if !is_broken(Mutant::NoSyncOfNote) {
             uninterrupted(|| self.storage.sync_names()).map_err(UpkeepError::Sync)?;
         }
-        let mut has_spare = false;
+        let mut spare = None;
         let mut failed = Ok(());
         for Segment { base, .. } in &self.retired {
             // One that is left is none of the log's, and removed when that is opened the next time.
             _ = self.storage.remove(&index_name(*base));
-            if let Some((_, bytes)) = self.spare.filter(|(spare, _)| spare == base) {
+            if let Some((kept, bytes)) = self.spare.filter(|(kept, _)| kept.base == *base) {
                 let name = segment_name(*base);
                 match self.keep(&name, bytes).map_err(StoreError::io("keeping", &name)) {
                     Ok(()) => {
-                        has_spare = true;
+                        spare = Some(kept.bytes);
                         continue;
                     }
                     error => failed = failed.and(error),
@@ -133,7 +133,7 @@ impl<S: Storage> RetireJob<S> {
         if (1..self.oldest).contains(&self.before) {
             failed = failed.and(self.remove(&oldest_name(self.before)));
         }
-        failed.map_err(UpkeepError::Left).map(|()| has_spare)
+        failed.map_err(UpkeepError::Left).map(|()| spare)
     }
 
     /// Keeps a file, without the header of its segment, for another one.
