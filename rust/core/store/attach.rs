@@ -3,7 +3,7 @@
 use super::error::StoreError;
 use super::event_store::{Appender, EventStore};
 use crate::error::{Lagged, TryRecvError};
-use crate::event::Event;
+use crate::event::{Event, Lane};
 use crate::select::{Shutdown, select};
 use crate::subscription::EventSubscription;
 use crate::sync::{Counter, ThreadExclusion};
@@ -11,11 +11,17 @@ use crate::system::{SystemSubscription, TakeError};
 use crate::wait::AnySubscription;
 use parking_lot::Mutex;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, OnceLock};
 use std::thread::{JoinHandle, ThreadId, current};
+use std::time::{Duration, Instant};
 
-/// Events that are appended at once.
-const BATCH: usize = 4096;
+/// Events that are appended at once: a frame of them.
+const BATCH: usize = 2048;
+/// How long it lets events gather, so that who publishes need not wake it for each.
+const NAPS: RangeInclusive<Duration> = Duration::from_micros(50)..=Duration::from_micros(250);
+/// The least that publishing an event takes: no publisher fills half of the room during a nap.
+const LEAST_PER_EVENT: Duration = Duration::from_nanos(4);
 
 /// A subscription from which a store takes events: one of an `EventSystem` or of a bus of events.
 ///
@@ -25,6 +31,10 @@ pub trait Source: AnySubscription + Send + Sync + 'static {
     /// Adds pending events, at most `limit`. `Ok` is false when there are none and there never will be.
     #[doc(hidden)]
     fn take(&self, events: &mut Vec<Event>, limit: usize) -> Result<bool, Lagged>;
+
+    /// Returns for how many events it has room at least.
+    #[doc(hidden)]
+    fn room(&self) -> usize;
 
     /// Notes that a store takes what it receives.
     #[doc(hidden)]
@@ -44,6 +54,10 @@ impl Source for SystemSubscription {
         }
     }
 
+    fn room(&self) -> usize {
+        Lane::ALL.map(|lane| self.capacity(lane)).into_iter().min().unwrap_or_default()
+    }
+
     fn begin(&self) {
         self.feed_store();
     }
@@ -60,6 +74,10 @@ impl Source for EventSubscription<Event, ThreadExclusion> {
             Err(TryRecvError::Lagged(lagged)) => Err(lagged),
             Err(TryRecvError::Closed) => Ok(false),
         }
+    }
+
+    fn room(&self) -> usize {
+        self.capacity()
     }
 
     fn begin(&self) {
@@ -219,9 +237,9 @@ impl EventStore {
 }
 
 /// Appends until the subscription ends or is told to.
-fn run(
+fn run<S: Source>(
     appender: &Appender,
-    source: &impl Source,
+    source: &S,
     replayed: Replayed,
     attached: &Attached,
 ) -> Result<(), StoreError> {
@@ -229,6 +247,7 @@ fn run(
     // What was pending when it was told to end, less what was taken since; and one more, for what was
     // missed behind that.
     let mut left = usize::MAX;
+    let nap = (LEAST_PER_EVENT * (source.room() / 2) as u32).min(*NAPS.end());
     loop {
         if left == usize::MAX && attached.shutdown.is_set() {
             left = source.pending() + 1;
@@ -236,7 +255,7 @@ fn run(
         events.clear();
         let taken = source.take(&mut events, BATCH.min(left));
         let come = events.len();
-        if replayed == Replayed::Skip {
+        if replayed == Replayed::Skip && events.iter().any(Event::is_replayed) {
             events.retain(|event| !event.is_replayed());
         }
         let count = events.len() as u64;
@@ -258,7 +277,11 @@ fn run(
                     return Ok(());
                 }
             }
-            Ok(true) if come > 0 => {}
+            Ok(true) if come == BATCH => {}
+            Ok(true) if come > 0 && nap >= *NAPS.start() => {
+                let until = Instant::now() + nap;
+                _ = select::<S>(&[], Some(&attached.shutdown), Some(until));
+            }
             Ok(true) => _ = select(&[source], Some(&attached.shutdown), None),
         }
     }
