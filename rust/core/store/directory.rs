@@ -203,14 +203,14 @@ impl StorageFile for File {
         use rustix::fs::{FallocateFlags, fallocate};
         match fallocate(self, FallocateFlags::empty(), 0, bytes) {
             // Some file systems cannot reserve: they say later that they are full.
-            Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            Err(rustix::io::Errno::OPNOTSUPP) => extend(self, bytes),
             result => Ok(result?),
         }
     }
 
     #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
-    fn allocate(&self, _: u64) -> io::Result<()> {
-        Ok(())
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        extend(self, bytes)
     }
 
     fn set_len(&self, bytes: u64) -> io::Result<()> {
@@ -219,5 +219,13 @@ impl StorageFile for File {
 
     fn sync_data(&self) -> io::Result<()> {
         File::sync_data(self)
+    }
+}
+
+/// Makes a file so long at least, without room for it.
+fn extend(file: &File, bytes: u64) -> io::Result<()> {
+    match file.metadata()?.len() < bytes {
+        true => file.set_len(bytes),
+        false => Ok(()),
     }
 }
