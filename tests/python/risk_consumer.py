@@ -4,14 +4,15 @@ Usage: python risk_consumer.py LOG DATABASE EVENTS
 
 Each event is an order of a number. Its effect, a row, is put into the database in one transaction
 with the row that says so, whose key is the event's id; so that an event that is delivered again has
-no second effect. Publishes what is missing of EVENTS events, and prints a line between each effect
-and its acknowledgment, where somebody kills it, and `done` at the end.
+no second effect. Publishes what is missing of EVENTS events, and prints a line after each step, so
+that somebody kills it between an effect and its acknowledgment, and `done` at the end.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tickbus import CriticalDelivery, EventStore, RiskEventSystem
@@ -33,8 +34,8 @@ def apply(database: sqlite3.Connection, delivery: CriticalDelivery) -> bool:
     return is_new
 
 
-def main(log: str, path: str, events: int) -> None:
-    """Publishes what is missing, and handles what is delivered."""
+def consume(log: Path, path: Path, events: int, tell: Callable[[str], object]) -> None:
+    """Publishes what is missing, handles what is delivered, and tells about each step."""
     database = sqlite3.connect(path)
     database.executescript(SCHEMA)
     system_of = {"max_attempts": 512, "retry_base": 0.0, "retry_cap": 0.0, "lease": 600.0}
@@ -43,14 +44,17 @@ def main(log: str, path: str, events: int) -> None:
         published = [record.event["number"] for record in store.read()]
         for number in range(len(published), events):
             risk.publish_critical({"number": number}, key=f"account {number % 3}")
+            tell("published")
         while risk.stats().consumers[0].pending:
             delivery = consumer.take(timeout=60)
-            apply(database, delivery)
-            print(f"effect {delivery.event['number']} {delivery.attempt}", flush=True)
+            tell("effect" if apply(database, delivery) else "no second effect")
             delivery.ack()
+            tell("acknowledged")
     database.close()
-    print("done", flush=True)
+    tell("done")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], str(Path(sys.argv[2])), int(sys.argv[3]))
+    consume(
+        Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), lambda step: print(step, flush=True)
+    )

@@ -561,10 +561,12 @@ def kill_at(log: Path, database: Path, events: int, effect: int | None) -> bool:
     """Runs the consumer and kills it between an effect and its acknowledgment, or lets it end."""
     command = [sys.executable, str(CONSUMER), str(log), str(database), str(events)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        for place, line in enumerate(_lines(child)):
+        effects = 0
+        for line in _lines(child):
             if line == "done\n":
                 return True
-            if place == effect:
+            effects += "effect" in line
+            if effects > 0 and effects - 1 == effect:
                 child.send_signal(signal.SIGKILL)
                 return False
     raise AssertionError(f"the consumer ended with {child.returncode}")
