@@ -31,7 +31,7 @@ mod index;
 mod inspect;
 mod listing;
 pub(crate) mod log;
-mod mutants;
+pub(crate) mod mutants;
 mod query;
 mod reader;
 mod recovery;

@@ -2,9 +2,55 @@
 //!
 //! [`is_broken`] is false at compile time in whatever is not a test of this crate.
 
-/// A fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mutant {
+/// Defines `Mutant`, an enum of faults, and the switch that puts one of them into a thread.
+macro_rules! mutants {
+    ($($(#[doc = $what:literal])+ $name:ident,)+) => {
+        /// A fault.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Mutant {
+            $($(#[doc = $what])+ $name,)+
+        }
+
+        #[cfg(test)]
+        impl Mutant {
+            pub(crate) const ALL: &[Self] = &[$(Self::$name),+];
+
+            /// Runs `f` with a fault, or without any.
+            pub(crate) fn with<O>(mutant: Option<Self>, f: impl FnOnce() -> O) -> O {
+                struct Mended(Option<Mutant>);
+                impl Drop for Mended {
+                    fn drop(&mut self) {
+                        BROKEN.set(self.0);
+                    }
+                }
+                let _mended = Mended(BROKEN.replace(mutant));
+                f()
+            }
+        }
+
+        #[cfg(test)]
+        thread_local! {
+            static BROKEN: std::cell::Cell<Option<Mutant>> = const { std::cell::Cell::new(None) };
+        }
+
+        /// Returns whether this thread runs with the fault.
+        #[cfg(test)]
+        pub(crate) fn is_broken(mutant: Mutant) -> bool {
+            BROKEN.get() == Some(mutant)
+        }
+
+        /// Returns whether this thread runs with the fault.
+        #[cfg(not(test))]
+        #[inline(always)]
+        pub(crate) const fn is_broken(_: Mutant) -> bool {
+            false
+        }
+    };
+}
+
+pub(crate) use mutants;
+
+mutants! {
     /// Records are durable before they are synced.
     AckBeforeSync,
     /// Only the newest file is synced.
@@ -70,84 +116,10 @@ pub(crate) enum Mutant {
 }
 
 #[cfg(test)]
-impl Mutant {
-    pub(crate) const ALL: [Self; 31] = [
-        Self::AckBeforeSync,
-        Self::SyncOnlyNewest,
-        Self::NoFolderSync,
-        Self::WatermarkTooHigh,
-        Self::WatermarkIsWritten,
-        Self::SealTrustsUnsynced,
-        Self::NoFrameHeaderCrc,
-        Self::NoPayloadCrc,
-        Self::NoSegmentHeaderCrc,
-        Self::NoSequenceCheck,
-        Self::NoSaltCheck,
-        Self::NoBaseCheck,
-        Self::NoChainCheck,
-        Self::CutsDamage,
-        Self::LooksForWatermarkInOneSegment,
-        Self::SkipsHoles,
-        Self::KeepsSegmentsBehind,
-        Self::NoSyncAfterCut,
-        Self::ChainOfRemovedSegment,
-        Self::ReusesSequence,
-        Self::ForgetsFailedWrite,
-        Self::RetriesSync,
-        Self::ShortWriteIsWhole,
-        Self::FullTakes,
-        Self::NoMarker,
-        Self::KeepsRetired,
-        Self::RetiresWithoutNote,
-        Self::NoSyncOfNote,
-        Self::NoWipe,
-        Self::NoSyncOfCompressed,
-        Self::CutsCompressed,
-    ];
-}
-
-#[cfg(test)]
-mod switch {
-    use super::Mutant;
-    use std::cell::Cell;
-
-    thread_local! {
-        static BROKEN: Cell<Option<Mutant>> = const { Cell::new(None) };
-    }
-
-    /// Returns whether this thread runs with the fault.
-    pub(crate) fn is_broken(mutant: Mutant) -> bool {
-        BROKEN.get() == Some(mutant)
-    }
-
-    /// Runs `f` with a fault, or without any.
-    pub(crate) fn with<O>(mutant: Option<Mutant>, f: impl FnOnce() -> O) -> O {
-        struct Mended(Option<Mutant>);
-        impl Drop for Mended {
-            fn drop(&mut self) {
-                BROKEN.set(self.0);
-            }
-        }
-        let _mended = Mended(BROKEN.replace(mutant));
-        f()
-    }
-}
-
-#[cfg(test)]
-pub(crate) use switch::{is_broken, with};
-
-/// Returns whether this thread runs with the fault.
-#[cfg(not(test))]
-#[inline(always)]
-pub(crate) const fn is_broken(_: Mutant) -> bool {
-    false
-}
-
-#[cfg(test)]
 mod tests {
     use super::super::sim::Fault;
     use super::super::{crash, damage};
-    use super::{Mutant, with};
+    use super::Mutant;
 
     /// Returns the first proof that fails with the fault.
     fn found_by(mutant: Option<Mutant>) -> Option<&'static str> {
@@ -168,7 +140,7 @@ mod tests {
             ("more power cuts", Box::new(|| crash::power_cuts(2, 30_000).map(|_| ()))),
         ];
         proofs.into_iter().find_map(|(name, proof)| {
-            let run = std::panic::AssertUnwindSafe(|| with(mutant, &proof));
+            let run = std::panic::AssertUnwindSafe(|| Mutant::with(mutant, &proof));
             (!matches!(std::panic::catch_unwind(run), Ok(Ok(())))).then_some(name)
         })
     }
@@ -176,7 +148,7 @@ mod tests {
     #[test]
     fn each_fault_that_is_put_into_the_log_is_found_by_a_proof_that_holds_without_it() {
         assert_eq!(found_by(None), None, "a proof fails although nothing is broken");
-        for mutant in Mutant::ALL {
+        for &mutant in Mutant::ALL {
             let Some(proof) = found_by(Some(mutant)) else { panic!("{mutant:?} is not found") };
             println!("{mutant:?} is found by {proof}");
         }
