@@ -3,6 +3,7 @@
 
 use super::error::StoreError;
 use super::log::Log;
+use super::mutants::{Mutant, is_broken};
 use super::storage::Storage;
 use super::tenant::Tenancy;
 use crate::sync::Counter;
@@ -93,31 +94,41 @@ impl<S: Storage> Committed<S> {
     /// Waits until all records below a sequence are durable, and sees to it if nobody else does.
     pub(crate) fn commit(&self, upto: u64) -> Result<(), StoreError> {
         while self.durable() < upto {
+            if is_broken(Mutant::AnswersBeforeTurn) {
+                self.state.lock().durable = upto;
+            }
             self.turn(upto, || {
-                self.sync_once()?;
-                let (durable, is_marked) = {
-                    let mut log = self.log.lock();
-                    (log.durable(), log.mark()?)
-                };
+                let (durable, is_marked) = self.sync_and_mark()?;
                 match self.is_double {
+                    true if is_broken(Mutant::NoSecondSync) => {}
                     // What the second sync makes durable besides has no marker yet.
                     true => self.sync_once()?,
                     // A marker goes with the next commit, or after a while without one.
                     false if is_marked => self.leave_unconfirmed(),
                     false => {}
                 }
-                Ok(durable)
+                match () {
+                    () if is_broken(Mutant::AcksWhatCameMeanwhile) => Ok(self.log.lock().written()),
+                    () if is_broken(Mutant::AcksWithSecondSync) => Ok(self.log.lock().durable()),
+                    () => Ok(durable),
+                }
             })?;
         }
         Ok(())
     }
 
-    /// Syncs a marker that nothing has followed.
+    /// Syncs a marker that nothing has followed. What becomes durable besides gets one of its own.
     pub(crate) fn settle(&self) -> Result<(), StoreError> {
         self.state.lock().is_unconfirmed = false;
+        if is_broken(Mutant::ConfirmsWithoutSync) {
+            return Ok(());
+        }
         self.turn(u64::MAX, || {
-            self.sync_once()?;
-            Ok(self.log.lock().durable())
+            let (durable, is_marked) = self.sync_and_mark()?;
+            if is_marked && !is_broken(Mutant::SettlesWithoutMarker) {
+                self.leave_unconfirmed();
+            }
+            Ok(durable)
         })
     }
 
@@ -178,6 +189,9 @@ impl<S: Storage> Committed<S> {
 
     /// Has the committer sync a marker after a while.
     fn leave_unconfirmed(&self) {
+        if is_broken(Mutant::NeverConfirms) {
+            return;
+        }
         if !std::mem::replace(&mut self.state.lock().is_unconfirmed, true) {
             self.wishes.notify_all();
         }
@@ -188,12 +202,24 @@ impl<S: Storage> Committed<S> {
         self.state.lock().is_unconfirmed
     }
 
+    /// Syncs, and returns below which sequence all is durable then and whether a marker was written that
+    /// says so.
+    fn sync_and_mark(&self) -> Result<(u64, bool), StoreError> {
+        self.sync_once()?;
+        let mut log = self.log.lock();
+        Ok((log.durable(), log.mark()?))
+    }
+
     fn sync_once(&self) -> Result<(), StoreError> {
         let Some(job) = self.log.lock().begin_sync()? else { return Ok(()) };
         let began = Instant::now();
         let result = job.run();
         self.sync_nanoseconds.add(began.elapsed().as_nanos() as u64);
         self.syncs.add(1);
+        let result = match result {
+            Err(_) if is_broken(Mutant::ForgetsFailedSync) => Ok(()),
+            result => result,
+        };
         self.log.lock().end_sync(job, result)
     }
 

@@ -1,6 +1,7 @@
 //! Power cuts, one by one: whatever a disk has kept of what was not synced, what was acknowledged is
 //! there, nothing else is, and nothing is called damaged that is not.
 
+use super::commit::Committed;
 use super::compressed::{compress, replace};
 use super::error::StoreError;
 use super::format::{Kind, OBJECT_HEAD, SEGMENT_HEADER, u32_at, u64_at};
@@ -10,12 +11,15 @@ use super::query::{Found, Indexes, LogQuery, Query};
 use super::recovery::{Findings, Recovery, read_header};
 use super::salvage::Survey;
 use super::scan::Scan;
-use super::sim::{Fault, Moment, Random, SimDisk};
+use super::sim::{Calls, Fault, Moment, Random, SimDisk};
 use super::storage::Storage;
+use super::tenant::Tenant;
 use super::verify::verify;
 use crate::event::{EVENT_BYTES, Event};
 use crate::event_type::EventType;
 use crate::names::{SourceId, Symbol};
+use parking_lot::{Mutex, MutexGuard};
+use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,7 +36,15 @@ pub(crate) fn open_log(
     disk: &SimDisk,
     limits: Limits,
 ) -> Result<(Log<SimDisk>, Recovery), StoreError> {
-    let (continuation, recovery) = Findings::of(disk)?.mend(disk)?;
+    continue_log(disk, limits, Findings::of(disk)?)
+}
+
+fn continue_log(
+    disk: &SimDisk,
+    limits: Limits,
+    findings: Findings,
+) -> Result<(Log<SimDisk>, Recovery), StoreError> {
+    let (continuation, recovery) = findings.mend(disk)?;
     Ok((Log::new(Arc::new(disk.clone()), limits, continuation), recovery))
 }
 
@@ -101,11 +113,46 @@ fn found_by_index(
     Ok(records)
 }
 
-/// A random use of a log on a disk that notes each moment.
+/// Writes down what somebody was told to be durable.
+#[derive(Clone)]
+struct Witness {
+    disk: SimDisk,
+    /// The disk says so too before anybody is told, of what was written since it was opened.
+    is_double: bool,
+    opened: u64,
+}
+
+impl Witness {
+    fn confirm(&self, upto: u64) {
+        if upto > self.opened {
+            self.disk.confirm(upto);
+        }
+    }
+}
+
+impl Tenant for Witness {
+    fn durable(&self, upto: u64) {
+        self.disk.acknowledge(upto);
+        if self.is_double {
+            self.confirm(upto);
+        }
+    }
+
+    fn close(&self) {}
+
+    fn leave_to_parent(&self) {}
+
+    fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
+/// A random use of a log, which waits for a marker or does not, on a disk that notes each moment.
 pub(super) struct Workload {
     pub(super) random: Random,
-    pub(super) log: Log<SimDisk>,
+    committed: Arc<Committed<SimDisk>>,
     disk: SimDisk,
+    witness: Witness,
     pub(super) records: Vec<Record>,
     /// Records below may be retired.
     pub(super) retired: u64,
@@ -115,12 +162,27 @@ pub(super) struct Workload {
 impl Workload {
     pub(super) fn new(disk: SimDisk, log: Log<SimDisk>, records: Vec<Record>, seed: u64) -> Self {
         let symbol = Symbol::new("BTCUSDT").unwrap_or(Symbol::NONE);
-        Self { random: Random(seed), log, disk, records, retired: 0, symbol }
+        let mut random = Random(seed);
+        let is_double = random.once_in(3);
+        let witness = Witness { disk: disk.clone(), is_double, opened: log.durable() };
+        let committed = Arc::new(Committed::new(log, is_double));
+        let told = committed.tenancy().get_or_make::<()>(|| Ok(Arc::new(witness.clone())));
+        assert!(told.is_ok(), "nothing else stands on the log");
+        Self { random, committed, disk, witness, records, retired: 0, symbol }
     }
 
-    /// Returns what a recovery is compared with once so many records were acknowledged.
-    fn written(&self, acknowledged: u64) -> Written<'_> {
-        Written { records: &self.records, acknowledged, retired: self.retired }
+    pub(super) fn log(&self) -> MutexGuard<'_, Log<SimDisk>> {
+        self.committed.log()
+    }
+
+    /// Returns what a recovery is compared with once so many records were acknowledged and confirmed.
+    fn written(&self, acknowledged: u64, confirmed: u64) -> Written<'_> {
+        Written { records: &self.records, acknowledged, confirmed, retired: self.retired }
+    }
+
+    /// Returns what a recovery is compared with at a moment.
+    fn written_at(&self, moment: &Moment) -> Written<'_> {
+        self.written(moment.acknowledged, moment.confirmed)
     }
 
     fn event(&mut self) -> Event {
@@ -137,7 +199,7 @@ impl Workload {
 
     /// Does one thing, and acknowledges what is durable then.
     fn step(&mut self) -> Result<(), StoreError> {
-        match self.random.below(23) {
+        match self.random.below(25) {
             0..6 => {
                 let count = 1 + self.random.below(5);
                 self.append(count)?;
@@ -145,44 +207,99 @@ impl Workload {
             // Written without a stay in memory.
             6 => self.append(256)?,
             7..10 => self.object()?,
-            10..12 => self.log.flush()?,
-            12..16 => self.log.sync()?,
-            // Others append while the disk is waited for.
-            16 => {
-                if let Some(job) = self.log.begin_sync()? {
-                    let appended = self.append(2).and_then(|()| self.log.flush());
-                    let result = job.run();
-                    self.log.end_sync(job, result)?;
-                    appended?;
-                }
+            10..12 => self.log().flush()?,
+            12..16 => {
+                let next = self.log().next();
+                self.commit(next)?;
             }
-            17 => _ = self.log.mark()?,
+            // Others need only a part of it.
+            16 => {
+                let next = self.log().next();
+                let upto = self.random.below(next + 1);
+                self.commit(upto)?;
+            }
+            17 => _ = self.log().mark()?,
             18 => {
                 let missed = 1 + self.random.below(100);
-                self.log.append_gap(missed, true)?;
+                self.log().append_gap(missed, true)?;
                 self.records.push(Record::Gap(missed));
             }
             19 => self.retire()?,
             20 => self.compress()?,
-            21 => self.query()?,
+            // The committer has waited long enough for another commit.
+            21 if self.committed.is_unconfirmed() => self.while_others_append(Committed::settle)?,
+            22 => self.idle()?,
+            23 => self.query()?,
             _ => {
                 if self.random.once_in(3) {
-                    self.log.seal()?;
+                    self.committed.seal()?;
                 }
             }
         }
-        self.disk.acknowledge(self.log.durable());
+        self.witness.durable(self.committed.durable());
         Ok(())
+    }
+
+    fn commit(&mut self, upto: u64) -> Result<(), StoreError> {
+        self.while_others_append(|committed| committed.commit(upto))?;
+        assert!(self.committed.durable() >= upto, "a commit that ended is none");
+        Ok(())
+    }
+
+    /// Does all that the committer does as long as nobody comes any more.
+    fn idle(&mut self) -> Result<(), StoreError> {
+        loop {
+            let next = self.log().next();
+            if self.committed.durable() < next {
+                self.commit(next)?;
+            } else if self.committed.is_unconfirmed() {
+                self.while_others_append(Committed::settle)?;
+            } else {
+                self.witness.confirm(next);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Makes a call that waits for the disk; sometimes others append meanwhile.
+    fn while_others_append(
+        &mut self,
+        call: impl FnOnce(&Committed<SimDisk>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let appended = Arc::new(Mutex::new(None));
+        let events = [self.event(), self.event()];
+        if self.random.once_in(3) {
+            let (syncs, is_flushed) = (self.random.below(2), self.random.once_in(2));
+            let (committed, witness) = (self.committed.clone(), self.witness.clone());
+            let appended = appended.clone();
+            self.disk.do_while_syncing(syncs, move || {
+                witness.durable(committed.durable());
+                let mut log = committed.log();
+                let first = log.append_events(&events);
+                let flushed = if is_flushed { log.flush() } else { Ok(()) };
+                *appended.lock() = Some((first, flushed));
+            });
+        }
+        let called = call(&self.committed);
+        self.disk.do_nothing_while_syncing();
+        if let Some((first, flushed)) = appended.lock().take() {
+            if first.is_ok() {
+                self.records.extend(events.map(Record::Event));
+            }
+            return called.and(first.map(|_| ())).and(flushed);
+        }
+        called
     }
 
     /// Retires some of what there is, while others append.
     fn retire(&mut self) -> Result<(), StoreError> {
         let upto = self.random.below(self.records.len() as u64 + 1);
         self.retired = self.retired.max(upto);
-        if let Some(job) = self.log.begin_retire(upto)? {
-            let appended = self.append(2).and_then(|()| self.log.flush());
+        let job = self.log().begin_retire(upto)?;
+        if let Some(job) = job {
+            let appended = self.append(2).and_then(|()| self.log().flush());
             let result = job.run();
-            self.log.end_retire(&job, result)?;
+            self.log().end_retire(&job, result)?;
             appended?;
         }
         Ok(())
@@ -190,23 +307,26 @@ impl Workload {
 
     /// Compresses the first segment that is not, while others append.
     fn compress(&mut self) -> Result<(), StoreError> {
-        let finished = self.log.finished();
+        let finished = self.log().finished();
         let Some(segment) = finished.iter().find(|segment| !segment.is_compressed) else {
             return Ok(());
         };
         let bytes = compress(&self.disk, segment.base)?;
         self.append(2)?;
-        self.log.flush()?;
+        self.log().flush()?;
         let result = replace(&self.disk, segment.base);
-        self.log.end_replace(segment.base, bytes, result)
+        self.log().end_replace(segment.base, bytes, result)
     }
 
     /// Reads what there is by its indexes, and keeps those of finished segments.
     fn query(&mut self) -> Result<(), StoreError> {
-        let mut found = found_by_index(&self.disk, Indexes::kept(), self.log.written())?;
-        let first = self.log.oldest() as usize;
+        let (first, written) = {
+            let log = self.log();
+            (log.oldest() as usize, log.written())
+        };
+        let mut found = found_by_index(&self.disk, Indexes::kept(), written)?;
         let records = self.records.iter().enumerate().skip(first);
-        let wanted = records.take(self.log.written() as usize - first);
+        let wanted = records.take(written as usize - first);
         found.reverse();
         for (sequence, record) in wanted.filter(|(_, record)| !matches!(record, Record::Gap(_))) {
             let expected = Some((sequence as u64, record.clone()));
@@ -226,14 +346,14 @@ impl Workload {
             bytes: &bytes,
             is_replayed: false,
         };
-        self.log.append_object(&object)?;
+        self.log().append_object(&object)?;
         self.records.push(Record::Object(bytes));
         Ok(())
     }
 
     pub(super) fn append(&mut self, count: u64) -> Result<(), StoreError> {
         let events: Vec<_> = (0..count).map(|_| self.event()).collect();
-        let first = self.log.append_events(&events)?;
+        let first = self.log().append_events(&events)?;
         assert_eq!(first, self.records.len() as u64, "sequences have no gaps");
         self.records.extend(events.into_iter().map(Record::Event));
         Ok(())
@@ -260,6 +380,8 @@ pub(super) type Wrong = String;
 struct Written<'a> {
     records: &'a [Record],
     acknowledged: u64,
+    /// The disk says of those below that they were.
+    confirmed: u64,
     /// Records below may be gone.
     retired: u64,
 }
@@ -271,8 +393,13 @@ fn check(
     limits: Limits,
     written: Written<'_>,
 ) -> Result<(Log<SimDisk>, usize), Wrong> {
-    let Written { records: written, acknowledged, retired } = written;
-    let (log, _) = open_log(disk, limits).map_err(|error| format!("false alarm: {error}"))?;
+    let Written { records: written, acknowledged, confirmed, retired } = written;
+    let false_alarm = |error: StoreError| format!("false alarm: {error}");
+    let findings = Findings::of(disk).map_err(false_alarm)?;
+    if findings.durable < confirmed {
+        return Err(format!("says only of {} of {confirmed} that they were", findings.durable));
+    }
+    let log = continue_log(disk, limits, findings).map_err(false_alarm)?.0;
     let (first, records) = read(disk).map_err(|error| format!("unreadable: {error}"))?;
     if first > retired {
         return Err(format!("begins with {first}"));
@@ -312,7 +439,7 @@ fn cut(
     workload: &Workload,
     tried: &mut Tried,
 ) -> Result<(), Wrong> {
-    let written = workload.written(moment.acknowledged);
+    let written = workload.written_at(moment);
     const ALL_UP_TO: usize = 9;
     const SAMPLES: u64 = 40;
     let changes = moment.changes();
@@ -386,7 +513,7 @@ fn cut_again(
     }
     for moment in disk.take_moments() {
         tried.double += 1;
-        check(&crash(&moment, random), limits, workload.written(moment.acknowledged))
+        check(&crash(&moment, random), limits, workload.written_at(&moment))
             .map_err(|w| format!("going on: {w}"))?;
     }
     verify(disk).map_err(|error| format!("going on: {error}"))?;
@@ -423,17 +550,17 @@ pub(super) fn reuse(seed: u64) -> Result<(), Wrong> {
     let (log, _) = open_log(&disk, limits).map_err(failed)?;
     let mut workload = Workload::new(disk.clone(), log, Vec::new(), seed);
     for _ in 0..3 {
-        workload.append(3).and_then(|()| workload.log.seal()).map_err(failed)?;
+        workload.append(3).and_then(|()| workload.log().seal()).map_err(failed)?;
     }
     workload.retired = 6;
     disk.take_moments();
-    let job = workload.log.begin_retire(6).map_err(failed)?.ok_or("nothing is retired")?;
+    let job = workload.log().begin_retire(6).map_err(failed)?.ok_or("nothing is retired")?;
     let result = job.run();
-    workload.log.end_retire(&job, result).map_err(failed)?;
+    workload.log().end_retire(&job, result).map_err(failed)?;
     if disk.contents(SPARE).is_none() {
         return Err("no file is kept".to_owned());
     }
-    workload.append(3).and_then(|()| workload.log.sync()).map_err(failed)?;
+    workload.append(3).and_then(|()| workload.log().sync()).map_err(failed)?;
     if disk.contents(SPARE).is_some() {
         return Err("the file is not used again".to_owned());
     }
@@ -443,6 +570,20 @@ pub(super) fn reuse(seed: u64) -> Result<(), Wrong> {
     Ok(())
 }
 
+/// Syncs a marker along with records that nobody has committed: the disk says of them too that they were.
+pub(super) fn settling() -> Result<(), Wrong> {
+    let failed = |error: StoreError| error.to_string();
+    let (disk, limits) = (SimDisk::new(1), limits(&mut Random(1)));
+    let (log, _) = open_log(&disk, limits).map_err(failed)?;
+    let mut workload = Workload::new(disk.clone(), log, Vec::new(), 1);
+    assert!(!workload.witness.is_double, "nothing is left to settle");
+    workload.append(1).and_then(|()| workload.committed.commit(1)).map_err(failed)?;
+    workload.append(1).and_then(|()| workload.committed.settle()).map_err(failed)?;
+    workload.idle().map_err(failed)?;
+    let moment = disk.moment();
+    check(&disk.rebooted(1), limits, workload.written_at(&moment)).map(|_| ())
+}
+
 pub(crate) fn from_environment(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
@@ -450,18 +591,23 @@ pub(crate) fn from_environment(name: &str, otherwise: u64) -> u64 {
 /// Operations after a call that was interrupted or done in part.
 const AFTERWARDS: usize = 20;
 
+/// What a log has that has nothing.
+const NOTHING: Written<'_> = Written { records: &[], acknowledged: 0, confirmed: 0, retired: 0 };
+
 /// Fails one call of a workload, and looks at what is left. Returns false if there is no such call.
-fn fail(seed: u64, operations: usize, call: u64, fault: Fault) -> Result<bool, Wrong> {
+fn fail(
+    seed: u64,
+    operations: usize,
+    (calls, call): (Calls, u64),
+    fault: Fault,
+) -> Result<bool, Wrong> {
     let limits = limits(&mut Random(seed));
     let disk = SimDisk::new(seed);
-    disk.fail(call, fault);
+    disk.fail(calls, call, fault);
     let mut workload = match open_log(&disk, limits) {
         Ok((log, _)) => Workload::new(disk.clone(), log, Vec::new(), seed),
         // Nothing was written yet.
-        Err(_) => {
-            let nothing = Written { records: &[], acknowledged: 0, retired: 0 };
-            return check(&disk.rebooted(seed), limits, nothing).map(|_| true);
-        }
+        Err(_) => return check(&disk.rebooted(seed), limits, NOTHING).map(|_| true),
     };
     let mut left = operations;
     let mut failed = None;
@@ -469,20 +615,23 @@ fn fail(seed: u64, operations: usize, call: u64, fault: Fault) -> Result<bool, W
         failed = workload.step().err();
         left = if disk.has_failed() { left.min(AFTERWARDS) } else { left } - 1;
     }
-    let acknowledged = workload.log.durable();
+    let acknowledged = workload.committed.durable();
     if let Some(error) = &failed {
         if matches!(fault, Fault::Interrupted | Fault::Short) {
             return Err(format!("was not completed: {error}"));
         }
-        let is_poisoned = workload.log.check().is_err();
-        // Before a file has its name, or once it has lost it, a failure is none of the log's.
+        let is_poisoned = workload.log().check().is_err();
+        // Before a file has its name, or once it has lost it, a failure is none of the log's; and what
+        // cannot be read is as it was.
         let is_harmless = matches!(error, StoreError::Full { .. })
-            || matches!(error, StoreError::Io { what: "creating" | "keeping" | "removing", .. });
+            || matches!(error, StoreError::Io { what: "creating" | "keeping" | "removing", .. })
+            || calls == Calls::Reading;
         if is_poisoned == is_harmless {
             return Err(format!("is poisoned: {is_poisoned}, after {error}"));
         }
-        let is_acknowledged = workload.log.sync().is_ok() || workload.log.durable() > acknowledged;
-        if is_poisoned && is_acknowledged {
+        let next = workload.log().next();
+        let is_committed = workload.committed.commit(next).is_ok() && acknowledged < next;
+        if is_poisoned && (is_committed || workload.committed.durable() > acknowledged) {
             return Err(format!("acknowledged after {error}"));
         }
     } else if disk.failed().is_some_and(|name| !name.contains(".idx"))
@@ -492,21 +641,75 @@ fn fail(seed: u64, operations: usize, call: u64, fault: Fault) -> Result<bool, W
         return Err("nobody was told".to_owned());
     }
     // Nobody knows whether what has failed is there; whoever was not told does not count on it.
-    let durable = workload.log.durable();
-    check(&disk.rebooted(seed), limits, workload.written(durable))
+    let durable = workload.committed.durable();
+    check(&disk.rebooted(seed), limits, workload.written(durable, 0))
         .map_err(|wrong| format!("{wrong}, after {failed:?}"))?;
     Ok(disk.has_failed())
 }
 
 /// Fails every n-th call of a workload, one after another, and returns how many there were.
-pub(super) fn failures(fault: Fault, operations: usize, step: u64) -> Result<u64, Wrong> {
+pub(super) fn failures(
+    calls: Calls,
+    fault: Fault,
+    operations: usize,
+    step: u64,
+) -> Result<u64, Wrong> {
     let mut call = 1;
-    while fail(7, operations, call, fault)
-        .map_err(|wrong| format!("{fault:?} of {call}: {wrong}"))?
+    while fail(7, operations, (calls, call), fault)
+        .map_err(|wrong| format!("{fault:?} of {calls:?} {call}: {wrong}"))?
     {
         call += step;
     }
     Ok(call - 1)
+}
+
+/// Fails each call of an opening after a power cut, one after another, in so many logs: it says so, and
+/// the next opening finds what was acknowledged, whether the power is cut once more or not. Returns how
+/// many calls failed.
+pub(super) fn failed_openings(
+    seed: u64,
+    calls: Calls,
+    fault: Fault,
+    logs: u64,
+) -> Result<u64, Wrong> {
+    let mut random = Random(seed);
+    let mut failed = 0;
+    for log in 0..logs {
+        let limits = limits(&mut random);
+        let disk = SimDisk::new(random.next());
+        let (log_before, _) = open_log(&disk, limits).map_err(|error| error.to_string())?;
+        let mut workload = Workload::new(disk.clone(), log_before, Vec::new(), random.next());
+        for _ in 0..10 + random.below(30) {
+            workload.step().map_err(|error| error.to_string())?;
+        }
+        let moment = disk.moment();
+        let (survivors, identity) = (random.next(), random.next());
+        for call in 1.. {
+            let mut chance = Random(survivors);
+            let crashed = moment.crashed(identity, false, || chance.once_in(2), || false);
+            crashed.fail(calls, call, fault);
+            let opened = open_log(&crashed, limits);
+            if !crashed.has_failed() {
+                break;
+            }
+            failed += 1;
+            let is_completed = matches!(fault, Fault::Interrupted | Fault::Short);
+            let outcome = match opened {
+                Err(StoreError::Io { .. } | StoreError::Full { .. }) if !is_completed => Ok(()),
+                Ok(_) if is_completed => Ok(()),
+                Ok(_) => Err("nobody was told".to_owned()),
+                Err(error) => Err(format!("it gave {error}")),
+            };
+            let written = workload.written_at(&moment);
+            outcome
+                .and_then(|()| check(&crashed.rebooted(call), limits, written))
+                .and_then(|_| check(&crashed, limits, written))
+                .map_err(|wrong| {
+                    format!("{fault:?} of {calls:?} {call} of opening {log}: {wrong}")
+                })?;
+        }
+    }
+    Ok(failed)
 }
 
 /// Fills a log to its limit: what it took is there, what it did not take it has not, and it goes on
@@ -522,13 +725,14 @@ pub(super) fn room() -> Result<(), Wrong> {
         if refused > 1000 {
             return Err("never full".to_owned());
         }
-        match workload.append(3).and_then(|()| workload.log.sync()) {
+        match workload.append(3).and_then(|()| workload.log().sync()) {
             Ok(()) => refused = workload.records.len() as u64,
             Err(error) => break error,
         }
     };
     let StoreError::Full { .. } = error else { return Err(format!("refused by {error}")) };
-    if workload.log.durable() > refused {
+    let durable = workload.log().durable();
+    if durable > refused {
         return Err("what was refused was acknowledged".to_owned());
     }
     let bytes: usize = disk
@@ -540,11 +744,12 @@ pub(super) fn room() -> Result<(), Wrong> {
     if bytes as u64 > 3 * segment_bytes {
         return Err(format!("the log has {bytes} bytes"));
     }
-    check(&disk.rebooted(1), full, workload.written(refused))?;
+    check(&disk.rebooted(1), full, workload.written(refused, 0))?;
     // What waits in memory is stored as soon as there is room.
-    workload.log.raise_max_bytes(10 * segment_bytes);
-    workload.log.sync().map_err(|error| format!("with room: {error}"))?;
-    check(&disk.rebooted(1), full, workload.written(workload.log.next())).map(|_| ())
+    workload.log().raise_max_bytes(10 * segment_bytes);
+    workload.log().sync().map_err(|error| format!("with room: {error}"))?;
+    let next = workload.log().next();
+    check(&disk.rebooted(1), full, workload.written(next, 0)).map(|_| ())
 }
 
 #[test]
@@ -552,9 +757,31 @@ fn whichever_call_fails_nothing_acknowledged_is_lost_and_nothing_is_acknowledged
     // 1 is every call.
     let step = from_environment("FAULT_STEP", 197);
     for fault in [Fault::Io, Fault::NoSpace, Fault::Interrupted, Fault::Short] {
-        match failures(fault, 1000, step) {
+        match failures(Calls::Changing, fault, 1000, step) {
             Ok(calls) => assert!(calls > 1000, "{fault:?}: only {calls} calls were made"),
             Err(wrong) => panic!("{wrong}"),
+        }
+    }
+    for fault in [Fault::Io, Fault::Interrupted, Fault::Short] {
+        match failures(Calls::Reading, fault, 1000, step) {
+            Ok(calls) => assert!(calls > 300, "{fault:?}: only {calls} calls were made"),
+            Err(wrong) => panic!("{wrong}"),
+        }
+    }
+}
+
+#[test]
+fn whichever_call_of_an_opening_fails_the_next_one_finds_what_was_acknowledged() {
+    let (seed, logs) = (from_environment("SEED", 1), from_environment("OPENINGS", 40));
+    for calls in [Calls::Changing, Calls::Reading] {
+        for fault in [Fault::Io, Fault::NoSpace, Fault::Interrupted, Fault::Short] {
+            if (calls, fault) == (Calls::Reading, Fault::NoSpace) {
+                continue;
+            }
+            match failed_openings(seed, calls, fault, logs) {
+                Ok(failed) => assert!(failed > 3 * logs, "only {failed} calls failed"),
+                Err(wrong) => panic!("SEED={seed}: {wrong}"),
+            }
         }
     }
 }
@@ -585,6 +812,13 @@ fn whatever_a_power_cut_leaves_what_was_acknowledged_is_there_and_nothing_else()
 #[test]
 fn whatever_a_power_cut_leaves_of_a_file_that_is_used_again_is_no_segment_of_before() {
     if let Err(wrong) = reuse(1) {
+        panic!("{wrong}");
+    }
+}
+
+#[test]
+fn what_becomes_durable_along_with_a_marker_gets_one_of_its_own() {
+    if let Err(wrong) = settling() {
         panic!("{wrong}");
     }
 }

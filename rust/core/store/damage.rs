@@ -26,18 +26,20 @@ fn written(seed: u64, is_closed: bool) -> Result<(SimDisk, Vec<Record>), StoreEr
     let disk = SimDisk::new(seed);
     let (log, _) = open_log(&disk, LIMITS)?;
     let mut workload = Workload::new(disk.clone(), log, Vec::new(), seed);
-    while workload.log.segments().len() < 4
-        || workload.log.next() == workload.log.segments()[3].base
-    {
+    let has_four = |workload: &Workload| {
+        let log = workload.log();
+        log.segments().get(3).is_some_and(|fourth| fourth.base < log.next())
+    };
+    while !has_four(&workload) {
         workload.append(3)?;
         workload.object()?;
-        workload.log.sync()?;
+        workload.log().sync()?;
     }
     match is_closed {
-        true => workload.log.seal()?,
+        true => workload.log().seal()?,
         false => {
-            assert!(workload.log.mark()?, "nothing says that the last commit is acknowledged");
-            workload.log.sync()?;
+            assert!(workload.log().mark()?, "nothing says that the last commit is acknowledged");
+            workload.log().sync()?;
         }
     }
     Ok((disk.settled(), workload.records))
@@ -358,12 +360,12 @@ pub(super) fn histories(seed: u64) -> Result<(), Wrong> {
         let (log, _) = open_log(&disk, LIMITS)?;
         let mut workload = Workload::new(disk.clone(), log, Vec::new(), seed);
         workload.append(3)?;
-        workload.log.seal()?;
+        workload.log().seal()?;
         workload.random = Random(salt);
         workload.append(3)?;
-        workload.log.seal()?;
+        workload.log().seal()?;
         workload.append(3)?;
-        workload.log.seal()?;
+        workload.log().seal()?;
         Ok((disk.settled(), workload.records))
     };
     let ((disk, records), (other, _)) = (history(1).map_err(wrong)?, history(2).map_err(wrong)?);
@@ -419,11 +421,11 @@ fn a_damaged_log_that_is_salvaged_ends_where_nothing_acknowledged_is_missing() {
     let disk = SimDisk::new(1);
     let (log, _) = open_log(&disk, LIMITS).expect("it is new");
     let mut workload = Workload::new(disk.clone(), log, Vec::new(), 1);
-    workload.append(3).and_then(|()| workload.log.sync()).expect("there is room");
-    assert!(workload.log.mark().expect("there is room"));
-    workload.log.sync().expect("nothing fails");
+    workload.append(3).and_then(|()| workload.log().sync()).expect("there is room");
+    assert!(workload.log().mark().expect("there is room"));
+    workload.log().sync().expect("nothing fails");
     for _ in 0..2 {
-        workload.append(2).and_then(|()| workload.log.flush()).expect("there is room");
+        workload.append(2).and_then(|()| workload.log().flush()).expect("there is room");
     }
     let damaged = disk.settled();
     let name = segment_name(0);

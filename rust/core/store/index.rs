@@ -376,7 +376,7 @@ mod tests {
     use super::super::listing::Listing;
     use super::super::log::{Limits, Log, Object};
     use super::super::query::{Found, Indexes, LogQuery, Query};
-    use super::super::sim::{Fault, SimDisk};
+    use super::super::sim::{Calls, Fault, SimDisk};
     use super::super::storage::Storage;
     use super::super::verify::verify;
     use super::*;
@@ -555,7 +555,7 @@ mod tests {
             let mut call = 1;
             loop {
                 let disk = logged(1);
-                disk.fail(call, fault);
+                disk.fail(Calls::Changing, call, fault);
                 assert_eq!(found(&disk, Indexes::kept()).expect("it is sound"), expected());
                 let verified = verify(&disk).expect("it is sound");
                 let is_whole = matches!(fault, Fault::Short | Fault::Interrupted);

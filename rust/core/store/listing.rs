@@ -8,6 +8,7 @@ use super::format::{
 };
 use super::mutants::{Mutant, is_broken};
 use super::storage::{Storage, uninterrupted};
+use std::io;
 
 /// The name of a segment that is not finished.
 pub(crate) const NEW_SEGMENT: &str = "segment.tmp";
@@ -101,15 +102,19 @@ pub(crate) fn open_segment<S: Storage>(
     base: u64,
 ) -> Result<SegmentFile<S::File>, StoreError> {
     let name = segment_name(base);
-    let error = match uninterrupted(|| storage.open(&name, false)) {
+    let missing = match uninterrupted(|| storage.open(&name, false)) {
         Ok(file) => return Ok(SegmentFile::Plain(file)),
-        Err(error) => error,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => error,
+        // A compressed one may be there, which does not count as long as this one does.
+        Err(error) => return Err(StoreError::io("opening", &name)(error)),
     };
     let compressed = compressed_name(base);
     match uninterrupted(|| storage.open(&compressed, false)) {
-        Ok(file) => CompressedFile::new(file)
-            .map(SegmentFile::Compressed)
-            .map_err(StoreError::io("opening", &compressed)),
-        Err(_) => Err(StoreError::io("opening", &name)(error)),
+        Ok(file) => CompressedFile::new(file).map(SegmentFile::Compressed),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(StoreError::io("opening", &name)(missing));
+        }
+        Err(error) => Err(error),
     }
+    .map_err(StoreError::io("opening", &compressed))
 }

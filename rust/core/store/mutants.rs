@@ -113,25 +113,42 @@ mutants! {
     NoSyncOfCompressed,
     /// Damage in a compressed segment is taken for a torn tail.
     CutsCompressed,
+    /// A commit is answered before it has its turn.
+    AnswersBeforeTurn,
+    /// A sync that fails is forgotten where many commit together.
+    ForgetsFailedSync,
+    /// A commit counts what others have written while it was synced.
+    AcksWhatCameMeanwhile,
+    /// The marker that `double` waits for is not synced.
+    NoSecondSync,
+    /// What was synced along with the marker of `double` is acknowledged without one.
+    AcksWithSecondSync,
+    /// Nothing reminds the committer of a marker that is not synced.
+    NeverConfirms,
+    /// The committer takes a marker for synced that is not.
+    ConfirmsWithoutSync,
+    /// What becomes durable with such a marker gets none.
+    SettlesWithoutMarker,
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::sim::Fault;
+    use super::super::sim::{Calls, Fault};
     use super::super::{crash, damage};
     use super::Mutant;
 
     /// Returns the first proof that fails with the fault.
     fn found_by(mutant: Option<Mutant>) -> Option<&'static str> {
         type Proof = (&'static str, Box<dyn Fn() -> Result<(), String>>);
-        let failures = |fault| move || crash::failures(fault, 60, 1).map(|_| ());
-        let proofs: [Proof; 12] = [
+        let failures = |fault| move || crash::failures(Calls::Changing, fault, 60, 1).map(|_| ());
+        let proofs: [Proof; 13] = [
             ("behind", Box::new(|| damage::behind(1))),
             ("histories", Box::new(|| damage::histories(1))),
             ("parts", Box::new(|| damage::parts(1).map(|_| ()))),
             ("compressed flips", Box::new(|| damage::compressed_flips(1, 500))),
             ("reuse", Box::new(|| crash::reuse(1))),
             ("room", Box::new(crash::room)),
+            ("settling", Box::new(crash::settling)),
             ("power cuts", Box::new(|| crash::power_cuts(1, 3_000).map(|_| ()))),
             ("flips", Box::new(|| damage::flips(1, 2_000).map(|_| ()))),
             ("EIO", Box::new(failures(Fault::Io))),

@@ -1,8 +1,7 @@
 //! Frames of a segment, read one after another and checked.
 
 use super::format::{
-    FRAME_HEADER, FrameHeader, Kind, MAX_PAYLOAD, SEGMENT_HEADER, SegmentHeader, chained, padded,
-    payload_crc, u32_at,
+    FRAME_HEADER, FrameHeader, Kind, SEGMENT_HEADER, SegmentHeader, chained, payload_crc, u32_at,
 };
 use super::mutants::{Mutant, is_broken};
 use super::storage::{ReadAt, read_all};
@@ -10,8 +9,6 @@ use std::io;
 
 /// Bytes that are read at once: they stay in a core's cache until they are looked at.
 const READ: usize = if cfg!(any(test, tickbus_fuzz)) { 8 * 1024 } else { 256 * 1024 };
-/// The most bytes of a frame.
-const MAX_FRAME: usize = FRAME_HEADER + padded(MAX_PAYLOAD);
 
 /// A valid frame.
 #[derive(Debug)]
@@ -216,8 +213,8 @@ impl<F: ReadAt> Scan<F> {
         let kept = self.filled.saturating_sub(at);
         buffer.copy_within(at.min(self.filled)..self.filled, 0);
         (self.from, self.filled, self.last) = (self.offset, kept, None);
-        if bytes > READ && self.buffer.len() * 8 < MAX_FRAME {
-            self.buffer.resize(MAX_FRAME.div_ceil(8), 0);
+        if self.buffer.len() * 8 < bytes {
+            self.buffer.resize(bytes.next_multiple_of(READ) / 8, 0);
         }
         let buffer: &mut [u8] = bytemuck::cast_slice_mut(&mut self.buffer);
         self.filled += read_all(&self.file, &mut buffer[kept..], self.from + kept as u64)?;

@@ -49,22 +49,36 @@ enum NameChange {
     Remove(String),
 }
 
+/// Shared as long as nothing changes.
 #[derive(Debug, Clone, Default)]
 struct Inode {
-    now: Vec<u8>,
+    now: Arc<Vec<u8>>,
     synced: Arc<Vec<u8>>,
     changes: Vec<Change>,
 }
 
+type Names = BTreeMap<String, usize>;
+
 /// What a disk is at one moment.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Moment {
-    inodes: Vec<Inode>,
-    names: BTreeMap<String, usize>,
-    synced_names: BTreeMap<String, usize>,
+    inodes: Vec<Arc<Inode>>,
+    names: Arc<Names>,
+    synced_names: Arc<Names>,
     name_changes: Vec<NameChange>,
     /// Records that were acknowledged.
     pub(crate) acknowledged: u64,
+    /// Records of which the disk says so.
+    pub(crate) confirmed: u64,
+}
+
+/// Calls that are counted together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Calls {
+    /// `create`, `rename`, `remove`, writes, cuts and syncs.
+    Changing,
+    /// `names`, `open`, `len` and reads.
+    Reading,
 }
 
 /// How a call fails.
@@ -76,7 +90,7 @@ pub(crate) enum Fault {
     NoSpace,
     /// `EINTR`.
     Interrupted,
-    /// Half of the bytes are written.
+    /// Half of the bytes are written or read.
     Short,
 }
 
@@ -85,12 +99,17 @@ struct State {
     moment: Moment,
     /// One after each change, if they are wanted.
     moments: Option<Vec<Moment>>,
-    calls: u64,
-    fault: Option<(u64, Fault)>,
+    /// How many there were, of either kind.
+    calls: [u64; 2],
+    fault: Option<(Calls, u64, Fault)>,
     /// The file of the call that failed.
     failed: Option<String>,
     random: u64,
+    /// What others do while a file is synced, and how many syncs there are before that.
+    meanwhile: Option<(u64, Meanwhile)>,
 }
+
+type Meanwhile = Box<dyn FnOnce() + Send>;
 
 /// A disk.
 #[derive(Clone, Default)]
@@ -119,8 +138,20 @@ impl SimDisk {
     }
 
     /// Makes the call of this number fail.
-    pub(crate) fn fail(&self, call: u64, fault: Fault) {
-        self.0.lock().fault = Some((call, fault));
+    pub(crate) fn fail(&self, calls: Calls, call: u64, fault: Fault) {
+        self.0.lock().fault = Some((calls, call, fault));
+    }
+
+    /// Has something done while a file is synced, after so many syncs of others. What is written then is
+    /// not synced by that.
+    pub(crate) fn do_while_syncing(&self, syncs: u64, meanwhile: impl FnOnce() + Send + 'static) {
+        self.0.lock().meanwhile = Some((syncs, Box::new(meanwhile)));
+    }
+
+    /// Has nothing done any more that was not.
+    pub(crate) fn do_nothing_while_syncing(&self) {
+        let forgotten = self.0.lock().meanwhile.take();
+        drop(forgotten);
     }
 
     /// Returns whether a call has failed.
@@ -137,6 +168,13 @@ impl SimDisk {
     pub(crate) fn acknowledge(&self, records: u64) {
         let mut state = self.0.lock();
         state.moment.acknowledged = state.moment.acknowledged.max(records);
+        state.note();
+    }
+
+    /// Notes of what the disk says that it was acknowledged.
+    pub(crate) fn confirm(&self, records: u64) {
+        let mut state = self.0.lock();
+        state.moment.confirmed = state.moment.confirmed.max(records);
         state.note();
     }
 
@@ -161,7 +199,7 @@ impl SimDisk {
         let disk = Self::default();
         let moment = self.moment();
         disk.0.lock().moment = Moment {
-            inodes: moment.inodes.iter().map(|inode| Inode::of(inode.now.clone())).collect(),
+            inodes: moment.inodes.iter().map(|inode| Inode::of(&inode.now)).collect(),
             synced_names: moment.names.clone(),
             names: moment.names,
             ..Moment::default()
@@ -173,26 +211,50 @@ impl SimDisk {
     pub(crate) fn contents(&self, name: &str) -> Option<Vec<u8>> {
         let state = self.0.lock();
         let inode = *state.moment.names.get(name)?;
-        Some(state.moment.inodes[inode].now.clone())
+        Some((*state.moment.inodes[inode].now).clone())
     }
 
     /// Puts a file in the place of the one with its name.
     pub(crate) fn put(&self, name: &str, contents: Vec<u8>) {
         let mut state = self.0.lock();
         let moment = &mut state.moment;
-        moment.names.insert(name.to_owned(), moment.inodes.len());
+        let inode = moment.inodes.len();
+        moment.names_mut().insert(name.to_owned(), inode);
         moment.synced_names = moment.names.clone();
-        moment.inodes.push(Inode::of(contents));
+        moment.inodes.push(Inode::of(&Arc::new(contents)));
     }
 }
 
 impl Inode {
-    fn of(contents: Vec<u8>) -> Self {
-        Self { synced: Arc::new(contents.clone()), now: contents, changes: Vec::new() }
+    fn of(contents: &Arc<Vec<u8>>) -> Arc<Self> {
+        Arc::new(Self { synced: contents.clone(), now: contents.clone(), changes: Vec::new() })
     }
 }
 
+/// Makes sure of so many bytes; new ones are zeros.
+fn extend(contents: &mut Vec<u8>, bytes: usize) {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    // Faster than `resize` where the library's own checks are compiled in.
+    while contents.len() < bytes {
+        contents.extend_from_slice(&ZEROS[..ZEROS.len().min(bytes - contents.len())]);
+    }
+}
+
+/// Cuts or extends it to so many bytes.
+fn set_len(contents: &mut Vec<u8>, bytes: usize) {
+    contents.truncate(bytes);
+    extend(contents, bytes);
+}
+
 impl Moment {
+    fn names_mut(&mut self) -> &mut Names {
+        Arc::make_mut(&mut self.names)
+    }
+
+    fn inode_mut(&mut self, inode: usize) -> &mut Inode {
+        Arc::make_mut(&mut self.inodes[inode])
+    }
+
     /// Returns how many changes were not synced.
     pub(crate) fn changes(&self) -> usize {
         self.name_changes.len() + self.inodes.iter().map(|inode| inode.changes.len()).sum::<usize>()
@@ -207,9 +269,10 @@ impl Moment {
         mut survives: impl FnMut() -> bool,
         mut is_torn: impl FnMut() -> bool,
     ) -> SimDisk {
-        let mut names = self.synced_names.clone();
+        let mut synced_names = self.synced_names.clone();
         for change in &self.name_changes {
             if survives() {
+                let names = Arc::make_mut(&mut synced_names);
                 match change {
                     NameChange::Put(name, inode) => _ = names.insert(name.clone(), *inode),
                     NameChange::Remove(name) => _ = names.remove(name),
@@ -224,32 +287,32 @@ impl Moment {
         }
         let mut inodes = Vec::with_capacity(self.inodes.len());
         for (number, inode) in self.inodes.iter().enumerate() {
-            let is_there = names.values().any(|named| *named == number);
-            let mut contents = if is_there { (*inode.synced).clone() } else { Vec::new() };
+            let is_there = synced_names.values().any(|named| *named == number);
+            let mut synced = if is_there { inode.synced.clone() } else { Arc::default() };
             for change in &inode.changes {
                 if !survives() || !is_there {
                     continue;
                 }
+                let contents = Arc::make_mut(&mut synced);
                 match change {
-                    Change::Length(length) => contents.resize(*length, 0),
+                    Change::Length(length) => set_len(contents, *length),
                     Change::Bytes(offset, bytes) => {
                         let bytes = &bytes[..if is_torn() { bytes.len() / 2 } else { bytes.len() }];
                         let end = offset + bytes.len();
-                        if contents.len() < end {
-                            contents.resize(end, 0);
-                        }
+                        extend(contents, end);
                         contents[*offset..end].copy_from_slice(bytes);
                     }
                 }
             }
-            inodes.push(Inode::of(contents));
+            inodes.push(Inode::of(&synced));
         }
         let moment = Moment {
             inodes,
-            synced_names: names.clone(),
-            names,
+            names: synced_names.clone(),
+            synced_names,
             name_changes: Vec::new(),
             acknowledged: self.acknowledged,
+            confirmed: self.confirmed,
         };
         let moments = is_recording.then(Vec::new);
         SimDisk(Arc::new(Mutex::new(State { moment, moments, random: seed, ..State::default() })))
@@ -264,16 +327,19 @@ impl State {
     }
 
     /// Counts a call to an open file and returns how it fails, if it does.
-    fn call_to(&mut self, inode: usize) -> io::Result<Option<Fault>> {
+    fn call_to(&mut self, calls: Calls, inode: usize) -> io::Result<Option<Fault>> {
         let mut names = self.moment.names.iter().filter(|(_, named)| **named == inode);
         let name = names.next().map_or_else(String::new, |(name, _)| name.clone());
-        self.call(&name)
+        self.call(calls, &name)
     }
 
     /// Counts a call and returns how it fails, if it does.
-    fn call(&mut self, name: &str) -> io::Result<Option<Fault>> {
-        self.calls += 1;
-        let Some((_, fault)) = self.fault.filter(|(call, _)| *call == self.calls) else {
+    fn call(&mut self, calls: Calls, name: &str) -> io::Result<Option<Fault>> {
+        let count = &mut self.calls[calls as usize];
+        *count += 1;
+        let place = (calls, *count);
+        let Some((.., fault)) = self.fault.filter(|(calls, call, _)| (*calls, *call) == place)
+        else {
             return Ok(None);
         };
         self.failed = Some(name.to_owned());
@@ -290,38 +356,42 @@ impl Storage for SimDisk {
     type File = SimFile;
 
     fn names(&self) -> io::Result<Vec<String>> {
-        Ok(self.0.lock().moment.names.keys().cloned().collect())
+        let mut state = self.0.lock();
+        state.call(Calls::Reading, ".")?;
+        Ok(state.moment.names.keys().cloned().collect())
     }
 
     fn create(&self, name: &str) -> io::Result<SimFile> {
         let mut state = self.0.lock();
-        state.call(name)?;
+        state.call(Calls::Changing, name)?;
         let moment = &mut state.moment;
         let inode = moment.inodes.len();
-        moment.inodes.push(Inode::default());
-        moment.names.insert(name.to_owned(), inode);
+        moment.inodes.push(Arc::default());
+        moment.names_mut().insert(name.to_owned(), inode);
         moment.name_changes.push(NameChange::Put(name.to_owned(), inode));
         state.note();
         Ok(SimFile { disk: self.clone(), inode })
     }
 
     fn len(&self, name: &str) -> io::Result<u64> {
+        self.0.lock().call(Calls::Reading, name)?;
         let contents = self.contents(name).ok_or(io::ErrorKind::NotFound)?;
         Ok(contents.len() as u64)
     }
 
     fn open(&self, name: &str, _: bool) -> io::Result<SimFile> {
-        let state = self.0.lock();
+        let mut state = self.0.lock();
+        state.call(Calls::Reading, name)?;
         let inode = *state.moment.names.get(name).ok_or(io::ErrorKind::NotFound)?;
         Ok(SimFile { disk: self.clone(), inode })
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut state = self.0.lock();
-        state.call(from)?;
+        state.call(Calls::Changing, from)?;
         let moment = &mut state.moment;
-        let inode = moment.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        moment.names.insert(to.to_owned(), inode);
+        let inode = moment.names_mut().remove(from).ok_or(io::ErrorKind::NotFound)?;
+        moment.names_mut().insert(to.to_owned(), inode);
         moment.name_changes.push(NameChange::Rename(from.to_owned(), to.to_owned(), inode));
         state.note();
         Ok(())
@@ -329,9 +399,9 @@ impl Storage for SimDisk {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut state = self.0.lock();
-        state.call(name)?;
+        state.call(Calls::Changing, name)?;
         let moment = &mut state.moment;
-        moment.names.remove(name).ok_or(io::ErrorKind::NotFound)?;
+        moment.names_mut().remove(name).ok_or(io::ErrorKind::NotFound)?;
         moment.name_changes.push(NameChange::Remove(name.to_owned()));
         state.note();
         Ok(())
@@ -339,7 +409,7 @@ impl Storage for SimDisk {
 
     fn sync_names(&self) -> io::Result<()> {
         let mut state = self.0.lock();
-        state.call(".")?;
+        state.call(Calls::Changing, ".")?;
         let moment = &mut state.moment;
         moment.synced_names = moment.names.clone();
         moment.name_changes.clear();
@@ -365,37 +435,52 @@ pub(crate) struct SimFile {
 
 impl ReadAt for SimFile {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.disk.0.lock().moment.inodes[self.inode].now.len() as u64)
+        let mut state = self.disk.0.lock();
+        state.call_to(Calls::Reading, self.inode)?;
+        Ok(state.moment.inodes[self.inode].now.len() as u64)
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let state = self.disk.0.lock();
+        let mut state = self.disk.0.lock();
+        let fault = state.call_to(Calls::Reading, self.inode)?;
         let contents = &state.moment.inodes[self.inode].now;
         let from = contents.get(offset as usize..).unwrap_or_default();
-        let count = from.len().min(buffer.len());
+        let mut count = from.len().min(buffer.len());
+        if fault == Some(Fault::Short) {
+            count = count.div_ceil(2);
+        }
         buffer[..count].copy_from_slice(&from[..count]);
         Ok(count)
+    }
+
+    /// Every sector of zeros is a hole, as it may be on a disk.
+    fn data_from(&self, offset: u64) -> io::Result<Option<u64>> {
+        let mut state = self.disk.0.lock();
+        state.call_to(Calls::Reading, self.inode)?;
+        let contents = &state.moment.inodes[self.inode].now;
+        let from = contents.get(offset as usize..).unwrap_or_default();
+        let data = from.iter().position(|byte| *byte != 0).map(|at| offset + at as u64);
+        Ok(data.map(|at| (at / SECTOR as u64 * SECTOR as u64).max(offset)))
     }
 }
 
 impl StorageFile for SimFile {
     fn write_at(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         let mut state = self.disk.0.lock();
-        let fault = state.call_to(self.inode)?;
-        let mut bytes: Vec<u8> = buffers.iter().flat_map(|buffer| buffer.iter().copied()).collect();
+        let fault = state.call_to(Calls::Changing, self.inode)?;
+        let mut bytes = buffers.iter().map(|buffer| &**buffer).collect::<Vec<_>>().concat();
         if fault == Some(Fault::Short) {
             bytes.truncate(bytes.len().div_ceil(2));
         }
-        let inode = &mut state.moment.inodes[self.inode];
+        let inode = state.moment.inode_mut(self.inode);
+        let now = Arc::make_mut(&mut inode.now);
         let (from, end) = (offset as usize, offset as usize + bytes.len());
-        if inode.now.len() < end {
-            inode.now.resize(end, 0);
-        }
-        inode.now[from..end].copy_from_slice(&bytes);
+        extend(now, end);
+        now[from..end].copy_from_slice(&bytes);
         let mut at = from;
         while at < end {
             let next = end.min(at / SECTOR * SECTOR + SECTOR);
-            inode.changes.push(Change::Bytes(at, inode.now[at..next].to_vec()));
+            inode.changes.push(Change::Bytes(at, now[at..next].to_vec()));
             at = next;
         }
         state.note();
@@ -403,15 +488,15 @@ impl StorageFile for SimFile {
     }
 
     fn allocate(&self, bytes: u64) -> io::Result<()> {
-        let bytes = self.len()?.max(bytes);
-        self.set_len(bytes)
+        let there = self.disk.0.lock().moment.inodes[self.inode].now.len();
+        self.set_len(bytes.max(there as u64))
     }
 
     fn set_len(&self, bytes: u64) -> io::Result<()> {
         let mut state = self.disk.0.lock();
-        state.call_to(self.inode)?;
-        let inode = &mut state.moment.inodes[self.inode];
-        inode.now.resize(bytes as usize, 0);
+        state.call_to(Calls::Changing, self.inode)?;
+        let inode = state.moment.inode_mut(self.inode);
+        set_len(Arc::make_mut(&mut inode.now), bytes as usize);
         inode.changes.push(Change::Length(bytes as usize));
         state.note();
         Ok(())
@@ -419,15 +504,30 @@ impl StorageFile for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.disk.0.lock();
-        let result = state.call_to(self.inode);
-        let inode = &mut state.moment.inodes[self.inode];
+        let result = state.call_to(Calls::Changing, self.inode);
+        let inode = &state.moment.inodes[self.inode];
+        let (now, changes) = (inode.now.clone(), inode.changes.len());
+        let meanwhile = match &mut state.meanwhile {
+            Some((0, _)) => state.meanwhile.take(),
+            Some((syncs, _)) => {
+                *syncs -= 1;
+                None
+            }
+            None => None,
+        };
+        if let Some((_, meanwhile)) = meanwhile {
+            drop(state);
+            meanwhile();
+            state = self.disk.0.lock();
+        }
+        let inode = state.moment.inode_mut(self.inode);
         match result {
-            Ok(_) => inode.synced = Arc::new(inode.now.clone()),
+            Ok(_) => inode.synced = now,
             // The pages count as clean: another sync would find nothing to do.
             Err(ref error) if error.kind() != io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
-        inode.changes.clear();
+        inode.changes.drain(..changes);
         state.note();
         result.map(|_| ())
     }
