@@ -114,18 +114,22 @@ crash: ## cut the power of the event log in 10^6 ways, flip 10^5 bits, fail ever
 	$(CRASHES) $(CRASH)
 
 # libFuzzer without cargo-fuzz: the compiler counts which edges were taken. No single allocation may be
-# much larger than the buffer that a frame is read into.
+# much larger than the buffer that a frame is read into. What a process keeps of names is no leak, and
+# what is not asked for here would be most of the time: stacks of allocations, frames on the heap,
+# weights of rare edges.
 FUZZ_SECONDS := 60
 FUZZ_FLAGS := --cfg tickbus_fuzz -Zsanitizer=address -Cpasses=sancov-module \
 	-Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
 	-Cllvm-args=-sanitizer-coverage-pc-table
+FUZZ_ASAN := malloc_context_size=1:detect_stack_use_after_return=0:quarantine_size_mb=8
 fuzz: ## give the log files that a fuzzer makes, for FUZZ_SECONDS=60 (nightly and a C++ compiler)
-	mkdir -p target/fuzz/corpus
-	RUSTFLAGS="$(FUZZ_FLAGS)" cargo +nightly run --quiet --release --locked \
-		--manifest-path tests/fuzz/Cargo.toml --target-dir target/fuzz \
-		--target $(shell rustc -vV | sed -n 's/^host: //p') -- target/fuzz/corpus \
-		-max_total_time=$(FUZZ_SECONDS) -max_len=4096 -malloc_limit_mb=4 -rss_limit_mb=4096 -timeout=10 \
-		-artifact_prefix=target/fuzz/ -print_final_stats=1
+	mkdir -p target/fuzz/corpus target/fuzz/seeds
+	SEEDS=target/fuzz/seeds ASAN_OPTIONS=$(FUZZ_ASAN) RUSTFLAGS="$(FUZZ_FLAGS)" \
+		cargo +nightly run --quiet --release --locked --manifest-path tests/fuzz/Cargo.toml \
+		--target-dir target/fuzz --target $(shell rustc -vV | sed -n 's/^host: //p') -- \
+		target/fuzz/corpus target/fuzz/seeds -max_total_time=$(FUZZ_SECONDS) \
+		-max_len=4096 -malloc_limit_mb=4 -rss_limit_mb=4096 -timeout=10 -detect_leaks=0 -entropic=0 \
+		-reduce_inputs=0 -artifact_prefix=target/fuzz/ -print_final_stats=1
 
 SCHEDULES := 1000000
 SOAK_MINUTES := 10

@@ -59,6 +59,8 @@ pub use delivery::{
     Group, GroupBatch, GroupConfig, GroupStart, GroupStats, Notice, Payload, PublishCriticalError,
     RiskConfig, RiskConsumer, RiskEventSystem, RiskStats, StoredObject, Token,
 };
+#[cfg(all(feature = "store", unix, tickbus_fuzz))]
+pub use delivery::{look_at_any_entry, real_entries};
 pub use error::{
     ConfigError, DequeueError, EnqueueError, EventTypeError, KeyError, Lagged, NameError,
     PublishError, PublishManyError, RecvError, RecvTimeoutError, ReplayRefused, TimestampError,
@@ -74,8 +76,6 @@ pub use policy::{BackpressureConfig, MAX_CAPACITY, OnLag, Policy};
 pub use queue::{CrossbeamQueue, EventQueue};
 pub use ring::overwrite::{OverwritePublisher, OverwriteReader, OverwriteRing, PlainEvent};
 pub use select::{Selected, Selector, Shutdown, select};
-#[cfg(all(feature = "store", unix, tickbus_fuzz))]
-pub use store::look_at_any_log;
 #[cfg(all(feature = "store", unix))]
 pub use store::{
     AppendError, Attachment, Batch, Compression, Digest, Durability, EventStore, Found, Gap, Hold,
@@ -84,6 +84,8 @@ pub use store::{
     Salvage, SegmentReport, Sink, Source, StoreConfig, StoreError, StoreQuery, StoreReader,
     StoreStats, Ticket, Transport, Verification, VirtualClock,
 };
+#[cfg(all(feature = "store", unix, tickbus_fuzz))]
+pub use store::{look_at_any_log, real_logs};
 pub use subscription::{AsyncEventSubscription, EventReader, EventSubscription, Parking};
 pub use sync::{Exclusion, ThreadExclusion};
 pub use system::{

@@ -336,44 +336,67 @@ pub(crate) fn unknown(sequence: u64) -> StoreError {
     }
 }
 
+/// Returns one of each entry.
+#[cfg(any(test, tickbus_fuzz))]
+fn one_of_each() -> Vec<Entry> {
+    let failed = FailedAttempt { attempt: 2, reason: "why".into() };
+    let history = vec![failed.clone(), FailedAttempt { attempt: 3, reason: "".into() }];
+    let (consumer, id, key, name) = (3, 1 << 40, Some("account 7".into()), "risk".into());
+    vec![
+        Entry::SnapshotBegun { next_group: 4, next_consumer: 9, published: Some(7) },
+        Entry::SnapshotEnded,
+        Entry::GroupRegistered {
+            group: 1,
+            name,
+            cursor: 5,
+            max_idle: Some(8),
+            at: 9,
+            is_expired: true,
+        },
+        Entry::GroupDone { group: 1, from: 2, end: 3, at: 4 },
+        Entry::GroupExpired { group: 1 },
+        Entry::GroupRemoved { group: 1 },
+        Entry::ConsumerRegistered { consumer, name: "näme".into(), is_ordered: true },
+        Entry::ConsumerRemoved { consumer },
+        Entry::Published { id, key: None },
+        Entry::Published { id, key: key.clone() },
+        Entry::AttemptBegun { consumer, id, attempt: 1 },
+        Entry::Acked { consumer, id },
+        Entry::Failed { consumer, id, failed },
+        Entry::Escalated { consumer, id },
+        Entry::DeadLettered { consumer, id, reason: "enough".into() },
+        Entry::Redelivered { consumer, id },
+        Entry::Discarded { consumer, id },
+        Entry::Pending { consumer, id, key, attempts: 3, history: history.clone() },
+        Entry::Letter { consumer, id, key: None, reason: "enough".into(), history },
+    ]
+}
+
+/// Returns the bytes of one of each entry of a ledger.
+#[cfg(tickbus_fuzz)]
+pub fn real_entries() -> Vec<Vec<u8>> {
+    one_of_each().iter().map(Entry::encode).collect()
+}
+
+/// Reads any bytes as an entry of a ledger.
+///
+/// # Panics
+///
+/// They are read as an entry that is written as others.
+#[cfg(tickbus_fuzz)]
+pub fn look_at_any_entry(bytes: &[u8]) {
+    if let Some(entry) = Entry::decode(bytes) {
+        assert_eq!(Entry::decode(&entry.encode()), Some(entry));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn each_entry_is_read_as_it_was_written_and_no_part_of_it_is_taken_for_one() {
-        let failed = FailedAttempt { attempt: 2, reason: "why".into() };
-        let history = vec![failed.clone(), FailedAttempt { attempt: 3, reason: "".into() }];
-        let (consumer, id, key, name) = (3, 1 << 40, Some("account 7".into()), "risk".into());
-        let entries = [
-            Entry::SnapshotBegun { next_group: 4, next_consumer: 9, published: Some(7) },
-            Entry::SnapshotEnded,
-            Entry::GroupRegistered {
-                group: 1,
-                name,
-                cursor: 5,
-                max_idle: Some(8),
-                at: 9,
-                is_expired: true,
-            },
-            Entry::GroupDone { group: 1, from: 2, end: 3, at: 4 },
-            Entry::GroupExpired { group: 1 },
-            Entry::GroupRemoved { group: 1 },
-            Entry::ConsumerRegistered { consumer, name: "näme".into(), is_ordered: true },
-            Entry::ConsumerRemoved { consumer },
-            Entry::Published { id, key: None },
-            Entry::Published { id, key: key.clone() },
-            Entry::AttemptBegun { consumer, id, attempt: 1 },
-            Entry::Acked { consumer, id },
-            Entry::Failed { consumer, id, failed },
-            Entry::Escalated { consumer, id },
-            Entry::DeadLettered { consumer, id, reason: "enough".into() },
-            Entry::Redelivered { consumer, id },
-            Entry::Discarded { consumer, id },
-            Entry::Pending { consumer, id, key, attempts: 3, history: history.clone() },
-            Entry::Letter { consumer, id, key: None, reason: "enough".into(), history },
-        ];
-        for entry in entries {
+        for entry in one_of_each() {
             let bytes = entry.encode();
             for count in 0..bytes.len() {
                 assert_eq!(Entry::decode(&bytes[..count]), None, "{count} bytes of {entry:?}");

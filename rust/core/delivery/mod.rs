@@ -25,6 +25,8 @@ mod risk_consumer;
 mod risk_system;
 
 pub use entry::FailedAttempt;
+#[cfg(tickbus_fuzz)]
+pub use entry::{look_at_any_entry, real_entries};
 pub use error::{DeliveryError, PublishCriticalError};
 pub use group::{Group, GroupBatch, GroupConfig, GroupStart, GroupStats};
 pub use payload::{Payload, StoredObject};

@@ -14,12 +14,13 @@ use super::retire::UpkeepError;
 use super::scan::Scan;
 use super::storage::{ReadAt, Storage, StorageFile, read_all, uninterrupted, write_all};
 use parking_lot::Mutex;
+use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe;
 
 /// Bytes of the segment in a block, which is decompressed as a whole; the last one has the rest.
-const BLOCK: usize = 256 * 1024;
+const BLOCK: usize = if cfg!(any(test, tickbus_fuzz)) { 4 << 10 } else { 256 << 10 };
 /// As good as it gets before it is much slower.
 const LEVEL: i32 = 3;
 
@@ -48,9 +49,15 @@ pub(crate) struct CompressedFile<F> {
     last: Mutex<Decompressed>,
 }
 
+thread_local! {
+    /// What a thread decompresses with: its 100 KB are no part of each file.
+    static DECOMPRESSOR: io::Result<RefCell<Decompressor<'static>>> =
+        Decompressor::new().map(RefCell::new);
+}
+
 /// The block that was read last.
+#[derive(Default)]
 struct Decompressed {
-    decompressor: Decompressor<'static>,
     compressed: Vec<u8>,
     block: Option<usize>,
     bytes: Vec<u8>,
@@ -105,10 +112,7 @@ impl<F: ReadAt> CompressedFile<F> {
     /// Returns what reads a file; where its table is damaged, it has no bytes.
     pub(crate) fn new(file: F) -> io::Result<Self> {
         let (offsets, bytes) = read_table(&file)?.unwrap_or_default();
-        let decompressor = Decompressor::new()?;
-        let (compressed, bytes_read) = (Vec::new(), Vec::new());
-        let last = Decompressed { decompressor, compressed, block: None, bytes: bytes_read };
-        Ok(Self { file, offsets, bytes, last: Mutex::new(last) })
+        Ok(Self { file, offsets, bytes, last: Mutex::default() })
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -131,15 +135,21 @@ impl<F: ReadAt> CompressedFile<F> {
 
     /// Decompresses a block, or makes zeros of it.
     fn decompress(&self, block: usize, into: &mut Decompressed) -> io::Result<()> {
-        let Decompressed { decompressor, compressed, bytes, .. } = into;
+        let Decompressed { compressed, bytes, .. } = into;
         let (from, end) = (self.offsets[block], self.offsets[block + 1]);
         let wanted = (self.bytes - (block * BLOCK) as u64).min(BLOCK as u64) as usize;
         compressed.resize((end - from) as usize, 0);
         let filled = read_all(&self.file, compressed, from)?;
         bytes.clear();
         bytes.reserve(wanted);
-        let count = decompressor.decompress_to_buffer(&compressed[..filled], bytes);
-        if count.ok() != Some(wanted) {
+        let count = DECOMPRESSOR.with(|decompressor| match decompressor {
+            Ok(decompressor) => {
+                let mut decompressor = decompressor.borrow_mut();
+                Ok(decompressor.decompress_to_buffer(&compressed[..filled], bytes).ok())
+            }
+            Err(error) => Err(io::Error::from(error.kind())),
+        })?;
+        if count != Some(wanted) {
             bytes.clear();
             bytes.resize(wanted, 0);
         }

@@ -2,14 +2,18 @@
 //! salvaged is sound, and what was recovered goes on.
 //!
 //! A random log would fail its first checksum. So bytes are read as what a log could have been made of,
-//! and checksums, salts, chains and sequences are right where a bit does not ask for wrong ones.
+//! or as parts of real files, and checksums, salts, chains and sequences are right where a bit does not
+//! ask for wrong ones. Real logs are what a fuzzer begins with.
 
+use super::compressed::{compress, replace};
+use super::error::StoreError;
 use super::format::{
     FRAME_HEADER, FrameHeader, Kind, SEGMENT_HEADER, SegmentHeader, chained, padding, payload_crc,
-    seal_payload, segment_name, u32_at,
+    seal_payload, segment_name, u16_at, u32_at,
 };
 use super::inspect::inspect;
-use super::log::{Limits, Log};
+use super::listing::Listing;
+use super::log::{Limits, Log, Object};
 use super::query::{LogQuery, Query};
 use super::reader::{LogReader, Records};
 use super::recovery::Findings;
@@ -17,9 +21,17 @@ use super::salvage::Survey;
 use super::sim::SimDisk;
 use super::verify::verify;
 use crate::event::Event;
+use crate::names::Symbol;
 use std::sync::Arc;
 
 const LIMITS: Limits = Limits { segment_bytes: 8 << 10, max_bytes: None };
+/// What bytes begin with that are parts of files.
+const FILES: u8 = 255;
+/// Bits of what a file is: compressed, and with the checksums and the chain that stand there.
+const COMPRESSED: u8 = 1;
+const AS_IT_IS: u8 = 2;
+/// Bytes of the header of a segment that are not zeros, without its checksum.
+const FIELDS: usize = 96;
 /// Records that a salvage may fill with gaps.
 const FEW: u64 = 1 << 7;
 
@@ -185,6 +197,129 @@ impl Made {
     }
 }
 
+/// Puts files into a folder whose parts are given.
+fn put_files(disk: &SimDisk, input: &mut Input<'_>) {
+    let mut chain = 0;
+    while !input.0.is_empty() {
+        let what = input.byte();
+        let numbers = input.bytes(12);
+        let Some((base, length)) = numbers.split_at_checked(8) else { return };
+        let (Ok(base), Ok(length)) = (base.try_into(), length.try_into()) else { return };
+        let (base, length) = (u64::from_le_bytes(base), u32::from_le_bytes(length) as usize);
+        let mut bytes = input.bytes(FIELDS).to_vec();
+        bytes.resize(SEGMENT_HEADER, 0);
+        bytes.extend(input.bytes(length));
+        if what & AS_IT_IS == 0 {
+            chain = mend(&mut bytes, chain);
+        }
+        let base = base % (1 << 62);
+        disk.put(&segment_name(base), bytes);
+        if what & COMPRESSED != 0 && compress(disk, base).is_ok() {
+            replace(disk, base).expect("the disk is whole");
+        }
+    }
+}
+
+/// Gives a segment the checksums and the chain that its bytes ask for, behind one with a chain, and
+/// returns its own.
+fn mend(bytes: &mut [u8], before: u32) -> u32 {
+    let (header, frames) = bytes.split_at_mut(SEGMENT_HEADER);
+    header[92..96].copy_from_slice(&before.to_le_bytes());
+    let crc = crc32c::crc32c(&header[..SEGMENT_HEADER - 4]);
+    header[SEGMENT_HEADER - 4..].copy_from_slice(&crc.to_le_bytes());
+    let (mut chain, mut rest) = (0_u32, frames);
+    while let Some((header, behind)) = rest.split_at_mut_checked(FRAME_HEADER) {
+        let length = u32_at(header, 4) as usize;
+        let padded = length.saturating_add(padding(length % 8).len());
+        let Some((payload, behind)) = behind.split_at_mut_checked(padded) else { break };
+        let is_seal = u16_at(header, 32) == Kind::Seal as u16;
+        if is_seal && padded >= 4 {
+            payload[..4].copy_from_slice(&chain.to_le_bytes());
+        }
+        header[36..40].copy_from_slice(&payload_crc(&[&*payload]).to_le_bytes());
+        let crc = crc32c::crc32c(&header[4..]);
+        header[..4].copy_from_slice(&crc.to_le_bytes());
+        if !is_seal {
+            chain = chained(chain, crc);
+        }
+        rest = behind;
+    }
+    chain
+}
+
+/// Returns the bytes that make the segments of a log.
+fn parts(disk: &SimDisk, what: u8) -> Vec<u8> {
+    let mut parts = vec![FILES];
+    for base in Listing::of(disk).expect("the disk is whole").bases {
+        let mut contents = disk.contents(&segment_name(base)).expect("it was listed");
+        let end = contents.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        // A seal ends with its time, which is 0 here.
+        contents.truncate(end.next_multiple_of(8) + 8);
+        parts.push(what);
+        parts.extend(base.to_le_bytes());
+        parts.extend((contents.len() as u32 - SEGMENT_HEADER as u32).to_le_bytes());
+        parts.extend(&contents[..FIELDS]);
+        parts.extend(&contents[SEGMENT_HEADER..]);
+    }
+    parts
+}
+
+/// Returns what a fuzzer begins with: logs as they are written, of events, objects, their names and
+/// gaps, that go on, that were closed and that were compressed.
+pub fn real_logs() -> Vec<Vec<u8>> {
+    let write = |steps: &[u8], is_closed: bool| -> Result<SimDisk, StoreError> {
+        let disk = SimDisk::new(1);
+        let (continuation, _) = Findings::of(&disk)?.mend(&disk)?;
+        let limits = Limits { segment_bytes: SEGMENT_HEADER as u64 + 700, max_bytes: None };
+        let mut log = Log::new(Arc::new(disk.clone()), limits, continuation);
+        let event = Event {
+            symbol: Symbol::new("A").unwrap_or(Symbol::NONE),
+            ..Event::from_bytes([1; 32])
+        };
+        for step in steps {
+            match step {
+                0 => _ = log.append_events(&[event; 3])?,
+                1 => {
+                    let (topic, schema) = (Some("fills"), "Fill");
+                    let (timestamp, version, bytes, is_replayed) = (2, 1, &[7; 20][..], false);
+                    let object = Object { timestamp, topic, schema, version, bytes, is_replayed };
+                    log.append_object(&object)?;
+                }
+                2 => _ = log.append_gap(5, true)?,
+                3 => log.sync().and_then(|()| log.mark().map(|_| ()))?,
+                _ => log.seal()?,
+            }
+        }
+        if is_closed { log.close() } else { log.flush() }.map(|()| disk)
+    };
+    const HISTORIES: [&[u8]; 5] =
+        [&[0], &[1, 1], &[0, 1, 2, 3, 0], &[0, 4, 1, 4, 2], &[0, 3, 0, 3, 1, 3, 0, 1, 0, 1, 0, 1]];
+    let mut logs = Vec::new();
+    for steps in HISTORIES {
+        for (is_closed, what) in [(false, 0), (true, 0), (true, COMPRESSED)] {
+            let disk = write(steps, is_closed).expect("the disk is whole");
+            logs.push(parts(&disk, what));
+        }
+    }
+    logs
+}
+
+/// Makes a log of any bytes.
+fn make(bytes: &[u8]) -> SimDisk {
+    let mut input = Input(bytes);
+    let (disk, mut made) = (SimDisk::new(1), Made::default());
+    match input.byte() {
+        FILES => put_files(&disk, &mut input),
+        segments => {
+            for _ in 0..=segments % 4 {
+                let (name, contents) = made.segment(&mut input);
+                disk.put(&name, contents);
+            }
+        }
+    }
+    disk
+}
+
 /// Reads all that there is up to a sequence, as it is told.
 fn read_below(disk: &SimDisk, limit: u64) {
     let mut reader = LogReader::new(Arc::new(disk.clone()), 0);
@@ -205,12 +340,7 @@ fn read_below(disk: &SimDisk, limit: u64) {
 ///
 /// What was salvaged is not sound, or what was recovered cannot go on.
 pub fn look_at_any_log(bytes: &[u8]) {
-    let mut input = Input(bytes);
-    let (disk, mut made) = (SimDisk::new(1), Made::default());
-    for _ in 0..=input.byte() % 4 {
-        let (name, contents) = made.segment(&mut input);
-        disk.put(&name, contents);
-    }
+    let disk = make(bytes);
     _ = verify(&disk);
     _ = inspect(&disk);
     read_below(&disk, u64::MAX);
@@ -234,17 +364,48 @@ pub fn look_at_any_log(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::crash::from_environment;
+    use super::super::inspect::inspect;
     use super::super::sim::Random;
-    use super::look_at_any_log;
+    use super::super::verify::verify;
+    use super::{COMPRESSED, look_at_any_log, make, real_logs};
 
     /// `LOGS` of them.
     #[test]
     fn whatever_stands_in_the_files_of_a_log_nothing_panics() {
-        let mut random = Random(super::super::crash::from_environment("SEED", 1));
-        for _ in 0..super::super::crash::from_environment("LOGS", 2_000) {
+        let mut random = Random(from_environment("SEED", 1));
+        for _ in 0..from_environment("LOGS", 2_000) {
             let mut bytes = vec![0; random.below(2_000) as usize];
             bytes.fill_with(|| random.next() as u8);
             look_at_any_log(&bytes);
+        }
+    }
+
+    /// As many of each log.
+    #[test]
+    fn whatever_a_few_bytes_of_a_real_log_are_nothing_panics() {
+        let mut random = Random(from_environment("SEED", 1));
+        for log in real_logs() {
+            for _ in 0..from_environment("LOGS", 2_000) / 10 {
+                let mut bytes = log.clone();
+                for _ in 0..1 + random.below(3) {
+                    let at = random.below(bytes.len() as u64) as usize;
+                    bytes[at] = random.next() as u8;
+                }
+                look_at_any_log(&bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn the_logs_that_a_fuzzer_begins_with_are_sound() {
+        for bytes in real_logs() {
+            let disk = make(&bytes);
+            let records = verify(&disk).expect("it is as it was written").next_sequence;
+            assert!(records > 0, "it has no records");
+            let segments = inspect(&disk).expect("it is sound");
+            let are_compressed = segments.iter().all(|segment| segment.name.ends_with(".zst"));
+            assert_eq!(are_compressed, bytes[1] & COMPRESSED != 0);
         }
     }
 }

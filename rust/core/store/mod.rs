@@ -62,7 +62,7 @@ pub use event_store::{
     StoreStats, Ticket,
 };
 #[cfg(tickbus_fuzz)]
-pub use fuzz::look_at_any_log;
+pub use fuzz::{look_at_any_log, real_logs};
 pub use holds::Hold;
 pub use inspect::SegmentReport;
 pub use log::Object;

@@ -113,6 +113,8 @@ mutants! {
     NoSyncOfCompressed,
     /// Damage in a compressed segment is taken for a torn tail.
     CutsCompressed,
+    /// A segment that cannot be opened is looked for in a compressed one.
+    TakesAnyFailureForMissing,
     /// A commit is answered before it has its turn.
     AnswersBeforeTurn,
     /// A sync that fails is forgotten where many commit together.
@@ -141,7 +143,8 @@ mod tests {
     fn found_by(mutant: Option<Mutant>) -> Option<&'static str> {
         type Proof = (&'static str, Box<dyn Fn() -> Result<(), String>>);
         let failures = |fault| move || crash::failures(Calls::Changing, fault, 60, 1).map(|_| ());
-        let proofs: [Proof; 13] = [
+        let openings = |calls| move || crash::failed_openings(1, calls, Fault::Io, 10).map(|_| ());
+        let proofs: [Proof; 15] = [
             ("behind", Box::new(|| damage::behind(1))),
             ("histories", Box::new(|| damage::histories(1))),
             ("parts", Box::new(|| damage::parts(1).map(|_| ()))),
@@ -154,6 +157,8 @@ mod tests {
             ("EIO", Box::new(failures(Fault::Io))),
             ("ENOSPC", Box::new(failures(Fault::NoSpace))),
             ("short writes", Box::new(failures(Fault::Short))),
+            ("openings", Box::new(openings(Calls::Changing))),
+            ("reading openings", Box::new(openings(Calls::Reading))),
             ("more power cuts", Box::new(|| crash::power_cuts(2, 30_000).map(|_| ()))),
         ];
         proofs.into_iter().find_map(|(name, proof)| {
