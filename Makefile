@@ -122,7 +122,7 @@ FUZZ_FLAGS := --cfg tickbus_fuzz -Zsanitizer=address -Cpasses=sancov-module \
 	-Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
 	-Cllvm-args=-sanitizer-coverage-pc-table
 FUZZ_ASAN := malloc_context_size=1:detect_stack_use_after_return=0:quarantine_size_mb=8
-fuzz: ## give the log files that a fuzzer makes, for FUZZ_SECONDS=60 (nightly and a C++ compiler)
+fuzz: ## give the log files that a fuzzer makes of real ones, for FUZZ_SECONDS=60 (nightly and a C++ compiler)
 	mkdir -p target/fuzz/corpus target/fuzz/seeds
 	SEEDS=target/fuzz/seeds ASAN_OPTIONS=$(FUZZ_ASAN) RUSTFLAGS="$(FUZZ_FLAGS)" \
 		cargo +nightly run --quiet --release --locked --manifest-path tests/fuzz/Cargo.toml \

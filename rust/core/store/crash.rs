@@ -756,18 +756,19 @@ pub(super) fn room() -> Result<(), Wrong> {
 fn whichever_call_fails_nothing_acknowledged_is_lost_and_nothing_is_acknowledged_after_it() {
     // 1 is every call.
     let step = from_environment("FAULT_STEP", 197);
-    for fault in [Fault::Io, Fault::NoSpace, Fault::Interrupted, Fault::Short] {
-        match failures(Calls::Changing, fault, 1000, step) {
-            Ok(calls) => assert!(calls > 1000, "{fault:?}: only {calls} calls were made"),
-            Err(wrong) => panic!("{wrong}"),
+    let fail_all = |(calls, fault, operations, at_least)| {
+        let count =
+            failures(calls, fault, operations, step).unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert!(count > at_least, "{fault:?} of {calls:?}: only {count} calls were made");
+    };
+    std::thread::scope(|scope| {
+        for fault in [Fault::Io, Fault::NoSpace, Fault::Interrupted, Fault::Short] {
+            scope.spawn(move || fail_all((Calls::Changing, fault, 1000, 1000)));
         }
-    }
-    for fault in [Fault::Io, Fault::Interrupted, Fault::Short] {
-        match failures(Calls::Reading, fault, 200, step) {
-            Ok(calls) => assert!(calls > 200, "{fault:?}: only {calls} calls were made"),
-            Err(wrong) => panic!("{wrong}"),
+        for fault in [Fault::Io, Fault::Interrupted, Fault::Short] {
+            scope.spawn(move || fail_all((Calls::Reading, fault, 200, 200)));
         }
-    }
+    });
 }
 
 #[test]
