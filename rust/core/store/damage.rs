@@ -403,6 +403,17 @@ fn whatever_part_of_a_file_is_lost_repeated_or_exchanged_is_reported() {
 }
 
 #[test]
+fn a_log_whose_first_segment_is_missing_is_reported() {
+    for is_closed in [false, true] {
+        let (disk, records) = written(1, is_closed).expect("there is room");
+        disk.remove(&segment_name(0)).expect("it is there");
+        if let Err(wrong) = is_reported(&disk, &records, "the first segment is missing") {
+            panic!("{wrong}, closed: {is_closed}");
+        }
+    }
+}
+
+#[test]
 fn nothing_behind_the_end_is_taken_for_a_part_of_the_log() {
     if let Err(wrong) = behind(1) {
         panic!("{wrong}");
