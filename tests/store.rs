@@ -815,8 +815,10 @@ fn a_log_is_looked_at_while_it_is_written() {
     store.append(&events(5_000)).expect("there is room");
     store.seal().expect("it is durable");
     let (recovery, stats) = EventStore::look(folder.path()).expect("it is sound");
-    let written = store.stats();
+    let mut written = store.stats();
     assert_eq!((recovery.next_sequence, recovery.segments), (5_000, written.segments));
+    // What the writer does is not in the log.
+    (written.syncs, written.sync_time) = (0, Duration::ZERO);
     assert_eq!(stats, written);
 }
 
