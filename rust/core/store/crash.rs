@@ -588,6 +588,11 @@ pub(crate) fn from_environment(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
 
+/// Returns whether the call that failed was one to an index, which is no part of the log.
+fn is_of_an_index(disk: &SimDisk) -> bool {
+    disk.failed().is_some_and(|name| name.contains(".idx"))
+}
+
 /// Operations after a call that was interrupted or done in part.
 const AFTERWARDS: usize = 20;
 
@@ -634,10 +639,10 @@ fn fail(
         if is_poisoned && (is_committed || workload.committed.durable() > acknowledged) {
             return Err(format!("acknowledged after {error}"));
         }
-    } else if disk.failed().is_some_and(|name| !name.contains(".idx"))
+    } else if disk.has_failed()
+        && !is_of_an_index(&disk)
         && matches!(fault, Fault::Io | Fault::NoSpace)
     {
-        // An index is no part of the log.
         return Err("nobody was told".to_owned());
     }
     // Nobody knows whether what has failed is there; whoever was not told does not count on it.
@@ -696,7 +701,7 @@ pub(super) fn failed_openings(
             let is_completed = matches!(fault, Fault::Interrupted | Fault::Short);
             let outcome = match opened {
                 Err(StoreError::Io { .. } | StoreError::Full { .. }) if !is_completed => Ok(()),
-                Ok(_) if is_completed => Ok(()),
+                Ok(_) if is_completed || is_of_an_index(&crashed) => Ok(()),
                 Ok(_) => Err("nobody was told".to_owned()),
                 Err(error) => Err(format!("it gave {error}")),
             };

@@ -4,7 +4,7 @@ use super::format::{
     FRAME_HEADER, FrameHeader, Kind, SEGMENT_HEADER, SegmentHeader, chained, payload_crc, u32_at,
 };
 use super::mutants::{Mutant, is_broken};
-use super::storage::{ReadAt, read_all};
+use super::storage::{ReadAt, read_all, uninterrupted};
 use std::io;
 
 /// Bytes that are read at once: they stay in a core's cache until they are looked at.
@@ -282,7 +282,7 @@ impl Tail {
         let mut offset = from;
         // What was reserved and never written needs not be read to be known for zeros. A header may
         // begin there.
-        while let Some(data) = file.data_from(offset)? {
+        while let Some(data) = uninterrupted(|| file.data_from(offset))? {
             offset = offset.max(data.saturating_sub(FRAME_HEADER as u64) / 8 * 8);
             let filled = read_all(file, &mut buffer, offset)?;
             if let Some(last) = buffer[..filled].iter().rposition(|byte| *byte != 0) {
