@@ -288,6 +288,7 @@ impl<S: Storage> SegmentIndex<S> {
             // What cannot be read is made again.
             && let Ok(Some(lines)) = Lines::read(storage, &Finished::of(&header, &seal, bytes))
             && let Some(names) = read_names(Scan::new(&file, header.salt, bytes, base), &lines)
+                .map_err(StoreError::io("reading", &name))?
         {
             let (end, names) = (seal.sequence, Arc::new(names));
             return Ok(Self { scan: None, name, header, end, lines, names });
@@ -348,14 +349,19 @@ impl<S: Storage> SegmentIndex<S> {
 }
 
 /// Returns what the numbers in a segment mean, if there are names wherever its index says so.
-fn read_names<F: ReadAt>(mut scan: Scan<F>, lines: &Lines) -> Option<Translation> {
+fn read_names<F: ReadAt>(mut scan: Scan<F>, lines: &Lines) -> io::Result<Option<Translation>> {
     let mut names = Translation::new();
     for (offset, sequence) in &lines.names {
         scan.seek(*offset, *sequence);
-        let frame = scan.next().ok()??;
-        names.define(frame.payload).ok().filter(|()| frame.header.kind == Kind::Names)?;
+        match scan.next()? {
+            Some(frame) if frame.header.kind == Kind::Names => match names.define(frame.payload) {
+                Ok(()) => {}
+                Err(_) => return Ok(None),
+            },
+            _ => return Ok(None),
+        }
     }
-    Some(names)
+    Ok(Some(names))
 }
 
 pub(crate) fn corrupt(
