@@ -4,7 +4,9 @@
 use super::compressed::{compress, replace};
 use super::crash::{Record, Workload, Wrong, from_environment, open_log, read};
 use super::error::StoreError;
-use super::format::{FRAME_HEADER, FrameHeader, SEGMENT_HEADER, segment_base, segment_name};
+use super::format::{
+    FRAME_HEADER, FrameHeader, SEGMENT_HEADER, crc32c, segment_base, segment_name,
+};
 use super::log::Limits;
 use super::recovery::read_header;
 use super::salvage::Survey;
@@ -348,7 +350,7 @@ pub(super) fn behind(seed: u64) -> Result<(), Wrong> {
 fn with_sequence(frame: &mut [u8], sequence: u64) {
     frame[8..16].copy_from_slice(&sequence.to_le_bytes());
     frame[16..24].fill(0);
-    let crc = crc32c::crc32c(&frame[4..FRAME_HEADER]);
+    let crc = crc32c(&frame[4..FRAME_HEADER]);
     frame[..4].copy_from_slice(&crc.to_le_bytes());
 }
 

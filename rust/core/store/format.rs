@@ -2,7 +2,7 @@
 
 use super::mutants::{Mutant, is_broken};
 use crate::event::EVENT_BYTES;
-use crc32c::{crc32c, crc32c_append};
+use crc_fast::{CrcAlgorithm, Digest, crc32_iscsi};
 
 /// Bytes of the header of a segment.
 pub(crate) const SEGMENT_HEADER: usize = 4096;
@@ -213,16 +213,31 @@ impl FrameHeader {
     }
 }
 
+/// Returns the CRC of bytes.
+#[inline]
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
+    crc32_iscsi(bytes)
+}
+
+/// Returns the CRC of parts, behind what has this CRC.
+fn crc32c_append<'a>(before: u32, parts: impl IntoIterator<Item = &'a [u8]>) -> u32 {
+    let mut digest = Digest::new_with_init_state(CrcAlgorithm::Crc32Iscsi, (!before).into());
+    parts.into_iter().for_each(|part| digest.update(part));
+    digest.finalize() as u32
+}
+
 /// Returns the CRC of the parts of a payload and of its padding.
 pub(crate) fn payload_crc(parts: &[&[u8]]) -> u32 {
-    let crc = parts.iter().fold(0, |crc, part| crc32c_append(crc, part));
-    let bytes: usize = parts.iter().map(|part| part.len()).sum();
-    crc32c_append(crc, padding(bytes))
+    let padding = padding(parts.iter().map(|part| part.len()).sum());
+    match parts {
+        [whole] if padding.is_empty() => crc32c(whole),
+        _ => crc32c_append(0, parts.iter().copied().chain([padding])),
+    }
 }
 
 /// Returns the chain of a segment after a frame.
 pub(crate) fn chained(chain: u32, header_crc: u32) -> u32 {
-    crc32c_append(chain, &header_crc.to_le_bytes())
+    crc32c_append(chain, [&header_crc.to_le_bytes()[..]])
 }
 
 /// Bytes of a seal, which ends a segment.
@@ -321,4 +336,52 @@ fn sequence_in(name: &str, suffix: &str) -> Option<u64> {
     (digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit()))
         .then(|| digits.parse().ok())?
         .filter(|base| *base < END)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{chained, crc32c, payload_crc};
+    use proptest::collection::vec;
+    use proptest::prelude::any;
+    use proptest::{prop_assert_eq, proptest};
+
+    /// Returns the CRC as its polynomial defines it, bit by bit.
+    fn by_definition(bytes: &[u8]) -> u32 {
+        !bytes.iter().fold(u32::MAX, |crc, byte| {
+            let shift = |crc: u32, _| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg());
+            (0..8).fold(crc ^ u32::from(*byte), shift)
+        })
+    }
+
+    #[test]
+    fn checksums_are_those_of_rfc_3720() {
+        let counted: Vec<u8> = (0..32).collect();
+        let reversed: Vec<u8> = (0..32).rev().collect();
+        assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
+        assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
+        assert_eq!(crc32c(&counted), 0x46dd_794e);
+        assert_eq!(crc32c(&reversed), 0x113f_db5c);
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+    }
+
+    proptest! {
+        // The code that checksums differs by length, and where the bytes begin.
+        #[test]
+        fn checksums_of_any_bytes_are_those_of_the_definition(
+            bytes in vec(any::<u8>(), 0..5_000),
+            skipped in 0..64_usize,
+            cut in any::<proptest::sample::Index>(),
+        ) {
+            let bytes = &bytes[skipped.min(bytes.len())..];
+            prop_assert_eq!(crc32c(bytes), by_definition(bytes));
+            let padded = [bytes, super::padding(bytes.len())].concat();
+            let (one, other) = bytes.split_at(cut.index(bytes.len() + 1));
+            prop_assert_eq!(payload_crc(&[one, other]), by_definition(&padded));
+            prop_assert_eq!(payload_crc(&[bytes]), by_definition(&padded));
+            if let Some((before, number)) = bytes.split_last_chunk() {
+                let chain = chained(crc32c(before), u32::from_le_bytes(*number));
+                prop_assert_eq!(chain, by_definition(bytes));
+            }
+        }
+    }
 }

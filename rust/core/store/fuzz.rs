@@ -8,8 +8,8 @@
 use super::compressed::{compress, replace};
 use super::error::StoreError;
 use super::format::{
-    FRAME_HEADER, FrameHeader, Kind, SEGMENT_HEADER, SegmentHeader, chained, padding, payload_crc,
-    seal_payload, segment_name, u16_at, u32_at,
+    FRAME_HEADER, FrameHeader, Kind, SEGMENT_HEADER, SegmentHeader, chained, crc32c, padding,
+    payload_crc, seal_payload, segment_name, u16_at, u32_at,
 };
 use super::inspect::inspect;
 use super::listing::Listing;
@@ -225,7 +225,7 @@ fn put_files(disk: &SimDisk, input: &mut Input<'_>) {
 fn mend(bytes: &mut [u8], before: u32) -> u32 {
     let (header, frames) = bytes.split_at_mut(SEGMENT_HEADER);
     header[92..96].copy_from_slice(&before.to_le_bytes());
-    let crc = crc32c::crc32c(&header[..SEGMENT_HEADER - 4]);
+    let crc = crc32c(&header[..SEGMENT_HEADER - 4]);
     header[SEGMENT_HEADER - 4..].copy_from_slice(&crc.to_le_bytes());
     let (mut chain, mut rest) = (0_u32, frames);
     while let Some((header, behind)) = rest.split_at_mut_checked(FRAME_HEADER) {
@@ -237,7 +237,7 @@ fn mend(bytes: &mut [u8], before: u32) -> u32 {
             payload[..4].copy_from_slice(&chain.to_le_bytes());
         }
         header[36..40].copy_from_slice(&payload_crc(&[&*payload]).to_le_bytes());
-        let crc = crc32c::crc32c(&header[4..]);
+        let crc = crc32c(&header[4..]);
         header[..4].copy_from_slice(&crc.to_le_bytes());
         if !is_seal {
             chain = chained(chain, crc);

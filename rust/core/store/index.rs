@@ -9,7 +9,7 @@ use super::compressed::SegmentFile;
 use super::dictionary::Translation;
 use super::error::StoreError;
 use super::format::{
-    FRAME_HEADER, Kind, OBJECT_HEAD, SEAL, SEGMENT_HEADER, SegmentHeader, index_name,
+    FRAME_HEADER, Kind, OBJECT_HEAD, SEAL, SEGMENT_HEADER, SegmentHeader, crc32c, index_name,
     new_index_name, u32_at, u64_at,
 };
 use super::listing::open_segment;
@@ -17,7 +17,6 @@ use super::recovery::{Seal, read_header, read_seal};
 use super::scan::{Frame, Scan};
 use super::storage::{ReadAt, Storage, read_all, uninterrupted, write_all};
 use crate::event::{EVENT_BYTES, Event};
-use crc32c::crc32c;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
