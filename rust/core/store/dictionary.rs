@@ -218,14 +218,23 @@ impl Translation {
         Ok(())
     }
 
+    /// Returns whether events have no number behind those that are defined.
+    fn reaches(&self, events: &[Event]) -> bool {
+        let last = |numbers: &[u32]| numbers.len().max(1) as u64 - 1;
+        let (symbol, source) = (last(&self.symbols), last(&self.sources));
+        // What is left is negative if a number is larger. It is looked at once: branches would take
+        // longer than the rest.
+        let left = |event: &Event| {
+            symbol.wrapping_sub(event.symbol.0.into())
+                | source.wrapping_sub(event.source_id.0.into())
+        };
+        events.iter().fold(0, |all, event| all | left(event)).cast_signed() >= 0
+    }
+
     /// Gives events the numbers of this process.
     pub(crate) fn translate(&self, events: &mut [Event]) {
         // Numbers that nobody defined mean nothing, whatever they are here.
-        let symbols = events.iter().fold(0, |most, event| event.symbol.0.max(most)) as usize;
-        let sources = events.iter().fold(0, |most, event| event.source_id.0.max(most));
-        let is_defined =
-            symbols < self.symbols.len().max(1) && usize::from(sources) < self.sources.len().max(1);
-        if self.is_identity && is_defined {
+        if self.is_identity && self.reaches(events) {
             return;
         }
         for event in events {
@@ -278,4 +287,52 @@ fn put<V: Default>(
     }
     values.push(value);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Defined, LogNames, Translation};
+    use crate::event::{EVENT_BYTES, Event};
+    use crate::names::{SourceId, Symbol};
+
+    #[test]
+    fn numbers_mean_what_is_defined_and_those_that_nobody_defined_mean_nothing() {
+        let symbols =
+            ["BTCUSDT", "ETHUSDT", "SOLUSDT"].map(|name| Symbol::new(name).expect("a name"));
+        let source = SourceId::new("feed").expect("a name");
+        let mut names = Translation::new();
+        let now = Defined::now(&LogNames::default());
+        for payload in Defined::default().payloads_until(&now, &LogNames::default()) {
+            names.define(&payload).expect("they are definitions");
+        }
+        let with =
+            |symbol, source_id| Event { symbol, source_id, ..Event::from_bytes([0; EVENT_BYTES]) };
+        let known: Vec<_> = symbols.map(|symbol| with(symbol, source)).into();
+        let (no_symbol, no_source) = (Symbol(now.symbols + 1), SourceId(now.sources as u16 + 1));
+        let unknown = [
+            with(no_symbol, source),
+            with(symbols[0], no_source),
+            with(Symbol(u32::MAX), SourceId(u16::MAX)),
+        ];
+        let meant = [
+            with(Symbol::NONE, source),
+            with(symbols[0], SourceId::NONE),
+            with(Symbol::NONE, SourceId::NONE),
+        ];
+        // Wherever it stands among others.
+        for place in 0..=known.len() {
+            for (unknown, meant) in unknown.iter().zip(meant) {
+                let (mut events, mut expected) = (known.clone(), known.clone());
+                events.insert(place, *unknown);
+                expected.insert(place, meant);
+                names.translate(&mut events);
+                assert_eq!(events, expected);
+            }
+        }
+        let mut events = known.clone();
+        names.translate(&mut events);
+        assert_eq!(events, known);
+        Translation::new().translate(&mut events);
+        assert!(events.iter().all(|event| *event == with(Symbol::NONE, SourceId::NONE)));
+    }
 }

@@ -208,7 +208,7 @@ impl<S: Storage> LogQuery<S> {
         loop {
             let Some(part) = &mut self.part else {
                 let Some(base) = self.segments.pop() else { return Ok(None) };
-                self.part = Some(self.part(base).map_err(|error| (base, error))?);
+                self.part = self.part(base).map_err(|error| (base, error))?;
                 continue;
             };
             let sequence = part.scan.sequence();
@@ -235,8 +235,8 @@ impl<S: Storage> LogQuery<S> {
         }
     }
 
-    /// Opens a segment and finds the runs of frames that may be wanted.
-    fn part(&self, base: u64) -> Result<Part<S::File>, StoreError> {
+    /// Finds the runs of frames in a segment that may be wanted, and opens it if there are any.
+    fn part(&self, base: u64) -> Result<Option<Part<S::File>>, StoreError> {
         let mut indexes = self.indexes.made.lock();
         let index = match indexes.entry(base) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
@@ -277,12 +277,15 @@ impl<S: Storage> LogQuery<S> {
                 }
             }
         }
+        if runs.is_empty() {
+            return Ok(None);
+        }
         runs.reverse();
         let (name, names, salt) = (index.name().to_owned(), index.names.clone(), index.salt());
         drop(indexes);
         let scan = Scan::new(open_segment(&*self.storage, base)?, salt, u64::MAX, 0);
         let run = Run { offset: 0, sequence: 0, end: 0, is_wanted: false };
-        Ok(Part { base, name, scan, names, runs, run })
+        Ok(Some(Part { base, name, scan, names, runs, run }))
     }
 
     /// Selects what is wanted of the events that were read last; false if nothing is.

@@ -8,7 +8,7 @@ use super::storage::{ReadAt, read_all, uninterrupted};
 use std::io;
 
 /// Bytes that are read at once: they stay in a core's cache until they are looked at.
-const READ: usize = if cfg!(any(test, tickbus_fuzz)) { 8 * 1024 } else { 256 * 1024 };
+const READ: usize = if cfg!(any(test, tickbus_fuzz)) { 8 * 1024 } else { 128 * 1024 };
 
 /// A valid frame.
 #[derive(Debug)]
