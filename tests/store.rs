@@ -822,6 +822,99 @@ fn a_log_is_looked_at_while_it_is_written() {
     assert_eq!(stats, written);
 }
 
+/// Returns where the first bytes of a segment's file are that were written, from an offset on.
+#[cfg(target_os = "linux")]
+fn written_from(folder: &Path, segment: u64, offset: u64) -> Option<u64> {
+    use rustix::fs::{SeekFrom, seek};
+    let file = std::fs::File::open(folder.join(format!("{segment:020}.elog"))).expect("a segment");
+    seek(file, SeekFrom::Data(offset)).ok()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn blocks_are_written_ahead_of_syncs_that_follow_one_another() {
+    let folder = folder();
+    let store = EventStore::open(folder.path(), StoreConfig::default()).expect("it opens").0;
+    const BEHIND: u64 = 256 << 10;
+    for (commits, is_written) in [(1, false), (2, true)] {
+        let ticket = store.append_durable(&events(1)).expect("there is room");
+        ticket.wait().expect("it is durable");
+        // Some file systems write all that they reserve.
+        let written = written_from(folder.path(), 0, BEHIND).is_some();
+        assert!(written || !is_written, "nothing is written ahead of commit {commits}");
+    }
+    store.close().expect("it is durable");
+    let bytes = folder.path().join(format!("{:020}.elog", 0)).metadata().expect("a file").len();
+    assert!(bytes < BEHIND, "what was written ahead stays: {bytes} bytes");
+}
+
+#[test]
+#[cfg(unix)]
+fn of_the_files_that_are_retired_the_one_that_was_written_most_is_used_again() {
+    use std::os::unix::fs::MetadataExt;
+    let folder = folder();
+    let store = EventStore::open(folder.path(), StoreConfig::default()).expect("it opens").0;
+    for count in [10, 5_000, 20] {
+        store.append(&events(count)).expect("there is room");
+        store.seal().expect("it is durable");
+    }
+    let inode = |segment: u64| {
+        let file = folder.path().join(format!("{segment:020}.elog"));
+        file.metadata().expect("a segment").ino()
+    };
+    let fullest = inode(10);
+    store.append(&events(1)).expect("there is room");
+    store.sync().expect("it is durable");
+    let nothing = Retention { records: Some(0), ..Retention::default() };
+    assert_eq!(store.retain(&nothing).expect("nothing fails").segments, 3);
+    store.seal().expect("it is durable");
+    store.append(&events(1)).expect("there is room");
+    store.sync().expect("it is durable");
+    assert_eq!(inode(5_031), fullest);
+    store.close().expect("it is durable");
+}
+
+#[test]
+fn a_file_that_is_longer_than_segments_are_now_is_not_used_again() {
+    let folder = folder();
+    let store = EventStore::open(folder.path(), StoreConfig::default()).expect("it opens").0;
+    store.append(&events(5_000)).expect("there is room");
+    store.close().expect("it is durable");
+    let mut config = StoreConfig::default();
+    (config.segment_bytes, config.max_bytes) = (64 << 10, Some(256 << 10));
+    let store = EventStore::open(folder.path(), config).expect("it opens").0;
+    store.append(&events(1)).expect("there is room");
+    store.sync().expect("it is durable");
+    let nothing = Retention { records: Some(0), ..Retention::default() };
+    assert_eq!(store.retain(&nothing).expect("nothing fails").segments, 1);
+    assert!(!folder.path().join("segment.spare").exists());
+    store.close().expect("it is durable");
+}
+
+/// Returns a bus whose store lets events gather.
+fn wide_bus() -> RingEventBus<Event> {
+    RingEventBus::new(1 << 16).expect("the capacity is good")
+}
+
+#[test]
+fn whoever_detaches_a_store_that_lets_events_gather_loses_none_of_them() {
+    let folder = folder();
+    let store = open(folder.path());
+    let bus = wide_bus();
+    for published in 1..=50 {
+        let attachment = store
+            .attach(bus.subscribe(1 << 16).expect("it is open"), |error| panic!("{error}"))
+            .expect("there are threads");
+        for event in events(published) {
+            bus.publish(event).expect("it is open");
+            std::thread::yield_now();
+        }
+        attachment.detach();
+        assert_eq!((attachment.stored(), attachment.missed()), (published, 0));
+    }
+    store.close().expect("it is durable");
+}
+
 /// Appends so many segments of 100 events each, which are durable.
 fn append_segments(store: &EventStore, count: u64) {
     for _ in 0..count {

@@ -32,7 +32,7 @@ pub trait Source: AnySubscription + Send + Sync + 'static {
     #[doc(hidden)]
     fn take(&self, events: &mut Vec<Event>, limit: usize) -> Result<bool, Lagged>;
 
-    /// Returns for how many events it has room at least.
+    /// Returns for how many events it has room where most of them go.
     #[doc(hidden)]
     fn room(&self) -> usize;
 
@@ -55,7 +55,8 @@ impl Source for SystemSubscription {
     }
 
     fn room(&self) -> usize {
-        Lane::ALL.map(|lane| self.capacity(lane)).into_iter().min().unwrap_or_default()
+        // What is urgent is rare: who fills another lane within a nap waits for the rest of it.
+        self.capacity(Lane::Normal)
     }
 
     fn begin(&self) {

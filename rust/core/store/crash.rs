@@ -336,6 +336,7 @@ impl Workload {
             let expected = Some((sequence as u64, record.clone()));
             assert_eq!(found.pop(), expected, "a query finds what was written");
         }
+        assert_eq!(found, [], "a query finds nothing else");
         Ok(())
     }
 

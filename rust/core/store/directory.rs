@@ -1,7 +1,7 @@
 //! A folder of the file system as the storage of a log.
 
 use super::error::StoreError;
-use super::storage::{ReadAt, Storage, StorageFile};
+use super::storage::{ReadAt, Reserved, Storage, StorageFile};
 use rustix::fs::{AtFlags, FlockOperation, flock, statat};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
@@ -199,17 +199,19 @@ impl StorageFile for File {
     }
 
     #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
-    fn allocate(&self, bytes: u64) -> io::Result<()> {
+    fn allocate(&self, bytes: u64) -> io::Result<Reserved> {
         use rustix::fs::{FallocateFlags, fallocate};
         match fallocate(self, FallocateFlags::empty(), 0, bytes) {
+            Ok(()) if copies_on_write(self)? => Ok(Reserved::Elsewhere),
+            Ok(()) => Ok(Reserved::InPlace),
             // Some file systems cannot reserve: they say later that they are full.
             Err(rustix::io::Errno::OPNOTSUPP) => extend(self, bytes),
-            result => Ok(result?),
+            Err(error) => Err(error.into()),
         }
     }
 
     #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
-    fn allocate(&self, bytes: u64) -> io::Result<()> {
+    fn allocate(&self, bytes: u64) -> io::Result<Reserved> {
         extend(self, bytes)
     }
 
@@ -223,9 +225,25 @@ impl StorageFile for File {
 }
 
 /// Makes a file so long at least, without room for it.
-fn extend(file: &File, bytes: u64) -> io::Result<()> {
-    match file.metadata()?.len() < bytes {
-        true => file.set_len(bytes),
-        false => Ok(()),
+fn extend(file: &File, bytes: u64) -> io::Result<Reserved> {
+    if file.metadata()?.len() < bytes {
+        file.set_len(bytes)?;
     }
+    Ok(Reserved::Elsewhere)
+}
+
+/// Returns whether a file system writes what is written again to another place.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn copies_on_write(file: &File) -> io::Result<bool> {
+    const BTRFS: u64 = 0x9123_683e;
+    const BCACHEFS: u64 = 0xca45_1a4e;
+    // It has 32 bits, and their sign is not the same everywhere.
+    let kind = rustix::fs::fstatfs(file)?.f_type as u64 & u64::from(u32::MAX);
+    Ok(kind == BTRFS || kind == BCACHEFS)
+}
+
+/// Returns whether a file system writes what is written again to another place.
+#[cfg(target_os = "freebsd")]
+fn copies_on_write(_: &File) -> io::Result<bool> {
+    Ok(true)
 }

@@ -242,6 +242,9 @@ pub(crate) fn chained(chain: u32, header_crc: u32) -> u32 {
 
 /// Bytes of a seal, which ends a segment.
 pub(crate) const SEAL: usize = FRAME_HEADER + 16;
+/// The most bytes that can follow the last record of a segment: the markers of a sync that was under way
+/// when it was written and of the one after that, and a seal.
+pub(crate) const ENDING: usize = 2 * FRAME_HEADER + SEAL;
 
 /// Returns the payload of a seal; `is_whole` if all before it was synced when it was written.
 pub(crate) fn seal_payload(chain: u32, is_whole: bool, now: u64) -> [u8; 16] {

@@ -9,8 +9,8 @@ use super::compressed::SegmentFile;
 use super::dictionary::Translation;
 use super::error::StoreError;
 use super::format::{
-    FRAME_HEADER, Kind, OBJECT_HEAD, SEAL, SEGMENT_HEADER, SegmentHeader, crc32c, index_name,
-    new_index_name, u32_at, u64_at,
+    ENDING, Kind, OBJECT_HEAD, SEGMENT_HEADER, SegmentHeader, crc32c, index_name, new_index_name,
+    u32_at, u64_at,
 };
 use super::listing::open_segment;
 use super::recovery::{Seal, read_header, read_seal};
@@ -24,7 +24,6 @@ use std::sync::Arc;
 const BLOCK_RECORDS: u64 = 2048;
 
 /// Bytes of a marker and a seal.
-const ENDING: u64 = (FRAME_HEADER + SEAL) as u64;
 
 const MAGIC: [u8; 8] = *b"EVIDX\0\r\n";
 const MAJOR: u16 = 1;
@@ -327,7 +326,7 @@ impl<S: Storage> SegmentIndex<S> {
             let is_at_limit = sequence >= limit;
             // What ends a finished segment needs not be waited for.
             let bytes = || uninterrupted(|| scan.file().len());
-            if is_at_limit && bytes().map_err(&reading)? > offset + ENDING {
+            if is_at_limit && bytes().map_err(&reading)? > offset + ENDING as u64 {
                 return Ok((sequence, None));
             }
             let Some(frame) = scan.next().map_err(&reading)? else {

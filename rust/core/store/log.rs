@@ -11,13 +11,13 @@
 use super::dictionary::{Defined, LogNames};
 use super::error::StoreError;
 use super::format::{
-    FRAME_HEADER, FrameHeader, Kind, MAX_PAYLOAD, OBJECT_HEAD, SEAL, SEGMENT_HEADER, SegmentHeader,
-    chained, padded, padding, payload_crc, seal_payload, segment_name, u32_at,
+    ENDING, FRAME_HEADER, FrameHeader, Kind, MAX_PAYLOAD, OBJECT_HEAD, SEGMENT_HEADER,
+    SegmentHeader, chained, padded, padding, payload_crc, seal_payload, segment_name, u32_at,
 };
 use super::listing::{NEW_SEGMENT, SPARE, stored_bytes};
 use super::mutants::{Mutant, is_broken};
 use super::retire::{RetireJob, UpkeepError};
-use super::storage::{ReadAt, Storage, StorageFile, uninterrupted, write_all};
+use super::storage::{ReadAt, Reserved, Storage, StorageFile, uninterrupted, write_all};
 use crate::event::{EVENT_BYTES, Event};
 use crate::topic::MAX_TOPIC_BYTES;
 use smallvec::SmallVec;
@@ -112,8 +112,6 @@ struct NewFile<F> {
     filled: u64,
 }
 
-/// Bytes that are kept free for a marker and a seal.
-const ENDING: usize = FRAME_HEADER + SEAL;
 /// The most bytes of a schema's name.
 pub(crate) const MAX_SCHEMA_BYTES: usize = 1024;
 
@@ -357,7 +355,7 @@ impl<S: Storage> Log<S> {
         let sequence = self.framed;
         let payload = [missed.to_le_bytes(), u64::from(is_exact).to_le_bytes()].concat();
         self.add_frame(Kind::Gap, 1, &[&payload])?;
-        self.missed += missed;
+        self.missed = self.missed.saturating_add(missed);
         Ok(sequence)
     }
 
@@ -585,7 +583,9 @@ impl<S: Storage> Log<S> {
             None => (NEW_SEGMENT, 0, uninterrupted(|| self.storage.create(NEW_SEGMENT))),
         };
         let made = opened.and_then(|file| {
-            uninterrupted(|| file.allocate(bytes))?;
+            let reserved = uninterrupted(|| file.allocate(bytes))?;
+            // Zeros would be written for nothing, and may take the room of what follows.
+            let filled = if reserved == Reserved::InPlace { filled } else { u64::MAX };
             let room = uninterrupted(|| file.len())?;
             Ok(NewFile { file, name, room, filled })
         });
@@ -734,8 +734,9 @@ impl<S: Storage> Log<S> {
         let kept: u64 = self.segments[count..].iter().map(|segment| segment.bytes).sum();
         let bytes = self.limits.segment_bytes;
         let wants_spare = self.spare.is_none() && kept + bytes <= limit;
-        // The one of which the most was written.
-        let plain = retired.iter().filter(|segment| wants_spare && !segment.is_compressed);
+        // The one of which the most was written, of those that are not too long.
+        let is_good = |segment: &&Segment| !segment.is_compressed && segment.bytes <= bytes;
+        let plain = retired.iter().filter(|segment| wants_spare && is_good(segment));
         let spare = plain.max_by_key(|segment| segment.bytes).map(|segment| (*segment, bytes));
         let oldest = self.segments[count].base;
         Ok(Some(RetireJob { storage, retired, spare, before: self.retired, oldest }))

@@ -7,8 +7,8 @@
 use super::error::StoreError;
 use super::format::{
     BadHeader, END, FrameHeader, Kind, SEAL, SEGMENT_HEADER, SegmentHeader, compressed_base,
-    compressed_name, index_name, payload_crc, seal_payload, segment_base, segment_name, u32_at,
-    u64_at,
+    compressed_name, index_base, index_name, is_new_index, payload_crc, seal_payload, segment_base,
+    segment_name, u32_at, u64_at,
 };
 use super::listing::{Listing, open_segment};
 use super::log::{Continuation, Segment};
@@ -258,7 +258,11 @@ impl Findings {
             ..Recovery::default()
         };
         for name in &self.leftovers {
-            uninterrupted(|| storage.remove(name)).map_err(StoreError::io("removing", name))?;
+            let removed = uninterrupted(|| storage.remove(name));
+            // An index is no part of the log, and nothing of it keeps that from being opened.
+            if index_base(name).is_none() && !is_new_index(name) {
+                removed.map_err(StoreError::io("removing", name))?;
+            }
         }
         if let Some(end) = self.end {
             recovery.cut_bytes = end.tail.bytes;

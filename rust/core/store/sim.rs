@@ -1,7 +1,7 @@
 //! A disk for tests: it can lose its power between any two calls, keep any part of what was not
 //! synced, and fail any call.
 
-use super::storage::{ReadAt, Storage, StorageFile};
+use super::storage::{ReadAt, Reserved, Storage, StorageFile};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
@@ -487,9 +487,10 @@ impl StorageFile for SimFile {
         Ok(bytes.len())
     }
 
-    fn allocate(&self, bytes: u64) -> io::Result<()> {
+    fn allocate(&self, bytes: u64) -> io::Result<Reserved> {
         let there = self.disk.0.lock().moment.inodes[self.inode].now.len();
-        self.set_len(bytes.max(there as u64))
+        self.set_len(bytes.max(there as u64))?;
+        Ok(Reserved::InPlace)
     }
 
     fn set_len(&self, bytes: u64) -> io::Result<()> {

@@ -69,13 +69,23 @@ impl<F: ReadAt> ReadAt for &F {
     }
 }
 
+/// What a file system makes of room that is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reserved {
+    /// It is there, and what is written stands in it, however often that is.
+    InPlace,
+    /// It is not, or whatever is written takes room of its own.
+    Elsewhere,
+}
+
 /// A file of a [`Storage`].
 pub(crate) trait StorageFile: ReadAt {
     /// Writes the buffers one after another and returns how many bytes of them.
     fn write_at(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<usize>;
 
-    /// Makes sure of room for so many bytes, which are zeros as far as they are new.
-    fn allocate(&self, bytes: u64) -> io::Result<()>;
+    /// Makes sure of room for so many bytes, which are zeros as far as they are new, where the file
+    /// system can.
+    fn allocate(&self, bytes: u64) -> io::Result<Reserved>;
 
     /// Cuts or extends it to so many bytes.
     fn set_len(&self, bytes: u64) -> io::Result<()>;
