@@ -55,6 +55,7 @@ class Attachment:
         self._source = _source(store, source)
         self._on_detach = on_detach
         self._failure: Exception | None = None
+        self._process = os.getpid()
         # The interpreter does not wait for it, but ends it.
         self._thread = threading.Thread(target=self._run, name="tickbus-attach", daemon=True)
         _running.add(self)
@@ -87,8 +88,17 @@ class Attachment:
             timeout: The longest wait in seconds; `None` waits for ever.
 
         Returns:
-            Whether it has ended.
+            Whether it has ended; within `on_detach`, which its own thread calls, always so.
+
+        Raises:
+            ForkedError: It belongs to the process that this one was forked from.
         """
+        if os.getpid() != self._process:
+            raise ForkedError(
+                "this belongs to the process that this one was forked from; wait for it there"
+            )
+        if self._thread is threading.current_thread():
+            return True
         self._thread.join(timeout)
         return not self._thread.is_alive()
 

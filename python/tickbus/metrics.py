@@ -23,7 +23,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from tickbus._metrics import LatencyHistogram, SubscriptionMetrics
-from tickbus.errors import BusError, ConfigError, ForkedError
+from tickbus.errors import BusError, ConfigError
 
 try:
     from prometheus_client.core import (
@@ -113,7 +113,9 @@ class _Collector(Collector, Generic[_Source]):
         """Yields the metrics of this moment; each source of them is read once."""
         families = type(self)._families()
         for source, label in self._alive():
-            with suppress(ForkedError):  # a child has the collector of its parent, not its sources
+            # A child has the collector of its parent, not its sources; a log that is only read may
+            # be damaged. One that tells nothing has no samples, and takes none from the others.
+            with suppress(BusError):
                 families.add(label, source)
         yield from families.all()
 

@@ -311,7 +311,7 @@ class EventStore(_core.EventStore):
                 commit is known for damage; two syncs each.
             segment_bytes: Bytes of a file of the log, from 64 KiB to 4 GiB; a record that does not
                 fit makes it longer.
-            max_bytes: The most bytes of all files, at least two segments; `None` is no limit.
+            max_bytes: The most bytes of all segments, at least those of two; `None` is no limit.
             read_only: Only read, also while another process writes it: up to what is durable, as
                 far as the log says so. The other arguments mean nothing then.
 
@@ -360,10 +360,12 @@ class EventStore(_core.EventStore):
     def read_batches(
         self, from_sequence: int = 0
     ) -> Iterator[tuple[int, EventBatch | list[Record] | Gap]]:
-        """Returns an iterator of the records from a sequence on, as many at once as lie together.
+        """Returns an iterator of the records from a sequence on, some thousands at once.
 
         As `read`, but each item is a sequence and the records from there on: compact events as an
-        `EventBatch`, objects as a list of records, or a gap.
+        `EventBatch`, which has those of frames that follow one another until there are 4,096 of
+        them or more, objects as a list of records, or a gap. Damage is told after what stands
+        before it.
 
         Args:
             from_sequence: The first sequence, at least 0.

@@ -275,7 +275,7 @@ impl Counter {
     }
 }
 
-/// A switch that is set once and never cleared.
+/// A switch.
 #[derive(Debug)]
 pub struct Flag(AtomicBool);
 

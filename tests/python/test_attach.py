@@ -278,6 +278,16 @@ def test_what_is_attached_when_the_interpreter_ends_is_stored(folder: Path) -> N
     assert len(stored) == 2_000
 
 
+def test_whoever_is_told_that_a_store_has_detached_itself_may_wait_for_it(folder: Path) -> None:
+    told: SimpleQueue[bool] = SimpleQueue()
+    with full_store(folder) as store, EventSystem() as system:
+        attachment = store.attach(system, on_detach=lambda why: told.put(attachment.wait()))
+        while system.publish(event(1)):
+            pass
+        assert told.get()
+        assert attachment.wait(60)
+
+
 def test_a_forked_child_leaves_attachments_to_its_parent(folder: Path) -> None:
     child = run_child(f"""
         import os, warnings
@@ -291,11 +301,12 @@ def test_a_forked_child_leaves_attachments_to_its_parent(folder: Path) -> None:
             for attachment in attachments:
                 with attachment:
                     pass
-                try:
-                    attachment.detach()
-                except tickbus.ForkedError:
-                    continue
-                os._exit(1)
+                for call in (attachment.detach, attachment.wait):
+                    try:
+                        call()
+                    except tickbus.ForkedError:
+                        continue
+                    os._exit(1)
             with store:
                 pass
             raise SystemExit(0)

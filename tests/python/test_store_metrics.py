@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,21 @@ def test_a_log_that_is_closed_or_only_read_has_its_numbers_but_no_groups(tmp_pat
         for name in ("closed", "reader"):
             assert _value(registry, "store_next_sequence", store=name) == 1
             assert _value(registry, "group_lag_records", store=name, group="audit") is None
+
+
+def test_a_log_that_cannot_be_read_takes_no_metrics_from_the_others(tmp_path: Path) -> None:
+    collector = StoreCollector()
+    with EventStore.open(tmp_path / "there") as store:
+        store.append(Event(1, 0))
+        collector.add(store, name="there")
+        with EventStore.open(tmp_path / "gone") as gone:
+            gone.append(Event(1, 0))
+        with EventStore.open(tmp_path / "gone", read_only=True) as reader:
+            collector.add(reader, name="gone")
+            shutil.rmtree(tmp_path / "gone")
+            registry = _registry(collector)
+            assert _value(registry, "store_next_sequence", store="gone") is None
+            assert _value(registry, "store_next_sequence", store="there") == 1
 
 
 def test_a_log_or_a_name_is_not_taken_twice_and_is_not_kept_alive(tmp_path: Path) -> None:
