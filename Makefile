@@ -50,6 +50,8 @@ check: .venv/core.stamp ## check formats, lints, types, docs, the crate and the 
 	cargo clippy --no-default-features --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps
 	cargo package --quiet --allow-dirty -p tickbus
+	for each in tests/fuzz benches/peers/store; do cargo metadata --quiet --locked \
+		--format-version 1 --manifest-path $$each/Cargo.toml >/dev/null || exit; done
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
