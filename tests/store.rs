@@ -835,7 +835,7 @@ fn written_from(folder: &Path, segment: u64, offset: u64) -> Option<u64> {
 fn blocks_are_written_ahead_of_syncs_that_follow_one_another() {
     let folder = folder();
     let store = EventStore::open(folder.path(), StoreConfig::default()).expect("it opens").0;
-    const BEHIND: u64 = 256 << 10;
+    const BEHIND: u64 = 64 << 10;
     for (commits, is_written) in [(1, false), (2, true)] {
         let ticket = store.append_durable(&events(1)).expect("there is room");
         ticket.wait().expect("it is durable");

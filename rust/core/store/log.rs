@@ -34,7 +34,7 @@ const DIRECT_EVENTS: usize = 256;
 const PIECE: u64 = if cfg!(test) { 1 << 10 } else { 64 << 10 };
 /// Where syncs follow one another, so many bytes are written ahead of them: blocks that were written
 /// before are synced in half of the time of those that are only reserved.
-const AHEAD: u64 = if cfg!(test) { 1 << 10 } else { 512 << 10 };
+const AHEAD: u64 = if cfg!(test) { 1 << 10 } else { 128 << 10 };
 /// Bytes of objects that share a frame.
 const FRAME_BYTES: usize = FRAME_EVENTS * EVENT_BYTES;
 /// Finished segments that may stay unsynced where nobody waits for them: each is an open file.
