@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import os
 import sys
 from decimal import Decimal
 from pathlib import Path
@@ -166,7 +168,8 @@ def test_a_log_that_another_one_writes_is_not_recorded_into(
 ) -> None:
     with EventStore.open(tmp_path / "log"):
         assert cli.main(["record", str(trades_csv), "--to", str(tmp_path / "log")]) == 1
-    assert "a log has one writer" in capsys.readouterr().err
+    told = f"is being written by process {os.getpid()}; a log has one writer: end that process"
+    assert told in capsys.readouterr().err
 
 
 def test_a_size_that_does_not_fit_exactly_is_refused(
@@ -223,11 +226,52 @@ def test_verify_exits_with_0_sound_1_damaged_and_3_unreadable(
     output = capsys.readouterr()
     assert segment in output.out
     assert "is damaged at byte" in output.err
+    assert f"tickbus log repair {log}\n" in output.err
     for unreadable in (tmp_path / "missing", tmp_path):
         assert cli.main(["log", "verify", str(unreadable)]) == 3
         assert cli.main(["log", "inspect", str(unreadable)]) == 3
         output = capsys.readouterr()
         assert (output.out, output.err.count("the log cannot be read")) == ("", 2)
+
+
+def test_a_file_that_is_no_log_is_told_in_one_line(
+    trades_csv: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("hello\nworld\n", encoding="utf-8")
+    for command in ("verify", "inspect", "repair"):
+        assert cli.main(["log", command, str(file)]) == app.UNREADABLE
+        wanted = f"{file} is no folder; give the folder of a log\n"
+        assert capsys.readouterr().err == f"tickbus: the log cannot be read; {wanted}"
+    assert cli.main(["record", str(trades_csv), "--to", str(file)]) == app.FAILED
+    assert capsys.readouterr().err == f"tickbus: {wanted}"
+    to = ["--to", str(tmp_path / "out.csv")]
+    truncated = tmp_path / "trades.csv.gz"
+    truncated.write_bytes(gzip.compress(CSV.encode())[:-20])
+    for unreadable, why in ((file, "the format is none of"), (truncated, "the file is damaged")):
+        assert cli.main(["log", "export", str(unreadable), *to]) == app.UNREADABLE
+        output = capsys.readouterr()
+        assert (output.out, output.err.count("\n"), why in output.err) == ("", 1, True)
+    assert not [*tmp_path.glob("out*")], "nothing half written is left"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["record", "--to", "LOG"], "SOURCE"),
+        (["log", "verify"], "PATH"),
+        (["log", "inspect"], "PATH"),
+        (["log", "repair"], "PATH"),
+        (["log", "export", "--to", "a.csv"], "PATH"),
+    ],
+)
+def test_a_missing_argument_is_named_as_the_usage_does(
+    arguments: list[str], missing: str, capsys: Captured
+) -> None:
+    assert cli.main(arguments) == app.USAGE
+    told = capsys.readouterr().err
+    assert f" {missing} requires" in told
+    assert "--path" not in told
 
 
 def test_inspect_shows_each_file_whole_or_not(log: Path, capsys: Captured) -> None:
@@ -327,7 +371,9 @@ def test_a_damaged_log_fails_what_reads_it_and_what_is_none_is_unreadable(
     assert "holds no log" in capsys.readouterr().err
     segment = damage(log)
     assert cli.main(arguments(log)) == app.FAILED
-    assert f"segment {segment} is damaged" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"segment {segment} is damaged" in told
+    assert f"tickbus log repair {log}\n" in told
     assert not [*tmp_path.glob("out*")], "nothing half written is left"
 
 
@@ -412,6 +458,38 @@ def test_a_part_is_exported_by_time_type_and_symbol(
     assert "csv, parquet, arrow" in capsys.readouterr().err
 
 
+def test_an_export_that_cannot_have_what_is_asked_for_says_what_it_can_have(
+    log: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    def told(to: Path, *options: str, code: int = app.USAGE) -> str:
+        assert cli.main(["log", "export", str(log), "--to", str(to), *options]) == code
+        return capsys.readouterr().err
+
+    to = tmp_path / "out.csv"
+    for names in ("Trade", "trade,bid"):
+        assert f"--types was '{names}'; it must be one of price_update, " in told(
+            to, "--types", names
+        )
+    assert "repeat --types" in told(to, "--types", "trade", "--types", "nothing")
+    assert "--start must be before --stop" in told(to, "--start", "3", "--stop", "3")
+    nowhere = tmp_path / "nowhere" / "out.csv"
+    assert told(nowhere).startswith(f"tickbus: {nowhere} cannot be written: there is no folder")
+    assert not to.exists()
+    empty = told(to, "--symbols", "XYZ", code=app.DONE)
+    assert empty == f"tickbus: {log} has no such record; {to} has no rows\n"
+
+
+def test_an_export_that_cannot_be_written_names_the_file_that_was_given(
+    log: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    to = tmp_path / "out.csv"
+    to.with_name("out.csv.part").mkdir()
+    with pytest.raises(OSError, match=r"out\.csv\.part"):
+        export.export(log, to, "csv", lambda done: None)
+    assert cli.main(["log", "export", str(log), "--to", str(to)]) == app.FAILED
+    assert capsys.readouterr().err.startswith(f"tickbus: {to} cannot be written; ")
+
+
 def test_an_export_without_pyarrow_says_what_to_install(
     log: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -455,6 +533,26 @@ def test_repair_says_what_is_kept_and_lost_and_changes_nothing_until_it_is_told_
         Gap(5, True),
     ]
     assert run_json(capsys, "log", "repair", new)["lost"] == []
+
+
+def test_repair_says_that_nothing_was_written_of_a_log_that_lost_no_record(
+    log: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    new, repair = tmp_path / "new", ["log", "repair", str(log)]
+    assert cli.main(repair) == app.DONE
+    assert capsys.readouterr().err == ""
+    told = "tickbus: nothing was written; give {} to write what is whole into a new log\n"
+    assert cli.main([*repair, "--to", str(new)]) == app.DONE
+    assert capsys.readouterr().err == told.format("--yes")
+    segment = log / f"{3:020}.elog"
+    content = bytearray(segment.read_bytes())
+    content[100] ^= 1
+    segment.write_bytes(content)
+    assert run_json(capsys, "log", "repair", log, code=app.FAILED)["lost"] == []
+    assert cli.main(repair) == app.FAILED
+    assert capsys.readouterr().err == told.format("--to NEW --yes")
+    assert run_json(capsys, "log", "repair", log, "--to", new, "--yes")["kept_records"] == 9
+    assert run_json(capsys, "log", "verify", new)["sound"]
 
 
 def test_repair_leaves_out_what_belongs_to_another_log_and_shows_it(

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace as changed
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Literal, TypeAlias, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
@@ -30,6 +31,7 @@ from tickbus import (
     ConfigError,
     Corrupt,
     EventStore,
+    EventType,
     ParseError,
     StoreError,
     StoreIO,
@@ -198,6 +200,7 @@ def replay_command(
 )
 def record_command(
     source: Path,
+    /,
     *files: Path,
     to: Path,
     durability: str = "group",
@@ -242,7 +245,9 @@ def record_command(
         ):
             messages = _merge(captures, formats, report, stops_at_malformed=strict)
             recorded = record(messages, store, progress)
-    except (StoreError, InexactError) as why:
+    except StoreError as why:
+        return _failed_log(why, to)
+    except InexactError as why:
         _complain(str(why))
         return FAILED
     except (OSError, ParseError) as why:
@@ -261,8 +266,7 @@ def _record_live(reference: str, to: Path, durability: str, *, as_json: bool) ->
         with EventStore.open(to, durability=durability) as store, _recording() as progress:
             recorded = asyncio.run(record_live(reference, found, store, progress))
     except StoreError as why:
-        _complain(str(why))
-        return FAILED
+        return _failed_log(why, to)
     except UnusableError as why:
         return _unreadable(why)
     _show(LiveReport(reference, to, recorded), as_json=as_json)
@@ -273,7 +277,7 @@ def _record_live(reference: str, to: Path, durability: str, *, as_json: bool) ->
 
 
 @log.command(name="inspect")
-def inspect_command(path: Path, *, json: Annotated[bool, Parameter(negative="")] = False) -> int:
+def inspect_command(path: Path, /, *, json: Annotated[bool, Parameter(negative="")] = False) -> int:
     """Show what is in the files of a log, whole or not.
 
     Args:
@@ -284,7 +288,7 @@ def inspect_command(path: Path, *, json: Annotated[bool, Parameter(negative="")]
         with _counting("reading"):
             segments = inspect(path)
     except StoreError as why:
-        return _unreadable_log(why)
+        return _unreadable_log(why, path)
     _show(InspectReport(path, tuple(segments)), as_json=json)
     return DONE
 
@@ -292,7 +296,7 @@ def inspect_command(path: Path, *, json: Annotated[bool, Parameter(negative="")]
 @log.command(
     name="verify", help_epilogue="Exit codes: 0 sound, 1 damaged, 2 wrong usage, 3 unreadable."
 )
-def verify_command(path: Path, *, json: Annotated[bool, Parameter(negative="")] = False) -> int:
+def verify_command(path: Path, /, *, json: Annotated[bool, Parameter(negative="")] = False) -> int:
     """Read all of a log and compare it with its checksums; it may be written meanwhile.
 
     Args:
@@ -304,9 +308,9 @@ def verify_command(path: Path, *, json: Annotated[bool, Parameter(negative="")] 
             result = VerifyReport(path, EventStore.verify(path))
     except Corrupt as why:
         result = VerifyReport(path, why)
-        _complain(str(why))
+        _failed_log(why, path)
     except StoreError as why:
-        return _unreadable_log(why)
+        return _unreadable_log(why, path)
     _show(result, as_json=json)
     return DONE if result.sound else FAILED
 
@@ -317,6 +321,7 @@ def verify_command(path: Path, *, json: Annotated[bool, Parameter(negative="")] 
 )
 def export_command(
     path: Path,
+    /,
     *,
     to: Path,
     format: Literal["csv", "parquet", "arrow"] | None = None,
@@ -339,25 +344,32 @@ def export_command(
         json: Print one JSON object instead of a table.
     """
     name = format_of(to, format)
-    wanted = {
-        "start": _moment("--start", start),
-        "stop": _moment("--stop", stop),
-        "types": types or None,
-        "symbols": symbols or None,
-    }
+    first, behind = _moment("--start", start), _moment("--stop", stop)
+    if first is not None and behind is not None and first >= behind:
+        raise ConfigError(f"--start was {start} and --stop {stop}; --start must be before --stop")
+    wanted = {"start": first, "stop": behind, "types": types or None, "symbols": symbols or None}
+    # Whoever asks for the types that `record` writes need not have read any.
+    register()
     try:
-        # Whoever asks for the types that `record` writes need not have read any.
-        register()
         with _counting("exporting") as progress:
             exported = export(path, to, name, progress, **wanted)
-    except Corrupt as why:
-        _complain(str(why))
-        return FAILED
     except StoreError as why:
-        return _unreadable_log(why)
-    except (ModuleNotFoundError, OSError) as why:
+        return _unreadable_log(why, path)
+    except ParseError as why:
+        return _unreadable(why)
+    except ConfigError:
+        _check_types(types or ())
+        raise
+    except OSError as why:
+        if why.filename == str(path):
+            return _unreadable(why)
+        _complain(f"{to} cannot be written; {why.strerror or why}")
+        return FAILED
+    except (ModuleNotFoundError, InexactError) as why:
         _complain(str(why))
         return FAILED
+    if not exported.events + exported.objects:
+        _complain(f"{path} has no such record; {to} has no rows")
     _show(ExportReport(path, to, exported), as_json=json)
     return DONE
 
@@ -365,13 +377,14 @@ def export_command(
 @log.command(
     name="repair",
     help_epilogue=(
-        "Exit codes: 0 nothing is lost, or the new log is written; 1 records are lost, and no log "
+        "Exit codes: 0 nothing is damaged, or the new log is written; 1 it is damaged, and no log "
         "was written; 2 wrong usage; 3 unreadable. "
         "Example: tickbus log repair LOG --to NEW --yes"
     ),
 )
 def repair_command(
     path: Path,
+    /,
     *,
     to: Path | None = None,
     yes: Annotated[bool, Parameter(negative="")] = False,
@@ -395,11 +408,9 @@ def repair_command(
     try:
         with _counting("reading"):
             found = survey(path)
-    except AlreadyOpen as why:
-        _complain(str(why))
-        return FAILED
+            is_damaged = _is_damaged(path)
     except StoreError as why:
-        return _unreadable_log(why)
+        return _unreadable_log(why, path)
     new = to if yes else None
     if new is not None:
         try:
@@ -409,10 +420,19 @@ def repair_command(
             _complain(str(why))
             return FAILED
     _show(RepairReport(path, new, found), as_json=json)
-    if new is not None or not found.lost:
-        return DONE
-    _complain("nothing was written; give --to NEW --yes to write what is whole into a new log")
-    return FAILED
+    if new is None and (is_damaged or to is not None):
+        missing = "--to NEW --yes" if to is None else "--yes"
+        _complain(f"nothing was written; give {missing} to write what is whole into a new log")
+    return FAILED if new is None and is_damaged else DONE
+
+
+def _is_damaged(path: Path) -> bool:
+    """Returns whether something of a log is not what was written; no record need be lost by it."""
+    try:
+        EventStore.verify(path)
+    except Corrupt:
+        return True
+    return False
 
 
 class _StoppedAtMalformedError(Exception):
@@ -489,11 +509,8 @@ def _replay_log(path: Path, plan: ReplayPlan, *, as_json: bool) -> int:
             stats = store.stats()
         outcome = _showing_progress(stats.next_sequence - stats.oldest_sequence, run)
         oracle = tally_log(path)
-    except Corrupt as why:
-        _complain(str(why))
-        return FAILED
     except StoreError as why:
-        return _unreadable_log(why)
+        return _unreadable_log(why, path)
     result = LogReplayReport(path, plan, outcome, oracle)
     _show(result, as_json=as_json)
     if not result.accounted:
@@ -517,6 +534,17 @@ def _moment(name: str, text: str | None) -> int | None:
         ) from why
     since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH
     return (since.days * 86_400 + since.seconds) * 10**9 + since.microseconds * 1_000
+
+
+def _check_types(names: Sequence[str]) -> None:
+    """Raises `ConfigError` for the names of event types that nobody knows."""
+    known = [kind.name for kind in EventType.known() if kind.name]
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"--types was {name!r}; it must be one of {', '.join(known)}: repeat --types for "
+                "each"
+            )
 
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -579,10 +607,30 @@ def _show(report: _Report, *, as_json: bool) -> None:
         report.print(_console())
 
 
-def _unreadable_log(why: StoreError) -> int:
-    reason = why.strerror if isinstance(why, StoreIO) else str(why)
-    _complain(f"the log cannot be read; {reason}")
+def _unreadable_log(why: StoreError, path: Path) -> int:
+    """Says why a log was not read, and what to do; returns the exit code."""
+    if isinstance(why, (Corrupt, AlreadyOpen)):
+        return _failed_log(why, path)
+    _complain(f"the log cannot be read; {_reason(why, path)}")
     return UNREADABLE
+
+
+def _failed_log(why: StoreError, path: Path) -> int:
+    _complain(_reason(why, path))
+    return FAILED
+
+
+def _reason(why: StoreError, path: Path) -> str:
+    """Returns why a log cannot be used, and what to do from a command line."""
+    if isinstance(why, Corrupt):
+        return f"{why}, or see what is whole of it with: tickbus log repair {quote(str(path))}"
+    if isinstance(why, AlreadyOpen):
+        # What follows is for programs, which may open it to read only.
+        writer, _, _ = str(why).partition("; a log has one writer")
+        return f"{writer}; a log has one writer: end that process first"
+    if path.exists() and not path.is_dir():
+        return f"{path} is no folder; give the folder of a log"
+    return (isinstance(why, StoreIO) and why.strerror) or str(why)
 
 
 def _conclude(report: ReplayReport, *, as_json: bool) -> int:

@@ -87,13 +87,16 @@ def export(
         wanted: As for `Replay.read`.
 
     Raises:
-        ConfigError: The file is there already, or what is wanted is out of range.
+        ConfigError: The file is there already, its folder is not there, or what is wanted is out
+            of range.
         ModuleNotFoundError: Parquet and Arrow need pyarrow.
         StoreError: The log cannot be read.
         OSError: The file cannot be written.
     """
     if to.exists():
         raise ConfigError(f"{to} is there already; name another file, or remove it")
+    if not to.parent.is_dir():
+        raise ConfigError(f"{to} cannot be written: there is no folder {to.parent}; make it first")
     replay = Replay(log)
     unfinished = to.with_name(f"{to.name}.part")
     events = objects = 0
