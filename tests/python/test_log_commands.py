@@ -8,7 +8,9 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterator
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +152,67 @@ def test_strict_recording_stops_at_a_malformed_line_and_keeps_what_came_before(
 ) -> None:
     folder = tmp_path / "log"
     assert cli.main(["record", str(trades_csv), "--to", str(folder), "--strict"]) == 1
-    assert "trades.csv:4" in capsys.readouterr().err
-    assert EventStore.verify(folder).next_sequence == 0
+    told = capsys.readouterr().err
+    assert "trades.csv:4" in told
+    assert f"{folder} keeps the 2 events before this" in told
+    assert EventStore.verify(folder).next_sequence == 2
+
+
+def test_a_truncated_capture_is_recorded_up_to_where_it_ends_and_told(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    rows = [f"{1_700_000_000_000 + n},north,ABC,{n},1\n" for n in range(20_000)]
+    truncated = tmp_path / "trades.csv.gz"
+    content = "timestamp,venue,symbol,price,quantity\n" + "".join(rows)
+    truncated.write_bytes(gzip.compress(content.encode())[:-2_000])
+    folder = tmp_path / "log"
+    assert cli.main(["record", str(truncated), "--to", str(folder)]) == app.UNREADABLE
+    kept = EventStore.verify(folder).next_sequence
+    assert 8_192 < kept < 20_000
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == f"tickbus: {folder} keeps the {kept:,} events before this:"
+    assert "the file is damaged" in told[1]
+    with EventStore.open(folder, read_only=True) as store:
+        assert [record.event.value for record in store.read()] == [*range(kept)]
+
+
+def test_an_interrupted_recording_says_what_it_keeps(
+    trades_csv: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> Iterator[MarketEvent]:
+        yield from islice(read_capture(*arguments, **options), 1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "read_capture", interrupted)
+    folder = tmp_path / "log"
+    assert cli.main(["record", str(trades_csv), "--to", str(folder)]) == app.INTERRUPTED
+    assert f"{folder} keeps the 1 events before this" in capsys.readouterr().err
+    assert EventStore.verify(folder).next_sequence == 1
+
+
+def test_a_torn_log_that_is_recorded_into_says_what_was_cut_off(
+    trades_csv: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    folder = tmp_path / "log"
+    run_json(capsys, "record", trades_csv, "--to", folder)
+    segment = folder / f"{0:020}.elog"
+    segment.write_bytes(segment.read_bytes()[:-8])
+    assert cli.main(["record", str(trades_csv), "--to", str(folder)]) == app.DONE
+    told = capsys.readouterr().err
+    assert f"tickbus: {folder} was torn: " in told
+    assert "were never acknowledged, were cut off" in told
+    assert cli.main(["record", str(trades_csv), "--to", str(folder)]) == app.DONE
+    assert "was torn" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["market.run", "market:run()", "my-market:bus"])
+def test_what_is_neither_a_capture_nor_a_bus_is_told_how_a_bus_is_named(
+    tmp_path: Path, capsys: Captured, source: str
+) -> None:
+    assert cli.main(["record", source, "--to", str(tmp_path / "log")]) == app.UNREADABLE
+    told = capsys.readouterr().err
+    assert f"{source}: No such file or directory; a live bus is MODULE:ATTRIBUTE" in told
+    assert not (tmp_path / "log").exists()
 
 
 def test_a_capture_that_cannot_be_read_exits_with_3_and_makes_no_log(
@@ -160,6 +221,11 @@ def test_a_capture_that_cannot_be_read_exits_with_3_and_makes_no_log(
     folder = tmp_path / "log"
     assert cli.main(["record", str(tmp_path / "missing.gz"), "--to", str(folder)]) == 3
     assert "missing.gz" in capsys.readouterr().err
+    assert not folder.exists()
+    (tmp_path / "notes.txt").write_text("hello\nworld\n", encoding="utf-8")
+    arguments = ["record", str(tmp_path / "notes.txt"), "--format", "csv", "--to", str(folder)]
+    assert cli.main(arguments) == app.UNREADABLE
+    assert "the header lacks" in capsys.readouterr().err
     assert not folder.exists()
 
 

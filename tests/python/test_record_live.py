@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from tickbus import EventStore, Gap
 MARKET = """
     import asyncio
     import os
+    import signal
     import threading
     import time
     from contextlib import asynccontextmanager, contextmanager
@@ -89,6 +91,73 @@ MARKET = """
 
     def failing():
         raise RuntimeError("no market today")
+
+    async def failing_later():
+        await asyncio.sleep(0)
+        failing()
+
+    @contextmanager
+    def failing_manager():
+        failing()
+        yield bus
+
+    async def dying(bus):
+        while not bus.metrics().subscriber_count:
+            await asyncio.sleep(0.001)
+        raise RuntimeError("no feed")
+
+    async def in_a_loop_with_a_dying_task():
+        global keep
+        keep = [asyncio.create_task(dying(bus)), asyncio.create_task(task(bus))]
+        return bus
+
+    async def waiting():
+        try:
+            await asyncio.create_task(dying(bus))
+        except RuntimeError:
+            await task(bus)
+
+    async def in_a_loop_that_waits_for_a_dying_task():
+        global keep
+        keep = asyncio.create_task(waiting())
+        return bus
+
+    @asynccontextmanager
+    async def in_a_dying_group():
+        async with asyncio.TaskGroup() as group:
+            async def run():
+                while not bus.metrics().subscriber_count:
+                    await asyncio.sleep(0.001)
+                bus.publish("before")
+                await dying(bus)
+            group.create_task(run())
+            yield bus
+
+    async def hang(bus):
+        while not bus.metrics().subscriber_count:
+            await asyncio.sleep(0.001)
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        handlers = {number: signal.getsignal(number) for number in numbers}
+
+        def told(number, frame):
+            for each, handler in handlers.items():
+                signal.signal(each, handler)
+            handlers[number](number, frame)
+            say("told")
+
+        for number in handlers:
+            signal.signal(number, told)
+        publish(bus, 100)
+        while True:
+            time.sleep(0.01)
+
+    async def hanging():
+        global keep
+        keep = asyncio.create_task(hang(bus))
+        return bus
+
+    async def never():
+        await asyncio.Event().wait()
 
     class names:
         bus = bus
@@ -220,6 +289,7 @@ def test_a_terminal_is_shown_how_it_goes(here: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "wanted"),
     [
+        ("market.py:bus", "market.py is a file; write the module: market:bus"),
         ("nowhere:bus", "there is no module 'nowhere' in"),
         ("market.nowhere:bus", "there is no module 'market.nowhere' in"),
         ("lacking:bus", "lacking imports 'no_such_module_here', which is not installed"),
@@ -244,12 +314,81 @@ def test_what_only_captures_have_is_refused(here: Path) -> None:
     assert (code, "durability was 'often'" in err) == (2, True)
 
 
-def test_an_error_of_the_module_comes_out_and_the_log_is_closed(here: Path) -> None:
-    _, err, code = Recording(here, "market:failing", "--to", "log").end()
-    assert code == 1
-    assert "RuntimeError: no market today" in err
+@pytest.mark.parametrize("source", ["failing", "failing_later", "failing_manager"])
+def test_a_module_that_makes_no_bus_is_told_in_one_line_and_the_log_is_closed(
+    here: Path, source: str
+) -> None:
+    _, err, code = Recording(here, f"market:{source}", "--to", "log").end()
+    assert code == 3
+    place = re.escape(str(here / "market.py"))
+    wanted = rf"market:{source} failed: RuntimeError: no market today \({place}:\d+\)\n"
+    assert re.fullmatch(f"tickbus: the input cannot be read; {wanted}", err)
     with EventStore.open(here / "log") as store:
         assert store.stats().next_sequence == 0
+
+
+def test_a_task_that_dies_is_told_at_once_and_the_rest_is_recorded(here: Path) -> None:
+    recording = Recording(here, "market:in_a_loop_with_a_dying_task", "--to", "log", "--json")
+    # It is told before the recording is told to end.
+    told = recording.process.stderr
+    assert told is not None
+    line = told.readline()
+    assert "goes on without what failed: RuntimeError: no feed" in line
+    assert f"{here / 'market.py'}:" in line
+    recording.hears("published")
+    out, err, code = recording.end(signal.SIGINT)
+    assert (err, code, json.loads(out)["records"]) == ("", 1, 100)
+
+
+def test_an_error_that_somebody_waits_for_is_his(here: Path) -> None:
+    recording = Recording(here, "market:in_a_loop_that_waits_for_a_dying_task", "--to", "log")
+    recording.hears("published")
+    _, err, code = recording.end(signal.SIGINT)
+    assert (err, code) == ("", 0)
+
+
+def test_a_context_manager_that_fails_ends_the_recording_with_its_error(here: Path) -> None:
+    out, err, code = Recording(here, "market:in_a_dying_group", "--to", "log", "--json").end()
+    assert code == 1
+    assert "market:in_a_dying_group failed: RuntimeError: no feed" in err
+    assert err.count("\n") == 1, "it is one line"
+    assert json.loads(out)["records"] == 1
+    assert recorded(here / "log") == ["before"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_a_recording_whose_loop_is_kept_from_running(
+    here: Path, number: int
+) -> None:
+    recording = Recording(here, "market:hanging", "--to", "log")
+    recording.hears("published")
+    recording.process.send_signal(number)
+    recording.hears("told")
+    _, err, code = recording.end(number)
+    assert code == 130
+    assert err == "tickbus: interrupted; everything is closed\n"
+    assert recorded(here / "log") == [{"n": number} for number in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        ("market:hanging", "100 records"),
+        ("market:never", "waiting for market:never to return a bus"),
+    ],
+)
+def test_a_terminal_is_shown_what_goes_on_while_the_loop_is_kept_from_running(
+    here: Path, source: str, wanted: str
+) -> None:
+    shown, terminal = pty.openpty()
+    recording = Recording(here, source, "--to", "log", stderr=terminal)
+    os.close(terminal)
+    text = bytearray()
+    while wanted.encode() not in text:
+        text.extend(os.read(shown, 4_096))
+    recording.process.kill()
+    recording.end()
+    os.close(shown)
 
 
 def test_a_log_that_another_one_writes_is_not_recorded_into(here: Path) -> None:
@@ -271,7 +410,7 @@ def test_what_the_log_missed_is_counted(here: Path, monkeypatch: pytest.MonkeyPa
             def run():
                 while not bus.metrics().subscriber_count:
                     time.sleep(0.001)
-                bus.publish_many([1, object(), 2])
+                bus.publish_many([1, object(), 2, object()])
                 bus.close()
 
             def odd():
@@ -283,5 +422,7 @@ def test_what_the_log_missed_is_counted(here: Path, monkeypatch: pytest.MonkeyPa
     )
     out, err, code = Recording(here, "odd:odd", "--to", "log", "--json").end()
     report = json.loads(out)
-    assert (code, report["records"], report["missed"]) == (0, 3, 1), err
-    assert recorded(here / "log") == [1, Gap(1, True), 2]
+    assert (code, report["records"], report["missed"]) == (0, 4, 2), err
+    assert recorded(here / "log") == [1, Gap(1, True), 2, Gap(1, True)]
+    assert err.count("\n") == 1, "the first one is told, and no other"
+    assert "the first one: an event was a object, which msgspec cannot encode" in err

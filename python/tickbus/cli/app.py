@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import heapq
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace as changed
 from datetime import UTC, datetime
+from itertools import chain, islice
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Literal, TypeAlias, TypeVar
@@ -21,10 +23,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.text import Text
 
 from tickbus import (
     AlreadyOpen,
@@ -217,7 +222,9 @@ def record_command(
     A live bus is MODULE:ATTRIBUTE, imported from the working directory or where Python looks for
     modules: an EventSystem, an EventBus or a TypedEventBus, or a function that makes and runs one.
     A coroutine function and one that returns a context manager are awaited and entered in an event
-    loop. It is recorded until it is closed, or until Ctrl-C or SIGTERM, which end it in order.
+    loop: they make the bus, begin the tasks that publish, keep them, and return the bus. It is
+    recorded until it is closed, or until Ctrl-C or SIGTERM, which end it in order; the second one
+    ends it at once.
 
     Args:
         source: A capture, or MODULE:ATTRIBUTE.
@@ -228,7 +235,7 @@ def record_command(
         json: Print one JSON object instead of a table.
         strict: Stop at the first malformed line of a capture.
     """
-    if is_reference(str(source)) and not source.exists():
+    if not source.exists() and is_reference(str(source)):
         if files or format or strict:
             raise ConfigError(
                 f"{source} is a live bus, which is recorded alone; more files, --format and "
@@ -239,17 +246,22 @@ def record_command(
     report = CaptureReport()
     try:
         formats = [format or recognize_format(path) for path in captures]
+        messages = _merge(captures, formats, report, stops_at_malformed=strict)
+        # Of what cannot be read at all no log is made.
+        first = list(islice(messages, 1))
         with (
-            EventStore.open(to, durability=durability) as store,
+            _opened(to, durability) as store,
+            _telling_what_is_kept(store, to),
             _counting("recording") as progress,
         ):
-            messages = _merge(captures, formats, report, stops_at_malformed=strict)
-            recorded = record(messages, store, progress)
+            recorded = record(chain(first, messages), store, progress)
     except StoreError as why:
         return _failed_log(why, to)
     except InexactError as why:
         _complain(str(why))
         return FAILED
+    except FileNotFoundError as why:
+        return _unreadable(why, "; a live bus is MODULE:ATTRIBUTE, as in market:bus, and no call")
     except (OSError, ParseError) as why:
         return _unreadable(why)
     except _StoppedAtMalformedError:
@@ -263,8 +275,12 @@ def record_command(
 def _record_live(reference: str, to: Path, durability: str, *, as_json: bool) -> int:
     try:
         found = find(reference)
-        with EventStore.open(to, durability=durability) as store, _recording() as progress:
-            recorded = asyncio.run(record_live(reference, found, store, progress))
+        with (
+            _opened(to, durability) as store,
+            _telling_what_is_logged(),
+            _recording(reference) as on_attached,
+        ):
+            recorded = asyncio.run(record_live(reference, found, store, on_attached, _complain))
     except StoreError as why:
         return _failed_log(why, to)
     except UnusableError as why:
@@ -272,8 +288,49 @@ def _record_live(reference: str, to: Path, durability: str, *, as_json: bool) ->
     _show(LiveReport(reference, to, recorded), as_json=as_json)
     if recorded.failure is not None:
         _complain(f"the log took no more; {recorded.failure}")
-        return FAILED
-    return DONE
+    return FAILED if recorded.failure is not None or recorded.errors else DONE
+
+
+@contextmanager
+def _opened(to: Path, durability: str) -> Iterator[EventStore]:
+    """Opens a log to record into it, and says what that has cut off."""
+    with EventStore.open(to, durability=durability) as store:
+        if cut := store.recovery.cut_bytes:
+            _complain(
+                f"{to} was torn: {cut:,} bytes with {store.recovery.cut_records:,} records, which "
+                "were never acknowledged, were cut off"
+            )
+        yield store
+
+
+@contextmanager
+def _telling_what_is_kept(store: EventStore, to: Path) -> Iterator[None]:
+    """Says what a recording that does not come to its end has written."""
+    first = store.stats().next_sequence
+    try:
+        yield
+    except StoreError:
+        raise
+    except BaseException:
+        _complain(f"{to} keeps the {store.stats().next_sequence - first:,} events before this:")
+        raise
+
+
+@contextmanager
+def _telling_what_is_logged() -> Iterator[None]:
+    """Says what the package warns of."""
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            _complain(record.getMessage())
+
+    told = Told(logging.WARNING)
+    logger = logging.getLogger("tickbus")
+    logger.addHandler(told)
+    try:
+        yield
+    finally:
+        logger.removeHandler(told)
 
 
 @log.command(name="inspect")
@@ -582,22 +639,42 @@ def _counting(what: str) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def _recording() -> Iterator[Callable[[LiveProgress], None] | None]:
-    """Shows how a recording goes, on stderr if that is a terminal; gives what is to be told."""
+def _recording(reference: str) -> Iterator[Callable[[Callable[[], LiveProgress]], None]]:
+    """Shows how a recording goes, on stderr if that is a terminal; gives what is told its numbers.
+
+    The display asks for them in a thread of its own: what is recorded may keep the loop busy.
+    """
     if not sys.stderr.isatty():
-        yield None
+        yield lambda progress: None
         return
-    columns = SpinnerColumn(), TextColumn("recording"), TextColumn("{task.fields[state]}")
-    console = Console(stderr=True)
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
-        bar = progress.add_task("", total=None, state="")
+    state = _State(reference)
+    columns = SpinnerColumn(), state, TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task("", total=None)
+        yield state.show
 
-        def show(now: LiveProgress) -> None:
-            missed = f", {now.missed:,} missed" if now.missed else ""
-            state = f"{now.records:,} records, {now.rate:,.0f}/s, {now.durable:,} durable{missed}"
-            progress.update(bar, state=state)
 
-        yield show
+class _State(ProgressColumn):
+    """How far the recording of a bus is."""
+
+    def __init__(self, reference: str) -> None:
+        super().__init__()
+        self._reference = reference
+        self._progress: Callable[[], LiveProgress] | None = None
+
+    def show(self, progress: Callable[[], LiveProgress]) -> None:
+        """Shows these numbers from now on."""
+        self._progress = progress
+
+    def render(self, task: Task) -> Text:
+        """Returns what is shown now."""
+        if self._progress is None:
+            return Text(f"waiting for {self._reference} to return a bus")
+        now = self._progress()
+        missed = f", {now.missed:,} missed" if now.missed else ""
+        return Text(
+            f"recording {now.records:,} records, {now.rate:,.0f}/s, {now.durable:,} durable{missed}"
+        )
 
 
 def _show(report: _Report, *, as_json: bool) -> None:
@@ -654,9 +731,9 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
-def _unreadable(why: Exception) -> int:
+def _unreadable(why: Exception, hint: str = "") -> int:
     reason = f"{why.filename}: {why.strerror}" if isinstance(why, OSError) else str(why)
-    _complain(f"the input cannot be read; {reason}")
+    _complain(f"the input cannot be read; {reason}{hint}")
     return UNREADABLE
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 
-from tickbus import EventBatch, EventStore
+from tickbus import Event, EventBatch, EventStore
 from tickbus.captures import MarketEvent
 from tickbus.compact import compact, register
 
@@ -29,7 +29,7 @@ class Recorded:
 def record(
     messages: Iterable[MarketEvent], store: EventStore, on_progress: Callable[[int], None]
 ) -> Recorded:
-    """Appends messages to a log, and makes them durable.
+    """Appends messages to a log, and makes them durable; of an error what came before is stored.
 
     Args:
         messages: What to append, in this order.
@@ -37,7 +37,7 @@ def record(
         on_progress: Called with the number of messages so far.
 
     Raises:
-        InexactError: A price or a size has more digits than fit; what came before is stored.
+        InexactError: A price or a size has more digits than fit.
         ConfigError: A name of the capture cannot be one of an event, or a code is taken.
         StoreError: The log did not take them.
     """
@@ -45,10 +45,18 @@ def record(
     first = end = store.stats().next_sequence
     done = 0
     remaining = iter(messages)
-    while batch := list(islice(remaining, _BATCH)):
-        events = [event for message in batch for event in compact(message)]
-        end = store.append_many(EventBatch(events)).stop
-        done += len(batch)
+    is_over = False
+    while not is_over:
+        events: list[Event] = []
+        before = done
+        try:
+            for message in islice(remaining, _BATCH):
+                events += [*compact(message)]
+                done += 1
+            is_over = done - before < _BATCH
+        finally:
+            # What comes before an error, or an interruption, is stored too.
+            end = store.append_many(EventBatch(events)).stop
         on_progress(done)
     store.sync()
     return Recorded(done, range(first, end))

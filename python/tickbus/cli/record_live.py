@@ -15,22 +15,27 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    contextmanager,
+)
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeGuard
 
-from tickbus import Attachment, BusError, EventBus, EventStore, EventSystem
+from tickbus import Attachment, BusError, EventBus, EventStore, EventSystem, StoreError
 from tickbus.attach import Published
 
 __all__ = ["LiveProgress", "LiveRecorded", "UnusableError", "find", "is_reference", "record_live"]
 
 is_reference = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*").fullmatch
 """Whether a text is `MODULE:ATTRIBUTE`."""
-
-_TICK_SECONDS = 0.1
 
 
 class UnusableError(Exception):
@@ -69,6 +74,7 @@ class LiveRecorded:
         missed: Events that were lost on the way into the log; gaps stand for them.
         seconds: From the beginning to the end.
         failure: Why the log took no more; `None` if it took all.
+        errors: Tasks that died, and 1 for a context manager that failed.
     """
 
     sequences: range
@@ -76,6 +82,7 @@ class LiveRecorded:
     missed: int
     seconds: float
     failure: Exception | None
+    errors: int
 
 
 def find(reference: str) -> Any:
@@ -85,6 +92,8 @@ def find(reference: str) -> Any:
         UnusableError: There is no such module or attribute, or it cannot be imported.
     """
     module_name, _, path = reference.partition(":")
+    if module_name.endswith(".py"):
+        raise UnusableError(f"{module_name} is a file; write the module: {module_name[:-3]}:{path}")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -115,7 +124,8 @@ async def record_live(
     reference: str,
     found: object,
     store: EventStore,
-    on_progress: Callable[[LiveProgress], None] | None,
+    on_attached: Callable[[Callable[[], LiveProgress]], None],
+    on_error: Callable[[str], None],
 ) -> LiveRecorded:
     """Appends what a bus publishes until it is closed, or SIGINT or SIGTERM comes.
 
@@ -124,10 +134,12 @@ async def record_live(
         found: A bus or a system, or what makes one when it is called in the event loop: a function,
             a coroutine function, or one that returns a context manager, which is left at the end.
         store: The log.
-        on_progress: Called about ten times a second.
+        on_attached: Called with what tells any thread how far it is.
+        on_error: Called with what a task of the event loop that died, or a context manager that
+            is left, has raised.
 
     Raises:
-        UnusableError: It is something else.
+        UnusableError: It is something else, or fails.
         StoreError: The log cannot be written.
     """
     before = store.stats()
@@ -144,18 +156,34 @@ async def record_live(
             time.perf_counter() - began,
         )
 
-    async with AsyncExitStack() as stack:
-        source = await _made(reference, found, stack)
-        # Whoever publishes once it is attached may also end it.
-        told = _told_to_end()
-        try:
-            attachment = store.attach(source)
-        except BusError as why:
-            raise UnusableError(f"{reference} cannot be recorded: {why}") from why
-        try:
-            await _ended(attachment, told, progress, on_progress)
-        finally:
-            await asyncio.to_thread(attachment.detach)
+    errors = 0
+
+    def died(error: Exception) -> None:
+        nonlocal errors
+        errors += 1
+        on_error(f"{reference} goes on without what failed: {_told(error)}")
+
+    _watch_tasks(died)
+    attachment: Attachment | None = None
+    try:
+        async with AsyncExitStack() as stack:
+            source = await _made(reference, found, stack)
+            # Whoever publishes once it is attached may also end it.
+            with _told_to_end() as told:
+                try:
+                    attachment = store.attach(source)
+                except BusError as why:
+                    raise UnusableError(f"{reference} cannot be recorded: {why}") from why
+                try:
+                    on_attached(progress)
+                    await _ended(attachment, told)
+                finally:
+                    await asyncio.to_thread(attachment.detach)
+    except Exception as why:
+        if attachment is None or isinstance(why, StoreError):
+            raise
+        errors += 1
+        on_error(f"{reference} failed: {_told(why)}")
     failure = attachment.failure
     try:
         await asyncio.to_thread(store.sync)
@@ -163,19 +191,24 @@ async def record_live(
         failure = failure or why
     end = progress()
     sequences = range(before.next_sequence, before.next_sequence + end.records)
-    return LiveRecorded(sequences, end.durable == end.records, end.missed, end.seconds, failure)
+    return LiveRecorded(
+        sequences, end.durable == end.records, end.missed, end.seconds, failure, errors
+    )
 
 
 async def _made(reference: str, found: Any, stack: AsyncExitStack) -> Published:
     """Returns the bus that something is or makes."""
-    made = found if _is_source(found) or not callable(found) else found()
-    if inspect.isawaitable(made):
-        made = await made
-    if not _is_source(made):
-        if isinstance(made, AbstractAsyncContextManager):
-            made = await stack.enter_async_context(made)
-        elif isinstance(made, AbstractContextManager):
-            made = stack.enter_context(made)
+    try:
+        made = found if _is_source(found) or not callable(found) else found()
+        if inspect.isawaitable(made):
+            made = await made
+        if not _is_source(made):
+            if isinstance(made, AbstractAsyncContextManager):
+                made = await stack.enter_async_context(made)
+            elif isinstance(made, AbstractContextManager):
+                made = stack.enter_context(made)
+    except Exception as why:
+        raise UnusableError(f"{reference} failed: {_told(why)}") from why
     if not _is_source(made):
         raise UnusableError(
             f"{reference} gave {made!r}; it must be an EventSystem, an EventBus or a "
@@ -191,42 +224,67 @@ def _is_source(made: object) -> TypeGuard[Published]:
     )
 
 
-def _told_to_end() -> asyncio.Event:
-    """Returns what is set when SIGINT or SIGTERM comes."""
+def _told(error: BaseException) -> str:
+    """Returns an error in a line: its type, what it says and where it was raised."""
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(map(_told, error.exceptions))
+    words = traceback.format_exception_only(error)[-1].strip().replace("\n", " ")
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{words} ({frames[-1].filename}:{frames[-1].lineno})" if frames else words
+
+
+def _watch_tasks(on_death: Callable[[Exception], None]) -> None:
+    """Tells of each task of this loop that fails while nobody waits for it."""
+    loop = asyncio.get_running_loop()
+
+    def make(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        task = asyncio.Task(coroutine, loop=loop, **options)
+        task.add_done_callback(lambda task: loop.call_soon(look, task))
+        return task
+
+    def look(task: asyncio.Task[Any]) -> None:
+        # Whoever waited has taken the error by now; asyncio asks the same when it drops a task.
+        if not task.cancelled() and getattr(task, "_log_traceback", True):
+            error = task.exception()
+            if isinstance(error, Exception):
+                on_death(error)
+
+    loop.set_task_factory(make)
+
+
+@contextmanager
+def _told_to_end() -> Iterator[asyncio.Event]:
+    """Gives what is set when SIGINT or SIGTERM comes; the second one interrupts what is done then.
+
+    These are handlers of Python, not of the loop, which a task may keep from running.
+    """
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
+    signals = 0
 
-    def tell() -> None:
-        # The next one interrupts whatever is done then.
-        loop.remove_signal_handler(signal.SIGINT)
-        told.set()
+    def tell(number: int, frame: FrameType | None) -> None:
+        nonlocal signals
+        signals += 1
+        if signals > 1:
+            raise KeyboardInterrupt
+        loop.call_soon_threadsafe(told.set)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, tell)
-    return told
+    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-async def _ended(
-    attachment: Attachment,
-    told: asyncio.Event,
-    progress: Callable[[], LiveProgress],
-    on_progress: Callable[[LiveProgress], None] | None,
-) -> None:
+async def _ended(attachment: Attachment, told: asyncio.Event) -> None:
     """Returns when the attachment has ended, or somebody says that it should."""
     waiting = {
         asyncio.create_task(told.wait()),
         asyncio.create_task(asyncio.to_thread(attachment.wait)),
     }
     try:
-        is_over = False
-        while not is_over:
-            if on_progress is not None:
-                on_progress(progress())
-            timeout = None if on_progress is None else _TICK_SECONDS
-            over, _ = await asyncio.wait(
-                waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-            )
-            is_over = bool(over)
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in waiting:
             task.cancel()
