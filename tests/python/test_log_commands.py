@@ -17,10 +17,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from tickbus import ConfigError, Event, EventBatch, EventStore, Gap, Priority, Replay, cli
 from tickbus.captures import MarketEvent, Quote, Trade, read_capture
 from tickbus.cli import app, export
+from tickbus.cli.log_report import InspectReport
 from tickbus.cli.totals import Totals
 from tickbus.compact import (
     ASK,
@@ -31,7 +33,7 @@ from tickbus.compact import (
     InexactError,
     compact,
 )
-from tickbus.store import salvage
+from tickbus.store import SegmentReport, salvage
 
 Captured = pytest.CaptureFixture[str]
 
@@ -360,6 +362,40 @@ def test_inspect_shows_each_file_whole_or_not(log: Path, capsys: Captured) -> No
     (log / first["name"]).write_bytes(content)
     assert cli.main(["log", "inspect", str(log)]) == 0
     assert "?" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_inspect_breaks_no_number_however_narrow_the_screen_is(width: int) -> None:
+    segments = tuple(
+        SegmentReport(
+            name=f"{base:020}.elog",
+            log="0" * 32,
+            number=number,
+            base=base,
+            next_sequence=base + 2_056_789,
+            durable=base,
+            created=1_700_000_000 * 10**9,
+            bytes=67_108_864,
+            whole_bytes=67_108_000,
+            sealed=True,
+            frames=12_345,
+            events=2_050_000,
+            objects=6_000,
+            gaps=789,
+            index_bytes=345_678,
+        )
+        for number, base in enumerate((0, 1_234_567_890))
+    )
+    console = Console(file=io.StringIO(), width=width)
+    InspectReport(Path("log"), segments).print(console)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert max(map(len, shown.splitlines())) <= width
+    for number in ("1,234,567,890", "1,236,624,678", "67,108,864"):
+        assert f" {number} " in shown
+    rows = [line for line in shown.splitlines() if line.startswith("│")]
+    assert len(rows) == len(segments), "no cell is broken into two lines"
+    assert ("no room for" in shown) == (width < 200)
 
 
 def test_progress_is_shown_on_a_terminal_only(

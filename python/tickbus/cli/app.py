@@ -200,7 +200,9 @@ def replay_command(
     name="record",
     help_epilogue=(
         "Examples: tickbus record spot_btcusdt_20240808.gz --to LOG; "
-        "tickbus record market:bus --to LOG"
+        "tickbus record market:bus --to LOG; tickbus record market:feed --to LOG, where market.py "
+        "has `async def feed(): bus = EventBus(); tasks.add(asyncio.create_task(publish(bus))); "
+        "return bus`"
     ),
 )
 def record_command(

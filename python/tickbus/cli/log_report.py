@@ -173,33 +173,59 @@ class InspectReport:
         return json.dumps({"log": str(self.log), "segments": segments}, indent=2)
 
     def print(self, console: Console) -> None:
-        """Prints a table with a row for each file."""
-        columns = (
-            "segment", "first", "last", "events", "objects", "gaps", "durable below", "frames",
-            "bytes", "whole bytes", "index bytes", "sealed", "begun",
-        )  # fmt: skip
-        table = Table(title=Text(f"Log {self.log}", "bold"), title_justify="left")
-        for column in columns:
-            table.add_column(column, justify="right", overflow="fold")
-        for segment in self.segments:
-            last = segment.next_sequence - 1
-            begun = datetime.fromtimestamp(segment.created // 10**9, UTC)
-            table.add_row(
-                f"{segment.number}",
-                f"{segment.base:,}",
-                f"{last:,}" if last >= segment.base else "none",
-                f"{segment.events:,}",
-                f"{segment.objects:,}",
-                f"{segment.gaps:,}",
-                f"{segment.durable:,}",
-                f"{segment.frames:,}",
-                f"{segment.bytes:,}",
-                f"{segment.whole_bytes:,}",
-                f"{segment.index_bytes:,}",
-                "yes" if segment.sealed else "no",
-                f"{begun:%Y-%m-%d %H:%M:%S}" if segment.created else "?",
-            )
+        """Prints a table with a row for each file, with those columns that there is room for."""
+        unlimited = console.options.update(width=_UNLIMITED)
+        without: list[str] = []
+        table = self._table(without)
+        for name in _LEAST_WANTED_FIRST:
+            if console.measure(table, options=unlimited).maximum <= console.width:
+                break
+            without.append(name)
+            table = self._table(without)
         console.print(table)
+        if without:
+            names = ", ".join(without).replace("\n", " ")
+            console.print(f"no room for {names}; --json gives all", style="dim", highlight=False)
+
+    def _table(self, without: list[str]) -> Table:
+        rows = [
+            {name: text for name, text in _segment_row(segment).items() if name not in without}
+            for segment in self.segments
+        ]
+        table = Table(title=Text(f"Log {self.log}", "bold"), title_justify="left")
+        for name in rows[0] if rows else ():
+            table.add_column(name, justify="right", overflow="fold")
+        for row in rows:
+            table.add_row(*row.values())
+        return table
+
+
+_UNLIMITED = 1_000
+_LEAST_WANTED_FIRST = (
+    "index\nbytes", "frames", "durable\nbelow", "begun", "whole\nbytes", "gaps", "objects",
+    "events",
+)  # fmt: skip
+
+
+def _segment_row(segment: SegmentReport) -> dict[str, str]:
+    """Returns what is shown of a file, by the names of the columns."""
+    last = segment.next_sequence - 1
+    begun = datetime.fromtimestamp(segment.created // 10**9, UTC)
+    return {
+        "segment": f"{segment.number}",
+        "first": f"{segment.base:,}",
+        "last": f"{last:,}" if last >= segment.base else "none",
+        "events": f"{segment.events:,}",
+        "objects": f"{segment.objects:,}",
+        "gaps": f"{segment.gaps:,}",
+        "durable\nbelow": f"{segment.durable:,}",
+        "frames": f"{segment.frames:,}",
+        "bytes": f"{segment.bytes:,}",
+        "whole\nbytes": f"{segment.whole_bytes:,}",
+        "index\nbytes": f"{segment.index_bytes:,}",
+        "sealed": "yes" if segment.sealed else "no",
+        "begun": f"{begun:%Y-%m-%d %H:%M:%S}" if segment.created else "?",
+    }
 
 
 @dataclass(frozen=True, slots=True)
