@@ -253,12 +253,14 @@ pub enum TryRecvError {
 pub enum ReplayRefused {
     /// A store takes what is published.
     #[error(
-        "a store is attached to what was to be replayed into; detach it, replay into another one, or          ask for mixed, with which stores leave out what is replayed"
+        "a store is attached to what was to be replayed into; detach it, replay into another one, or \
+         ask for mixed, with which stores leave out what is replayed"
     )]
     Store,
     /// Others publish too.
     #[error(
-        "others have published {events} events into what was to be replayed into; replay into one          that is the replay's alone, or ask for mixed"
+        "others have published {events} events into what was to be replayed into; replay into one \
+         that is the replay's alone, or ask for mixed"
     )]
     Publisher {
         /// How many events.

@@ -7,7 +7,9 @@ import copy
 import errno
 import pickle
 import queue
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -115,6 +117,28 @@ def test_a_parse_error_says_where() -> None:
     assert str(error) == "trades.csv:7:12: a price was wanted, 'x' was found"
     assert (error.file, error.line, error.position) == ("trades.csv", 7, 12)
     assert str(tickbus.ParseError("empty", "trades.csv", 7)) == "trades.csv:7: empty"
+
+
+# A text in a line that has spaces in a row between words.
+_SPACED = re.compile(r'"[^"\n]*[\w,;:.)}] {2,}[\w({][^"\n]*"')
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("folder", ["rust/core", "rust/python", "python"])
+def test_no_message_has_spaces_in_a_row(folder: str) -> None:
+    texts = {
+        file: file.read_text(encoding="utf-8")
+        for file in (_ROOT / folder).rglob("*")
+        if file.suffix in (".rs", ".py")
+    }
+    assert texts
+    found = [
+        f"{file.relative_to(_ROOT)}: {spaced[0]}"
+        for file, text in texts.items()
+        for spaced in _SPACED.finditer(text)
+        if "\\n" not in spaced[0]
+    ]
+    assert found == []
 
 
 def test_messages_say_what_was_wanted_found_and_what_to_do() -> None:
