@@ -536,6 +536,28 @@ def _table(path: Path) -> list[tuple[Any, ...]]:
     return found
 
 
+def test_records_of_many_frames_are_exported_as_few_row_groups(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "log"
+    with EventStore.open(folder) as store:
+        for number in range(100):
+            store.append_many([f"object {number}", Event(number, 0)])
+    whole, parts, arrow = (str(tmp_path / name) for name in ("a.parquet", "b.parquet", "c.arrow"))
+    run_json(capsys, "log", "export", folder, "--to", whole)
+    run_json(capsys, "log", "export", folder, "--to", arrow)
+    monkeypatch.setattr(export, "_GROUP_ROWS", 40)
+    run_json(capsys, "log", "export", folder, "--to", parts)
+    groups = [pq.ParquetFile(path).metadata.num_row_groups for path in (whole, parts)]
+    assert groups == [1, 5]
+    with pa.ipc.open_file(arrow) as file:
+        assert file.num_record_batches == 1
+        assert pq.read_table(whole) == pq.read_table(parts) == file.read_all()
+    monkeypatch.setattr(export, "_GROUP_BYTES", 1)
+    run_json(capsys, "log", "export", folder, "--to", tmp_path / "d.parquet")
+    assert pq.ParquetFile(tmp_path / "d.parquet").metadata.num_row_groups == 200
+
+
 def test_a_part_is_exported_by_time_type_and_symbol(
     trades_csv: Path, tmp_path: Path, capsys: Captured
 ) -> None:

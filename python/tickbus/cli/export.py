@@ -36,6 +36,10 @@ FORMATS = ("csv", "parquet", "arrow")
 
 _ENDINGS = {**{f".{name}": name for name in FORMATS}, ".feather": "arrow", ".pq": "parquet"}
 
+# A row group of Parquet, or a batch of Arrow, is written once it has one of them.
+_GROUP_ROWS = 1 << 17
+_GROUP_BYTES = 1 << 26
+
 
 @dataclass(frozen=True, slots=True)
 class Exported:
@@ -183,20 +187,39 @@ def _arrow(path: Path, format: str) -> Iterator[_Writer]:
     with (
         pq.ParquetWriter(path, schema) if format == "parquet" else pa.ipc.new_file(path, schema)
     ) as file:
-        yield _ArrowWriter(pa, schema, file.write_table)
+        writer = _ArrowWriter(pa, schema, file.write_table)
+        yield writer
+        writer.flush()
 
 
 class _ArrowWriter:
+    """Gathers tables, so that a row group has many rows however few stand together in the log."""
+
     def __init__(self, pa: Any, schema: Any, write: Callable[[Any], None]) -> None:
         self._pa = pa
         self._schema = schema
         self._write = write
+        self._tables: list[Any] = []
+        self._rows = 0
+        self._bytes = 0
+
+    def flush(self) -> None:
+        if self._tables:
+            self._write(self._pa.concat_tables(self._tables).combine_chunks())
+        self._tables, self._rows, self._bytes = [], 0, 0
+
+    def _add(self, table: Any) -> None:
+        self._tables.append(table)
+        self._rows += table.num_rows
+        self._bytes += table.nbytes
+        if self._rows >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
+            self.flush()
 
     def events(self, events: EventBatch) -> None:
         table = self._pa.table(events)
         nothing = self._pa.nulls(len(events), self._pa.string())
         columns = [*(table.column(name) for name in COLUMNS[:8]), nothing, nothing]
-        self._write(self._pa.table(columns, list(COLUMNS)).cast(self._schema))
+        self._add(self._pa.table(columns, list(COLUMNS)).cast(self._schema))
 
     def objects(self, records: list[Record]) -> None:
         rows = [
@@ -207,7 +230,7 @@ class _ArrowWriter:
             }
             for record in records
         ]
-        self._write(self._pa.Table.from_pylist(rows, self._schema))
+        self._add(self._pa.Table.from_pylist(rows, self._schema))
 
 
 def _json(event: object) -> str:
