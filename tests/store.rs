@@ -1118,6 +1118,51 @@ fn damage_in_a_compressed_segment_is_named_and_stops_nothing_before_it() {
     assert!(matches!(error, StoreError::Corrupt { sequence: 200, .. }), "{error}");
 }
 
+/// Damages a log, and returns what is said of it when it is verified, and opened or read.
+fn words_of(damage: impl FnOnce(&Path)) -> [String; 2] {
+    let folder = folder();
+    let store = open(folder.path());
+    append_segments(&store, 3);
+    store.close().expect("it is durable");
+    drop(store);
+    damage(folder.path());
+    let read = || -> Result<(), StoreError> {
+        let (store, _) = EventStore::open(folder.path(), config(Durability::Group))?;
+        let mut reader = store.read(0);
+        while reader.next_batch()?.is_some() {}
+        Ok(())
+    };
+    let found = [EventStore::verify(folder.path()).map(|_| ()), read()];
+    found.map(|result| result.expect_err("it is damaged").to_string())
+}
+
+#[test]
+fn a_segment_that_is_missing_is_named_and_no_other() {
+    for base in [0, 100] {
+        let name = format!("{base:020}.elog");
+        let [verified, read] =
+            words_of(|log| std::fs::remove_file(log.join(&name)).expect("it is"));
+        let wanted = format!("segment {name} is missing; reading stops at sequence {base}");
+        assert!(verified.starts_with(&wanted), "{verified}");
+        assert!(read.starts_with(&wanted), "{read}");
+    }
+}
+
+#[test]
+fn a_header_that_is_damaged_is_what_is_told_of() {
+    for base in [0, 100] {
+        let name = format!("{base:020}.elog");
+        let found = words_of(|log| {
+            let mut bytes = std::fs::read(log.join(&name)).expect("it is there");
+            bytes[20] ^= 1;
+            std::fs::write(log.join(&name), bytes).expect("it is written");
+        });
+        let wanted =
+            format!("segment {name} is damaged at byte 0: expected the header of a segment;");
+        assert!(found.iter().all(|words| words.starts_with(&wanted)), "{found:?}");
+    }
+}
+
 #[test]
 fn a_damaged_compressed_log_is_repaired_into_one_that_has_the_rest() {
     let folder = folder();

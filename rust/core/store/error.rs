@@ -1,5 +1,6 @@
 //! What can go wrong with a log.
 
+use super::format::segment_name;
 use crate::error::{ConfigError, EventTypeError, NameError};
 use std::io;
 use std::path::PathBuf;
@@ -12,8 +13,9 @@ use std::sync::Arc;
 pub enum StoreError {
     /// Something that was acknowledged is not what was written.
     #[error(
-        "segment {segment} is damaged at byte {offset}: expected {expected}; records from sequence \
-         {sequence} on are not what was written: restore the file from a copy"
+        "segment {segment} {}; reading stops at sequence {sequence}, behind which records may be \
+         whole: restore the file from a copy, or repair the log into another folder",
+        damage(*offset, expected)
     )]
     Corrupt {
         /// The file.
@@ -22,7 +24,7 @@ pub enum StoreError {
         offset: u64,
         /// The first sequence that cannot be read.
         sequence: u64,
-        /// What should be there.
+        /// What should be there: the file itself where that is missing.
         expected: &'static str,
     },
     /// A call of the system failed.
@@ -111,7 +113,23 @@ pub enum StoreError {
     EventType(#[from] EventTypeError),
 }
 
+/// What is expected where a file is missing.
+const FILE: &str = "the file";
+
+/// Returns what is wrong with a segment.
+fn damage(offset: u64, expected: &str) -> String {
+    if expected == FILE {
+        return "is missing".to_owned();
+    }
+    format!("is damaged at byte {offset}: expected {expected}")
+}
+
 impl StoreError {
+    /// Returns the error of a log without the segment that begins with a sequence.
+    pub(crate) fn missing(sequence: u64) -> Self {
+        Self::Corrupt { segment: segment_name(sequence), offset: 0, sequence, expected: FILE }
+    }
+
     /// Returns what makes an error of the system one of the log.
     pub(crate) fn io(what: &'static str, name: &str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { what, name: name.to_owned(), source: Arc::new(source) }

@@ -3,7 +3,7 @@
 use super::compressed::SegmentFile;
 use super::dictionary::Translation;
 use super::error::StoreError;
-use super::format::{Kind, segment_name};
+use super::format::Kind;
 use super::index::{Block, SegmentIndex, corrupt};
 use super::listing::{Listing, open_segment};
 use super::log::Object;
@@ -252,7 +252,7 @@ impl<S: Storage> LogQuery<S> {
             let next = self.segments.last().copied().unwrap_or(self.limit);
             match end == next || end >= self.limit {
                 true => Ok(()),
-                false => Err(corrupt(segment_name(end), 0, end, "the segment that follows")),
+                false => Err(StoreError::missing(end)),
             }
         });
         if let Err(error) = extended {

@@ -8,7 +8,7 @@ use super::format::{
 };
 use super::listing::{Listing, open_segment};
 use super::log::Object;
-use super::recovery::read_header;
+use super::recovery::{FOLLOWS, read_header};
 use super::scan::{Frame, Scan};
 use super::storage::Storage;
 use crate::event::{EVENT_BYTES, Event};
@@ -255,7 +255,7 @@ impl<S: Storage> LogReader<S> {
                     (_, StoreError::Io { source, .. })
                         if source.kind() == io::ErrorKind::NotFound =>
                     {
-                        Err(self.corrupt(segment_name(end), 0, FOLLOWS))
+                        Err(StoreError::missing(end))
                     }
                     (_, error) => Err(error),
                 }
@@ -312,9 +312,6 @@ impl<S: Storage> LogReader<S> {
 pub(crate) fn oldest<S: Storage>(storage: &S) -> Result<u64, StoreError> {
     Ok(Listing::of(storage)?.bases.first().copied().unwrap_or(0))
 }
-
-/// What a segment has to be that is opened behind another one.
-const FOLLOWS: &str = "the segment that follows the one before";
 
 /// Returns events with the numbers and the byte order of this process.
 pub(crate) fn native<'a>(bytes: &'a mut [u8], names: &Translation) -> &'a [Event] {

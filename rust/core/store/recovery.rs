@@ -7,8 +7,8 @@
 use super::error::StoreError;
 use super::format::{
     BadHeader, END, FrameHeader, Kind, SEAL, SEGMENT_HEADER, SegmentHeader, compressed_base,
-    compressed_name, index_base, index_name, is_new_index, payload_crc, seal_payload, segment_base,
-    segment_name, u32_at, u64_at,
+    index_base, index_name, is_new_index, payload_crc, seal_payload, segment_base, segment_name,
+    u32_at, u64_at,
 };
 use super::listing::{Listing, open_segment};
 use super::log::{Continuation, Segment};
@@ -101,7 +101,7 @@ impl Findings {
             identity: None,
         };
         if findings.segments.is_empty() && retired > 0 {
-            return Err(missing(retired));
+            return Err(StoreError::missing(retired));
         }
         findings.find_start(storage)?;
         findings.scan(storage)?;
@@ -157,7 +157,7 @@ impl Findings {
     fn check_oldest(&self, oldest: u64, is_there: bool) -> Result<(), StoreError> {
         match is_there || self.durable <= oldest {
             true => Ok(()),
-            false => Err(missing(oldest)),
+            false => Err(StoreError::missing(oldest)),
         }
     }
 
@@ -175,11 +175,12 @@ impl Findings {
                     && Some(header.log) == self.identity
                     && before.is_none_or(|before| header.number == before.number + 1)
             };
-            let Some(header) = header.as_ref().filter(follows) else {
-                let expected = "the segment that follows the one before";
-                return self.break_off(storage, place, 0, false, expected);
+            let Some(followed) = header.as_ref().filter(follows) else {
+                let is_there = self.segments.iter().any(|found| found.base == self.sequence);
+                let error = not_following(name, header.as_ref(), self.sequence, is_there);
+                return self.break_off(storage, place, 0, false, error);
             };
-            let mut scan = Scan::new(file, header.salt, SEGMENT_HEADER as u64, base);
+            let mut scan = Scan::new(file, followed.salt, SEGMENT_HEADER as u64, base);
             scan.run_out().map_err(StoreError::io("reading", &name))?;
             let has_records = scan.sequence() > base;
             self.sequence = scan.sequence();
@@ -200,22 +201,27 @@ impl Findings {
             }
             if !scan.has_seal() {
                 let offset = scan.offset();
-                let expected = "a frame that is whole, or the end of the log";
-                return self.break_off(storage, place, offset, has_records, expected);
+                let error = StoreError::Corrupt {
+                    segment: name,
+                    offset,
+                    sequence: self.sequence,
+                    expected: "a frame that is whole, or the end of the log",
+                };
+                return self.break_off(storage, place, offset, has_records, error);
             }
             debug_assert!(scan.offset() <= bytes, "a seal is in its file");
         }
         Ok(())
     }
 
-    /// Notes where the log breaks off, unless what is missing there was acknowledged.
+    /// Notes where the log breaks off; `error` if what is missing there was acknowledged.
     fn break_off<S: Storage>(
         &mut self,
         storage: &S,
         place: usize,
         offset: u64,
         has_records: bool,
-        expected: &'static str,
+        error: StoreError,
     ) -> Result<(), StoreError> {
         let sequence = self.sequence;
         let mut all = Tail::default();
@@ -239,9 +245,7 @@ impl Findings {
         }
         self.durable = self.durable.max(all.durable);
         if self.durable > sequence && !is_broken(Mutant::CutsDamage) {
-            let Found { base, is_compressed, .. } = self.segments[place];
-            let segment = if is_compressed { compressed_name(base) } else { segment_name(base) };
-            return Err(StoreError::Corrupt { segment, offset, sequence, expected });
+            return Err(error);
         }
         self.end = Some(Break { place, offset, has_records, tail: all });
         Ok(())
@@ -338,15 +342,24 @@ pub(crate) fn durable_behind(retired: u64) -> u64 {
     if retired > 0 { retired + 1 } else { 0 }
 }
 
-/// Returns the error of a log without the segment that begins with `oldest`.
-pub(crate) fn missing(oldest: u64) -> StoreError {
-    StoreError::Corrupt {
-        segment: segment_name(oldest),
-        offset: 0,
-        sequence: oldest,
-        expected: "the first segment, which is missing",
-    }
+/// Returns why the segment `name` is not the one that begins with `sequence`; `is_there` says whether
+/// the log has a file of that name.
+pub(crate) fn not_following(
+    name: String,
+    header: Option<&SegmentHeader>,
+    sequence: u64,
+    is_there: bool,
+) -> StoreError {
+    let expected = match header {
+        _ if !is_there => return StoreError::missing(sequence),
+        None => "the header of a segment",
+        Some(_) => FOLLOWS,
+    };
+    StoreError::Corrupt { segment: name, offset: 0, sequence, expected }
 }
+
+/// What a segment has to be that is opened behind another one.
+pub(crate) const FOLLOWS: &str = "the segment that follows the one before";
 
 /// Looks at a log that may be written meanwhile until two looks agree on what is damaged.
 pub(crate) fn settled<O>(look: impl Fn() -> Result<O, StoreError>) -> Result<O, StoreError> {

@@ -5,7 +5,7 @@ use super::format::{END, SEGMENT_HEADER};
 use super::index::{Finished, Lines};
 use super::listing::{Listing, open_segment};
 use super::mutants::{Mutant, is_broken};
-use super::recovery::{durable_behind, missing, read_header};
+use super::recovery::{durable_behind, not_following, read_header};
 use super::scan::{Scan, Tail};
 use super::storage::Storage;
 
@@ -34,7 +34,7 @@ pub struct Verification {
 pub(crate) fn verify<S: Storage>(storage: &S) -> Result<Verification, StoreError> {
     let Listing { bases, indexed, retired, .. } = Listing::of(storage)?;
     if bases.is_empty() && retired > 0 {
-        return Err(missing(retired));
+        return Err(StoreError::missing(retired));
     }
     let mut found = Verification {
         oldest_sequence: bases.first().copied().unwrap_or_default(),
@@ -46,7 +46,7 @@ pub(crate) fn verify<S: Storage>(storage: &S) -> Result<Verification, StoreError
     // What is acknowledged as far as the log says, and where it first is not what it should be.
     let (mut durable, mut broken): (u64, Option<StoreError>) = (durable_behind(retired), None);
     let mut oldest = retired;
-    for base in bases {
+    for &base in &bases {
         let file = open_segment(storage, base)?;
         let (name, is_compressed) = (file.name(base), file.is_compressed());
         let (_, header) = read_header(&file, &name)?;
@@ -72,8 +72,9 @@ pub(crate) fn verify<S: Storage>(storage: &S) -> Result<Verification, StoreError
             // It was durable as a whole before it was compressed.
             durable = if is_compressed { END } else { durable.max(tail.durable) };
             found.torn_bytes += tail.bytes;
-            let expected = "the segment that follows the one before";
-            broken = broken.or(Some(corrupt(0, found.next_sequence, expected)));
+            let sequence = found.next_sequence;
+            let is_there = bases.binary_search(&sequence).is_ok();
+            broken = broken.or(Some(not_following(name, header.as_ref(), sequence, is_there)));
             continue;
         };
         let mut scan = Scan::new(file, header.salt, SEGMENT_HEADER as u64, base);
@@ -110,7 +111,7 @@ pub(crate) fn verify<S: Storage>(storage: &S) -> Result<Verification, StoreError
         }
     }
     if found.oldest_sequence > oldest && durable > oldest {
-        return Err(missing(oldest));
+        return Err(StoreError::missing(oldest));
     }
     match broken {
         Some(error) if durable > found.next_sequence => Err(error),
