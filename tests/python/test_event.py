@@ -245,6 +245,15 @@ def test_what_an_event_shows_has_names() -> None:
     assert "source_id=0, symbol=None" in repr(Event(0, 0))
 
 
+def test_a_replayed_event_shows_its_priority_and_that_it_was_replayed() -> None:
+    live, replayed = Event(1, 0, Priority.High), Event(1, 0, Priority.High | 128)
+    assert repr(replayed) == repr(live).replace("Priority.High,", "Priority.High | 128,")
+    assert str(replayed) == repr(replayed) != repr(live)
+    assert (replayed.priority, replayed.lane) == (live.priority, live.lane)
+    assert replayed != live
+    assert replayed.replace(priority=replayed.priority) == live
+
+
 def test_replacing_changes_the_given_fields_only() -> None:
     event = _event()
     changed = event.replace(value=1.0, symbol="ETHUSDT")

@@ -15,7 +15,9 @@ use tickbus::{EVENT_BYTES, EventType, Priority, SourceId, Symbol};
 pub(crate) const FIELDS: [&str; 7] =
     ["timestamp", "event_type", "priority", "source_id", "symbol", "value", "metadata"];
 
-/// An event in 32 bytes.
+/// An event in 32 bytes. Events are equal if all of them are, and so are their hashes: one that a
+/// replay has published is not equal to the live one. Its text shows `| 128` behind its priority, as
+/// its bytes have it; `priority` and `lane` are without.
 // `direct` makes its objects and reads its fields.
 #[pyclass(frozen, module = "tickbus", name = "Event")]
 #[derive(Debug)]
@@ -436,11 +438,12 @@ impl PyEvent {
             symbol => text(symbol.0, symbol_text(py, symbol))?,
         };
         let number = PyFloat::new(py, value).repr()?.to_string();
+        let priority = self.priority_object(py).repr()?.to_string();
         Ok(format!(
             "Event(timestamp={timestamp}, event_type={}, priority={}, source_id={}, \
              symbol={symbol}, value={}, metadata={metadata})",
             self.event_type_object(py).repr()?,
-            self.priority_byte(py).repr()?,
+            if self.0.is_replayed() { format!("{priority} | 128") } else { priority },
             text(source_id.0.into(), source_text(py, source_id))?,
             if value.is_finite() { number } else { format!("float('{number}')") },
         ))
