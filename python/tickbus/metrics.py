@@ -20,10 +20,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from tickbus._metrics import LatencyHistogram, SubscriptionMetrics
+from tickbus.bus import EventBus
 from tickbus.errors import BusError, ConfigError
+from tickbus.risk import RiskEventSystem
+from tickbus.store import EventStore
 
 try:
     from prometheus_client.core import (
@@ -39,11 +42,6 @@ except ModuleNotFoundError as _missing:
         "pip install 'tickbus[prometheus]'",
         name=_missing.name,
     ) from _missing
-
-if TYPE_CHECKING:
-    from tickbus.bus import EventBus
-    from tickbus.risk import RiskEventSystem
-    from tickbus.store import EventStore
 
 __all__ = ["BusCollector", "RiskCollector", "StoreCollector"]
 
@@ -71,6 +69,7 @@ class _Collector(Collector, Generic[_Source]):
     """Gives the metrics of what was added, under a name each, whenever Prometheus asks."""
 
     _families: ClassVar[Callable[[], _Families[Any]]]
+    _kind: ClassVar[type]
 
     def __init__(self, *sources: _Source) -> None:
         self._sources: dict[str, weakref.ref[_Source]] = {}
@@ -82,6 +81,9 @@ class _Collector(Collector, Generic[_Source]):
         raise NotImplementedError
 
     def _add(self, source: _Source, name: str | None) -> None:
+        if not isinstance(source, self._kind):
+            wanted = self._kind.__name__
+            raise TypeError(f"what was added was {source!r}; it must be an instance of {wanted}")
         label = self._label(source) if name is None else name
         if not label:
             raise ConfigError("name was ''; it must have a character, or be None")
@@ -236,6 +238,7 @@ class BusCollector(_Collector["EventBus[Any]"]):
     """
 
     _families = _BusFamilies
+    _kind = EventBus
 
     def __init__(self, *buses: EventBus[Any]) -> None:
         super().__init__(*buses)
@@ -249,6 +252,7 @@ class BusCollector(_Collector["EventBus[Any]"]):
                 id.
 
         Raises:
+            TypeError: It is no bus.
             ConfigError: The collector has the bus or the name already, or the name is a number.
         """
         if name is not None and (not name or name.isdecimal()):
@@ -379,6 +383,7 @@ class StoreCollector(_Collector["EventStore"]):
     """
 
     _families = _StoreFamilies
+    _kind = EventStore
 
     def __init__(self, *stores: EventStore) -> None:
         super().__init__(*stores)
@@ -391,6 +396,7 @@ class StoreCollector(_Collector["EventStore"]):
             name: The value of its label `store`; `None` takes its folder.
 
         Raises:
+            TypeError: It is no log.
             ConfigError: The collector has the log or the name already, or the name is empty.
         """
         self._add(store, name)
@@ -472,6 +478,7 @@ class RiskCollector(_Collector["RiskEventSystem"]):
     """
 
     _families = _RiskFamilies
+    _kind = RiskEventSystem
 
     def __init__(self, *systems: RiskEventSystem) -> None:
         super().__init__(*systems)
@@ -484,6 +491,7 @@ class RiskCollector(_Collector["RiskEventSystem"]):
             name: The value of its label `store`; `None` takes the folder of its log.
 
         Raises:
+            TypeError: It is no system.
             ConfigError: The collector has the system or the name already, or the name is empty.
         """
         self._add(system, name)

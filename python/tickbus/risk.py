@@ -520,19 +520,21 @@ class RiskEventSystem:
         Its consumer gets it, or each one if it has none.
 
         Raises:
+            TypeError: It is no `DeadLetter`.
             ConfigError: There is no such dead letter any more, or nobody to get it.
             StoreFull, Poisoned, StoreIO, Closed: It stays a dead letter.
         """
-        self._core.redeliver(letter.event_id, letter.consumer)
+        self._core.redeliver(*_named(letter))
 
     def discard(self, letter: DeadLetter) -> None:
         """Drops a dead letter durably: nobody gets its event, which the log may lose.
 
         Raises:
+            TypeError: It is no `DeadLetter`.
             ConfigError: There is no such dead letter any more.
             StoreFull, Poisoned, StoreIO, Closed: It stays a dead letter.
         """
-        self._core.discard(letter.event_id, letter.consumer)
+        self._core.discard(*_named(letter))
 
     def check_deadlines(self) -> None:
         """Does what is due by now; only a clock of one's own needs it, after it has advanced."""
@@ -595,6 +597,16 @@ class RiskEventSystem:
 
     def __repr__(self) -> str:
         return f"<RiskEventSystem{' closed' if self.closed else ''}>"
+
+
+def _named(letter: DeadLetter) -> tuple[int, str | None]:
+    """Returns what names a dead letter: each consumer may have one of the same event."""
+    if not isinstance(letter, DeadLetter):
+        raise TypeError(
+            f"letter was {letter!r}; it must be a DeadLetter: one of dead_letters(), or what "
+            "on_dead_letter was given"
+        )
+    return letter.event_id, letter.consumer
 
 
 def _letter(core: _core._RiskSystem, row: _core._LetterRow) -> DeadLetter:

@@ -754,7 +754,7 @@ def _encode(event: object) -> tuple[int, str, int, bytes]:
         content = encoder(event)
     except (TypeError, ValueError, OverflowError, RecursionError) as why:
         raise TypeError(
-            f"an event was a {type(event).__qualname__}, which msgspec cannot encode: {why}"
+            f"an event was of type {type(event).__qualname__}, which msgspec cannot encode: {why}"
         ) from why
     kind = type(event)
     if classes.get(kind.__name__) is kind:

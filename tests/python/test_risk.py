@@ -364,6 +364,15 @@ def test_without_any_consumer_an_event_escalates_at_once(store: EventStore) -> N
         assert risk.dead_letters() == []
 
 
+def test_what_is_no_dead_letter_is_refused_with_what_is_wanted(store: EventStore) -> None:
+    with RiskEventSystem(store) as risk:
+        event_id = risk.publish_critical("event")
+        for settle in (risk.redeliver, risk.discard):
+            with pytest.raises(TypeError, match=rf"was {event_id}; it must be a DeadLetter"):
+                settle(event_id)  # type: ignore[arg-type]
+        assert [letter.event_id for letter in risk.dead_letters()] == [event_id]
+
+
 def test_a_dead_letter_keeps_its_exceptions_and_can_be_delivered_again(tmp_path: Path) -> None:
     told: queue.Queue[object] = queue.Queue()
     options: dict[str, Any] = {"retry_base": 0.0, "retry_cap": 0.0, "max_attempts": 2}

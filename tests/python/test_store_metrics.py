@@ -270,6 +270,19 @@ def test_a_log_or_a_name_is_not_taken_twice_and_is_not_kept_alive(tmp_path: Path
     assert _value(registry, "store_segments", store="market") is None
 
 
+def test_what_has_no_such_metrics_is_refused_with_what_is_wanted(store: EventStore) -> None:
+    with EventBus[int]() as bus:
+        for collector, wrong in (
+            (StoreCollector(), bus),
+            (RiskCollector(), store),
+            (BusCollector(), store),
+        ):
+            wanted = type(collector).__name__.replace("Collector", "")
+            with pytest.raises(TypeError, match=rf"it must be an instance of \w*{wanted}"):
+                collector.add(wrong)  # type: ignore[attr-defined]
+            assert all(not metric.samples for metric in collector.collect())
+
+
 def test_a_forked_child_gives_no_metrics_of_its_parents_logs(tmp_path: Path) -> None:
     result = run_child(f"""
         import os
