@@ -497,6 +497,9 @@ fn a_store_without_room_detaches_itself_and_no_publisher_waits_for_it() {
     attachment.wait();
     assert!(matches!(attachment.failure(), Some(StoreError::Full { .. })));
     assert_eq!(store.stats().detached, 1);
+    // What it had taken is not in the log, and no gap for it.
+    assert!((1..=number - attachment.stored()).contains(&attachment.missed()));
+    assert_eq!(store.stats().missed, attachment.missed());
 }
 
 #[test]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from tickbus._core import Shutdown, _SystemSource, select
 from tickbus.bus import EventBus
-from tickbus.errors import BusError, Closed, ForkedError, Lagged
+from tickbus.errors import Closed, ForkedError, Lagged
 from tickbus.system import EventSystem
 
 if TYPE_CHECKING:
@@ -68,7 +68,11 @@ class Attachment:
 
     @property
     def missed(self) -> int:
-        """Events that were not: where, the gaps in the log say, up to where the store failed."""
+        """Events that were not: where, the gaps in the log say, up to where the store failed.
+
+        What the store had taken then and what was pending counts; what was published while it
+        detached itself, or later, does not.
+        """
         return self._source.missed
 
     @property
@@ -197,6 +201,8 @@ class _BusSource:
         self._subscription._feed_store()
         self._shutdown = Shutdown()
         self._has_warned = False
+        # Events that were taken, of which there is nothing in the log.
+        self._taken = 0
         self.stored = 0
         self.missed = 0
 
@@ -205,7 +211,9 @@ class _BusSource:
             self._follow()
             self._drain()
         except Exception:
-            self._store._count_detached()
+            lost = self._taken + self._subscription.pending
+            self.missed += lost
+            self._store._count_detached(lost)
             raise
         finally:
             self._subscription.close()
@@ -245,22 +253,21 @@ class _BusSource:
             left -= 1
 
     def _miss(self, hole: Lagged) -> None:
-        self.missed += hole.missed
+        self._taken = hole.missed
         self._store.append_gap(hole.missed, hole.exact)
+        self._taken = 0
+        self.missed += hole.missed
 
     def _append(self, delivered: list[Envelope[Any]]) -> None:
         # What a replay publishes is in a log already.
         delivered = [envelope for envelope in delivered if not envelope.replayed]
-        stored = 0
-        try:
-            refused, why = self._store._append_delivered(delivered)
-            stored = len(delivered) - refused
-        except BusError as error:
-            stored = getattr(error, "accepted", 0)
-            raise
-        finally:
-            self.stored += stored
-            self.missed += len(delivered) - stored
+        self._taken = len(delivered)
+        stored, gaps, why, failure = self._store._append_delivered(delivered)
+        self._taken -= stored + gaps
+        self.stored += stored
+        self.missed += gaps
+        if failure is not None:
+            raise failure
         if why is not None and not self._has_warned:
             self._has_warned = True
             _LOGGER.warning(

@@ -299,8 +299,8 @@ class _StoreFamilies(_Rows):
         )
         self.missed = _counter(
             "store_missed_events",
-            "Events that the log notes as gaps: what was attached did not get them, or could not "
-            "store them.",
+            "Events that the log notes as gaps, and those that it had not stored when it has "
+            "detached itself.",
             _STORE,
             "events",
         )

@@ -122,7 +122,9 @@ class StoreStats:
             segments stay; `None` if there is none.
         detached: Buses and systems from which the log has detached itself since it was opened,
             because it had no room or failed.
-        missed: Events for which gaps stand that were appended since it was opened.
+        missed: Events for which gaps stand that were appended since it was opened, and those that
+            the log had taken or were pending when it has detached itself from a bus or a system;
+            what was published there later does not count.
         refused: Appends since it was opened that had no room for all that they were given.
         syncs: How often it waited for the disk since it was opened.
         sync_seconds: How long that took.

@@ -202,6 +202,24 @@ def test_a_full_log_detaches_itself_tells_why_and_no_publisher_waits(
         assert store.stats().detached == 1
 
 
+@pytest.mark.parametrize("make", [tickbus.EventBus, EventSystem])
+def test_what_a_log_had_not_stored_when_it_detached_itself_is_counted_as_missed(
+    make: type[Any], folder: Path
+) -> None:
+    with full_store(folder) as store:
+        missed = 0
+        for _ in range(2):
+            with make() as source:
+                attachment = store.attach(source)
+                published = 0
+                while source.publish(event(1)):
+                    published += 1
+                attachment.wait()
+                assert 0 < attachment.missed <= published - attachment.stored
+                missed += attachment.missed
+                assert store.stats().missed == missed
+
+
 def test_who_is_told_may_close_the_log_and_nobody_has_to_be_told(folder: Path) -> None:
     store = full_store(folder)
     with tickbus.EventBus[int]() as bus, EventSystem() as system:

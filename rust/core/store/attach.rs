@@ -150,7 +150,9 @@ impl Attachment {
         self.0.stored.value()
     }
 
-    /// Returns how many events the store missed; where, the gaps in the log say.
+    /// Returns how many events the store missed: where, the gaps in the log say, up to where it has
+    /// detached itself. What it had taken then and what was pending counts; what was published while it
+    /// detached itself, or later, does not.
     pub fn missed(&self) -> u64 {
         self.0.missed.value()
     }
@@ -223,9 +225,11 @@ impl EventStore {
         let run = move || {
             _ = shared.thread_id.set(current().id());
             let result = run(&appender, &source, replayed, &shared);
+            let pending = source.pending() as u64;
             source.end();
-            if let Err(error) = result {
-                detached.add(1);
+            if let Err(Failure { error, taken }) = result {
+                shared.missed.add_exclusive(taken + pending);
+                detached.count(taken + pending);
                 on_failure(shared.failure.get_or_init(|| error));
             }
         };
@@ -237,13 +241,20 @@ impl EventStore {
     }
 }
 
+/// Why a store detaches itself.
+struct Failure {
+    error: StoreError,
+    /// Events that it has taken, of which there is nothing in the log.
+    taken: u64,
+}
+
 /// Appends until the subscription ends or is told to.
 fn run<S: Source>(
     appender: &Appender,
     source: &S,
     replayed: Replayed,
     attached: &Attached,
-) -> Result<(), StoreError> {
+) -> Result<(), Failure> {
     let mut events = Vec::with_capacity(BATCH);
     // What was pending when it was told to end, less what was taken since; and one more, for what was
     // missed behind that.
@@ -261,15 +272,18 @@ fn run<S: Source>(
         }
         let count = events.len() as u64;
         if count > 0 {
+            let hole = taken.as_ref().map_or_else(|lagged| lagged.missed, |_| 0);
             appender
                 .append(|log| log.append_events(&events))
-                .inspect_err(|_| attached.missed.add_exclusive(count))?;
+                .map_err(|error| Failure { error, taken: count + hole })?;
             attached.stored.add_exclusive(count);
         }
         match taken {
             Err(Lagged { missed, exact }) => {
+                appender
+                    .append(|log| log.append_gap(missed, exact))
+                    .map_err(|error| Failure { error, taken: missed })?;
                 attached.missed.add_exclusive(missed);
-                appender.append(|log| log.append_gap(missed, exact))?;
             }
             Ok(false) => return Ok(()),
             Ok(true) if left != usize::MAX => {

@@ -121,7 +121,7 @@ pub struct EventStore {
     held: Mutex<Option<(JoinHandle<()>, Lock)>>,
     is_closed: Flag,
     attached: Mutex<Vec<Weak<Attached>>>,
-    detached: Arc<Counter>,
+    detached: Arc<Detached>,
     indexes: Arc<Indexes<Directory>>,
     holds: Arc<Holds>,
     /// One thread at a time retires segments.
@@ -153,7 +153,8 @@ pub struct StoreStats {
     pub held_from: Option<u64>,
     /// Sources from which the store has detached itself, because it had no room or failed.
     pub detached: u64,
-    /// Events for which gaps stand that were appended since it was opened.
+    /// Events for which gaps stand that were appended since it was opened, and those that the store had
+    /// taken or were pending when it has detached itself from their source.
     pub missed: u64,
     /// Appends since it was opened that had no room for all that they were given.
     pub refused: u64,
@@ -163,6 +164,21 @@ pub struct StoreStats {
     pub sync_time: Duration,
     /// A write or a sync has failed: nothing is stored until the log is opened again.
     pub is_poisoned: bool,
+}
+
+/// What a store has detached itself from.
+#[derive(Default)]
+pub(super) struct Detached {
+    sources: Counter,
+    /// Events of them that are not in the log, without a gap for them.
+    missed: Counter,
+}
+
+impl Detached {
+    pub(super) fn count(&self, missed: u64) {
+        self.missed.add(missed);
+        self.sources.add(1);
+    }
 }
 
 impl EventStore {
@@ -619,8 +635,8 @@ impl EventStore {
             segments: log.segments().len(),
             bytes: log.bytes(),
             held_from: self.holds.lowest(),
-            detached: self.detached.value(),
-            missed: log.missed(),
+            detached: self.detached.sources.value(),
+            missed: log.missed() + self.detached.missed.value(),
             refused: self.committed.refused(),
             syncs,
             sync_time,
@@ -628,15 +644,16 @@ impl EventStore {
         }
     }
 
-    /// Counts a source from which the store has detached itself. Who takes from one by other means
-    /// than [`EventStore::attach`] counts it here.
+    /// Counts a source from which the store has detached itself, and the events that are therefore
+    /// missing, for which no gap stands. Who takes from one by other means than
+    /// [`EventStore::attach`] counts it here.
     #[doc(hidden)]
-    pub fn count_detached(&self) {
-        self.detached.add(1);
+    pub fn count_detached(&self, missed: u64) {
+        self.detached.count(missed);
     }
 
     /// Returns what counts the sources from which the store has detached itself.
-    pub(super) fn detached(&self) -> &Arc<Counter> {
+    pub(super) fn detached(&self) -> &Arc<Detached> {
         &self.detached
     }
 

@@ -67,20 +67,18 @@ impl SystemSource {
 /// An event as a bus has delivered it: number, topic, time and the event itself.
 pub(crate) type Delivered<'py> = (u64, Option<Bound<'py, PyString>>, u64, Bound<'py, PyAny>);
 
-/// Appends what a bus has delivered, in order, with a gap for each event that no log can hold. Returns
-/// how many those are, and why the first one is one of them.
+/// How many events were stored, for how many gaps stand, why the first one does, and why neither is
+/// true of the others.
+pub(crate) type Appended = (u64, u64, Option<Py<PyAny>>, Option<Py<PyAny>>);
+
+/// Appends what a bus has delivered, in order, with a gap for each event that no log can hold.
 pub(crate) fn append_delivered<'py>(
     py: Python<'py>,
     store: &EventStore,
     delivered: &[Delivered<'py>],
-) -> PyResult<(u64, Option<Py<PyAny>>)> {
+) -> PyResult<Appended> {
     const MISSING: NewRecords<'_> = NewRecords::Gap(Gap { missed: 1, is_exact: true });
-    let mut refused = 0;
     let mut why: Option<PyErr> = None;
-    let mut refuse = |error: PyErr| {
-        refused += 1;
-        why.get_or_insert(error);
-    };
     let mut items = Vec::with_capacity(delivered.len());
     for (_, topic, _, event) in delivered {
         // A compact event has a topic of its own.
@@ -88,7 +86,7 @@ pub(crate) fn append_delivered<'py>(
         match Item::of(event, topic) {
             Ok(item) => items.push(Some(item)),
             Err(error) if error.is_instance_of::<PyTypeError>(py) => {
-                refuse(error);
+                why.get_or_insert(error);
                 items.push(None);
             }
             Err(error) => return Err(error),
@@ -99,22 +97,26 @@ pub(crate) fn append_delivered<'py>(
     // Encoding has run Python code.
     let core = store.writer()?;
     let mut done = 0;
-    loop {
+    let failure = loop {
         let rest = &records[done..];
         let appended = store.run(py, rest.len(), || core.append_many(rest));
-        let Err(AppendError { accepted, error }) = appended else { break };
+        let Err(AppendError { accepted, error }) = appended else {
+            done = records.len();
+            break None;
+        };
         done += accepted as usize;
         match error {
             StoreError::TooLarge { .. } | StoreError::Config(_) => {
-                refuse(error::store(py, &error));
+                why.get_or_insert(error::store(py, &error));
                 records[done] = MISSING;
             }
-            error => {
-                let is_event = |record: &&NewRecords<'_>| !matches!(record, NewRecords::Gap(_));
-                let stored = records[..done].iter().filter(is_event).count();
-                return Err(error::not_all(py, &error, stored as u64));
-            }
+            error => break Some(error),
         }
-    }
-    Ok((refused, why.map(|error| error.into_value(py).into_any())))
+    };
+    let is_gap = |record: &&NewRecords<'_>| matches!(record, NewRecords::Gap(_));
+    let gaps = records[..done].iter().filter(is_gap).count() as u64;
+    let stored = done as u64 - gaps;
+    let failure = failure.map(|error| error::not_all(py, &error, stored));
+    let object = |error: PyErr| error.into_value(py).into_any();
+    Ok((stored, gaps, why.map(object), failure.map(object)))
 }

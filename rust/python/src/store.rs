@@ -4,7 +4,7 @@
 //! lets go of the global interpreter lock may not get it back for long. Objects become bytes in
 //! `tickbus.store`, which is imported with the first of them.
 
-use crate::attachment::{Delivered, append_delivered};
+use crate::attachment::{Appended, Delivered, append_delivered};
 use crate::awaitable::{Job, Progress, awaitable};
 use crate::batch::{self, EventBatch};
 use crate::bus::Waking;
@@ -349,19 +349,19 @@ impl EventStore {
         Ok((compressed.segments, compressed.bytes_before, compressed.bytes_after))
     }
 
-    /// Appends what a bus has delivered, in order. Returns how many gaps stand for events that no log
-    /// can hold, and why the first one does.
+    /// Appends what a bus has delivered, in order. Returns how many events were stored, for how many
+    /// that no log can hold gaps stand, why the first one does, and why there are no more.
     fn _append_delivered<'py>(
         &self,
         py: Python<'py>,
         delivered: Vec<Delivered<'py>>,
-    ) -> PyResult<(u64, Option<Py<PyAny>>)> {
+    ) -> PyResult<Appended> {
         append_delivered(py, self, &delivered)
     }
 
-    /// Counts a source from which the log has detached itself.
-    fn _count_detached(&self) -> PyResult<()> {
-        self.writer()?.count_detached();
+    /// Counts a source from which the log has detached itself, and what it therefore misses.
+    fn _count_detached(&self, missed: u64) -> PyResult<()> {
+        self.writer()?.count_detached(missed);
         Ok(())
     }
 
