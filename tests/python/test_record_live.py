@@ -425,4 +425,4 @@ def test_what_the_log_missed_is_counted(here: Path, monkeypatch: pytest.MonkeyPa
     assert (code, report["records"], report["missed"]) == (0, 4, 2), err
     assert recorded(here / "log") == [1, Gap(1, True), 2, Gap(1, True)]
     assert err.count("\n") == 1, "the first one is told, and no other"
-    assert "the first one: an event was a object, which msgspec cannot encode" in err
+    assert "the first one: an event was of type object, which msgspec cannot encode" in err
