@@ -23,8 +23,6 @@ use std::sync::Arc;
 /// Records that a line stands for, at least, where there are so many. A frame is in one line.
 const BLOCK_RECORDS: u64 = 2048;
 
-/// Bytes of a marker and a seal.
-
 const MAGIC: [u8; 8] = *b"EVIDX\0\r\n";
 const MAJOR: u16 = 1;
 /// Bytes of a file before its lines, of the place of a frame with names, of a block, and of the CRC
