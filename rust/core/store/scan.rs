@@ -285,7 +285,9 @@ impl Tail {
         while let Some(data) = uninterrupted(|| file.data_from(offset))? {
             offset = offset.max(data.saturating_sub(FRAME_HEADER as u64) / 8 * 8);
             let filled = read_all(file, &mut buffer, offset)?;
-            if let Some(last) = buffer[..filled].iter().rposition(|byte| *byte != 0) {
+            if !is_zero(&buffer[..filled])
+                && let Some(last) = buffer[..filled].iter().rposition(|byte| *byte != 0)
+            {
                 if is_new {
                     tail.bytes = offset + last as u64 + 1 - from;
                 }
@@ -316,6 +318,11 @@ fn frame_of(salt: Option<u32>, bytes: &[u8]) -> Option<FrameHeader> {
     let found = FrameHeader::salt_of(bytes);
     let is_mine = found != 0 && salt.is_none_or(|salt| salt == found);
     is_mine.then(|| FrameHeader::decode(bytes)).flatten()
+}
+
+/// Returns whether there are only zeros, many of them looked at at once.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(4096).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
 #[cfg(test)]
