@@ -10,7 +10,8 @@ NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 MODEL := CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
 	CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true cargo test --release --target-dir target
 LOOM := RUSTFLAGS="--cfg tickbus_loom" $(MODEL)/loom
-CRASH := $(MODEL)/crash --lib -- store delivery --nocapture
+# One after another: what one defines of names is in the segments of all.
+CRASH := $(MODEL)/crash --lib -- store delivery --nocapture --test-threads=1
 SHUTTLE := RUSTFLAGS="--cfg tickbus_shuttle" $(MODEL)/shuttle --test shuttle
 # What `make test` tries on the log: power cuts, flipped bits, every call that can fail, and histories
 # of delivery.

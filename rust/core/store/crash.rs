@@ -550,7 +550,8 @@ pub(super) fn power_cuts(seed: u64, states: u64) -> Result<Tried, Wrong> {
 pub(super) fn reuse(seed: u64) -> Result<(), Wrong> {
     let failed = |error: StoreError| error.to_string();
     let mut random = Random(seed);
-    let limits = Limits { segment_bytes: SEGMENT_HEADER as u64 + 900, max_bytes: None };
+    // Room for all names that the process may have: a segment that is longer is not used again.
+    let limits = Limits { segment_bytes: 32 << 10, max_bytes: None };
     let disk = SimDisk::recording(seed);
     let (log, _) = open_log(&disk, limits).map_err(failed)?;
     let mut workload = Workload::new(disk.clone(), log, Vec::new(), seed);
