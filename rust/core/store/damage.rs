@@ -416,6 +416,32 @@ fn a_log_whose_first_segment_is_missing_is_not_opened() {
 }
 
 #[test]
+fn what_stands_behind_a_header_that_nobody_can_read_is_cut_and_counted() {
+    let (log, records) = written(1, true).expect("there is room");
+    let old = log.contents(&segment_name(0)).expect("it is there").split_off(SEGMENT_HEADER);
+    let end = records.len() as u64;
+    let damaged = vec![0xa5; SEGMENT_HEADER + 700];
+    let with = |frames: &[u8]| [&[0; SEGMENT_HEADER], frames].concat();
+    // A file that was a segment before may have been wiped when the power failed: its old frames are
+    // nothing that was written now.
+    let cases = [
+        (SimDisk::new(2), 0, damaged.clone(), damaged.len()),
+        (SimDisk::new(2), 0, with(&[]), 0),
+        (log.settled(), end, damaged.clone(), damaged.len()),
+        (log.settled(), end, with(&damaged), SEGMENT_HEADER + damaged.len()),
+        (log.settled(), end, with(&old), 0),
+        (log.settled(), end, with(&[&*old, &damaged].concat()), 0),
+    ];
+    for (case, (disk, next, contents, torn)) in cases.into_iter().enumerate() {
+        disk.put(&segment_name(next), contents);
+        let verified = verify(&disk).expect("nothing that was acknowledged is damaged");
+        assert_eq!((verified.next_sequence, verified.torn_bytes), (next, torn as u64), "{case}");
+        let (_, recovery) = open_log(&disk, LIMITS).expect("nothing that counts is damaged");
+        assert_eq!((recovery.next_sequence, recovery.cut_bytes), (next, torn as u64), "{case}");
+    }
+}
+
+#[test]
 fn nothing_behind_the_end_is_taken_for_a_part_of_the_log() {
     if let Err(wrong) = behind(1) {
         panic!("{wrong}");

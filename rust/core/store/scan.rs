@@ -276,8 +276,10 @@ impl Tail {
         sequence: u64,
     ) -> io::Result<Self> {
         let salt = header.map(|header| header.salt);
-        let is_new = header.is_some_and(|header| !header.is_reused);
         let mut tail = Self::default();
+        // Where all that is not zero ends, and the frames that can have been written there.
+        let (mut filled_end, mut frames_end) = (from, from);
+        let mut is_reused = header.is_some_and(|header| header.is_reused);
         let mut buffer = vec![0; READ];
         let mut offset = from;
         // What was reserved and never written needs not be read to be known for zeros. A header may
@@ -288,18 +290,19 @@ impl Tail {
             if !is_zero(&buffer[..filled])
                 && let Some(last) = buffer[..filled].iter().rposition(|byte| *byte != 0)
             {
-                if is_new {
-                    tail.bytes = offset + last as u64 + 1 - from;
-                }
+                filled_end = offset + last as u64 + 1;
                 for at in (0..(filled + 1).saturating_sub(FRAME_HEADER)).step_by(8) {
                     let Some(found) = frame_of(salt, &buffer[at..at + FRAME_HEADER]) else {
                         continue;
                     };
                     tail.durable = tail.durable.max(found.durable);
                     tail.end = tail.end.max(found.sequence.saturating_add(found.count.into()));
-                    if !is_new && found.sequence >= sequence {
+                    if found.sequence >= sequence {
                         let end = offset + (at + FRAME_HEADER + found.padded_bytes()) as u64;
-                        tail.bytes = tail.bytes.max(end - from);
+                        frames_end = frames_end.max(end);
+                    } else {
+                        // Of a segment that the file was before, where its own header does not say so.
+                        is_reused |= header.is_none();
                     }
                 }
             }
@@ -308,6 +311,7 @@ impl Tail {
             }
             offset += ACROSS;
         }
+        tail.bytes = if is_reused { frames_end } else { filled_end } - from;
         Ok(tail)
     }
 }
