@@ -88,12 +88,29 @@ impl Listing {
     }
 }
 
-/// Returns the bytes of the file of a segment, in whatever form it is.
+/// Calls with the name of a segment's file and whether that is compressed: the compressed one where the
+/// other, which counts as long as it is there, is missing.
+pub(crate) fn of_either_form<O>(
+    what: &'static str,
+    base: u64,
+    call: impl Fn(&str, bool) -> io::Result<O>,
+) -> Result<O, StoreError> {
+    let (name, compressed) = (segment_name(base), compressed_name(base));
+    let is_missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    match uninterrupted(|| call(&name, false)) {
+        Err(missing) if is_missing(&missing) || is_broken(Mutant::TakesAnyFailureForMissing) => {
+            match uninterrupted(|| call(&compressed, true)) {
+                Err(error) if is_missing(&error) => Err(StoreError::io(what, &name)(missing)),
+                result => result.map_err(StoreError::io(what, &compressed)),
+            }
+        }
+        result => result.map_err(StoreError::io(what, &name)),
+    }
+}
+
+/// Returns the bytes of the file of a segment.
 pub(crate) fn stored_bytes<S: Storage>(storage: &S, base: u64) -> Result<u64, StoreError> {
-    let name = segment_name(base);
-    uninterrupted(|| storage.len(&name))
-        .or_else(|_| uninterrupted(|| storage.len(&compressed_name(base))))
-        .map_err(StoreError::io("measuring", &name))
+    of_either_form("measuring", base, |name, _| storage.len(name))
 }
 
 /// Opens the segment that begins with a sequence, to read it.
@@ -101,25 +118,11 @@ pub(crate) fn open_segment<S: Storage>(
     storage: &S,
     base: u64,
 ) -> Result<SegmentFile<S::File>, StoreError> {
-    let name = segment_name(base);
-    let missing = match uninterrupted(|| storage.open(&name, false)) {
-        Ok(file) => return Ok(SegmentFile::Plain(file)),
-        Err(error)
-            if error.kind() == io::ErrorKind::NotFound
-                || is_broken(Mutant::TakesAnyFailureForMissing) =>
-        {
-            error
+    of_either_form("opening", base, |name, is_compressed| {
+        let file = storage.open(name, false)?;
+        match is_compressed {
+            true => CompressedFile::new(file).map(SegmentFile::Compressed),
+            false => Ok(SegmentFile::Plain(file)),
         }
-        // A compressed one may be there, which does not count as long as this one does.
-        Err(error) => return Err(StoreError::io("opening", &name)(error)),
-    };
-    let compressed = compressed_name(base);
-    match uninterrupted(|| storage.open(&compressed, false)) {
-        Ok(file) => CompressedFile::new(file).map(SegmentFile::Compressed),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(StoreError::io("opening", &name)(missing));
-        }
-        Err(error) => Err(error),
-    }
-    .map_err(StoreError::io("opening", &compressed))
+    })
 }

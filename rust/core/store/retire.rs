@@ -5,8 +5,8 @@
 //! again: its blocks are written already, and syncing those takes half as long.
 
 use super::error::StoreError;
-use super::format::{SEGMENT_HEADER, compressed_name, index_name, oldest_name, segment_name};
-use super::listing::SPARE;
+use super::format::{SEGMENT_HEADER, index_name, oldest_name, segment_name};
+use super::listing::{SPARE, of_either_form};
 use super::log::Segment;
 use super::mutants::{Mutant, is_broken};
 use super::recovery::age;
@@ -128,7 +128,8 @@ impl<S: Storage> RetireJob<S> {
                     error => failed = failed.and(error),
                 }
             }
-            failed = failed.and(self.remove_segment(*base));
+            let removed = of_either_form("removing", *base, |name, _| self.storage.remove(name));
+            failed = failed.and(removed);
         }
         if (1..self.oldest).contains(&self.before) {
             failed = failed.and(self.remove(&oldest_name(self.before)));
@@ -145,16 +146,6 @@ impl<S: Storage> RetireJob<S> {
         uninterrupted(|| file.allocate(bytes))?;
         uninterrupted(|| file.sync_data())?;
         uninterrupted(|| self.storage.rename(name, SPARE))
-    }
-
-    /// Removes a segment, in whatever form it is.
-    fn remove_segment(&self, base: u64) -> Result<(), StoreError> {
-        match uninterrupted(|| self.storage.remove(&segment_name(base))) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.remove(&compressed_name(base))
-            }
-            removed => removed.map_err(StoreError::io("removing", &segment_name(base))),
-        }
     }
 
     fn remove(&self, name: &str) -> Result<(), StoreError> {
