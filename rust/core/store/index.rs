@@ -13,7 +13,7 @@ use super::format::{
     u32_at, u64_at,
 };
 use super::listing::open_segment;
-use super::recovery::{Seal, read_header, read_seal};
+use super::recovery::{read_header, read_seal};
 use super::scan::{Frame, Scan};
 use super::storage::{ReadAt, Storage, read_all, uninterrupted, write_all};
 use crate::event::{EVENT_BYTES, Event};
@@ -134,16 +134,15 @@ pub(crate) struct Finished {
 }
 
 impl Finished {
-    fn of(header: &SegmentHeader, seal: &Seal, bytes: u64) -> Self {
+    fn new(header: &SegmentHeader, end: u64, bytes: u64, chain: u32) -> Self {
         let SegmentHeader { log, base, salt, .. } = *header;
-        Self { log, base, salt, end: seal.sequence, bytes, chain: seal.chain }
+        Self { log, base, salt, end, bytes, chain }
     }
 
     /// Returns what a segment was found to be that was scanned from its first frame to its seal.
     pub(crate) fn scanned<F: ReadAt>(header: &SegmentHeader, scan: &Scan<F>) -> Option<Self> {
         let chain = scan.chain().filter(|_| scan.has_seal())?;
-        let SegmentHeader { log, base, salt, .. } = *header;
-        Some(Self { log, base, salt, end: scan.sequence(), bytes: scan.offset(), chain })
+        Some(Self::new(header, scan.sequence(), scan.offset(), chain))
     }
 
     /// Returns what its index begins with that has so many lines.
@@ -237,10 +236,15 @@ impl Lines {
         }))
     }
 
+    /// Returns whether they are what the file of their segment has.
+    pub(crate) fn are_kept<S: Storage>(&self, storage: &S, of: &Finished) -> bool {
+        matches!(Self::read(storage, of), Ok(Some(kept)) if kept == *self)
+    }
+
     /// Keeps them in the file of their segment, unless they are there. A file that cannot be written is
     /// missed by nobody: nothing is synced either, for one that is not whole counts as none.
     pub(crate) fn keep<S: Storage>(&self, storage: &S, of: &Finished) {
-        if matches!(Self::read(storage, of), Ok(Some(kept)) if kept == *self) {
+        if self.are_kept(storage, of) {
             return;
         }
         let Some(bytes) = self.encode(of) else { return };
@@ -282,7 +286,8 @@ impl<S: Storage> SegmentIndex<S> {
         };
         if let Some(seal) = read_seal(&file, &name, bytes, &header)?
             // What cannot be read is made again.
-            && let Ok(Some(lines)) = Lines::read(storage, &Finished::of(&header, &seal, bytes))
+            && let of = Finished::new(&header, seal.sequence, bytes, seal.chain)
+            && let Ok(Some(lines)) = Lines::read(storage, &of)
             && let Some(names) = read_names(Scan::new(&file, header.salt, bytes, base), &lines)
                 .map_err(StoreError::io("reading", &name))?
         {

@@ -77,8 +77,8 @@ fn inspect_one<S: Storage>(storage: &S, base: u64) -> Result<SegmentReport, Stor
     report.next_sequence = scan.sequence();
     report.whole_bytes = scan.offset();
     report.is_sealed = scan.has_seal();
-    let kept = Finished::scanned(&header, &scan).map(|of| Lines::read(storage, &of));
-    if matches!(kept, Some(Ok(Some(kept))) if kept == lines) {
+    let of = Finished::scanned(&header, &scan);
+    if of.is_some_and(|of| lines.are_kept(storage, &of)) {
         let name = index_name(base);
         let bytes = uninterrupted(|| storage.len(&name));
         report.index_bytes = bytes.map_err(StoreError::io("measuring", &name))?;

@@ -92,10 +92,10 @@ pub(crate) fn verify<S: Storage>(storage: &S) -> Result<Verification, StoreError
             return Err(corrupt(scan.offset(), base, "the frames that the seal counts"));
         }
         if let Some(lines) = lines {
-            let kept = Finished::scanned(header, &scan).map(|of| Lines::read(storage, &of));
-            match kept {
-                Some(Ok(Some(kept))) if kept == lines => found.indexes += 1,
-                _ => found.wrong_indexes += 1,
+            let of = Finished::scanned(header, &scan);
+            match of.is_some_and(|of| lines.are_kept(storage, &of)) {
+                true => found.indexes += 1,
+                false => found.wrong_indexes += 1,
             }
         }
         durable = durable.max(scan.durable());
