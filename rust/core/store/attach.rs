@@ -260,6 +260,7 @@ fn run<S: Source>(
     // missed behind that.
     let mut left = usize::MAX;
     let nap = (LEAST_PER_EVENT * (source.room() / 2) as u32).min(*NAPS.end());
+    let nap = Some(nap).filter(|nap| NAPS.contains(nap));
     loop {
         if left == usize::MAX && attached.shutdown.is_set() {
             left = source.pending() + 1;
@@ -292,10 +293,12 @@ fn run<S: Source>(
                     return Ok(());
                 }
             }
-            Ok(true) if come == BATCH => {}
-            Ok(true) if come > 0 && nap >= *NAPS.start() => {
-                let until = Instant::now() + nap;
-                _ = select::<S>(&[], Some(&attached.shutdown), Some(until));
+            // While it appended more may have come, for which nobody has to wake it.
+            Ok(true) if come > 0 => {
+                if let Some(nap) = nap.filter(|_| come < BATCH) {
+                    let until = Instant::now() + nap;
+                    _ = select::<S>(&[], Some(&attached.shutdown), Some(until));
+                }
             }
             Ok(true) => _ = select(&[source], Some(&attached.shutdown), None),
         }
