@@ -651,16 +651,10 @@ impl<S: Storage> Log<S> {
         if from <= current.filled || from >= end {
             return Ok(());
         }
-        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-        let mut left = (end - from) as usize;
-        let mut zeros: SmallVec<[_; 16]> = SmallVec::new();
-        while left > 0 {
-            let bytes = left.min(ZEROS.len());
-            zeros.push(IoSlice::new(&ZEROS[..bytes]));
-            left -= bytes;
-        }
+        static ZEROS: [u8; AHEAD as usize] = [0; AHEAD as usize];
+        let zeros = &ZEROS[..(end - from) as usize];
         current.filled = end;
-        let result = write_all(&*current.file, &mut zeros, from);
+        let result = write_all(&*current.file, &mut [IoSlice::new(zeros)], from);
         self.poisoning("writing to", result)
     }
 
