@@ -257,7 +257,7 @@ impl RiskEventSystem {
         let event: LiveEvent = (Arc::new(event), key.map(Arc::from));
         let publish = || {
             self.check(&event.0, key)?;
-            let hold = self.store.hold(self.store.stats().next_sequence);
+            let hold = self.store.hold(self.store.next_sequence());
             let ticket = self.store.append_many_durable(&[event.0.record()]);
             let id = ticket.map_err(|refused| refused.error)?.wait()?;
             let end = self.note(id, &event)?;
@@ -282,7 +282,7 @@ impl RiskEventSystem {
         let event: LiveEvent = (Arc::new(event), key.map(Arc::from));
         let publish = async {
             self.check(&event.0, key)?;
-            let hold = self.store.hold(self.store.stats().next_sequence);
+            let hold = self.store.hold(self.store.next_sequence());
             let ticket = self.store.append_many_durable(&[event.0.record()]);
             let id = ticket.map_err(|refused| refused.error)?.wait_async().await?;
             let end = self.note(id, &event)?;

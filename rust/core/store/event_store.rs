@@ -621,6 +621,11 @@ impl EventStore {
         Ok((recovery, stats))
     }
 
+    /// Returns the sequence that the next record gets, unless another thread is faster.
+    pub(crate) fn next_sequence(&self) -> u64 {
+        self.committed.log().next()
+    }
+
     /// Returns the numbers of this moment.
     pub fn stats(&self) -> StoreStats {
         let durable_end = self.committed.durable();
