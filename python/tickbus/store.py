@@ -596,9 +596,11 @@ class EventStore(_core.EventStore):
         """
         if isinstance(self, EventStore):
             self._flush()
-            self = self.path
-        _check_log(self)
-        return Verification(*_core._verify_store(os.fspath(self)))
+            path: _Path = self.path
+        else:
+            path = self
+        _check_log(path)
+        return Verification(*_core._verify_store(os.fspath(path)))
 
 
 def inspect(path: _Path) -> list[SegmentReport]:
