@@ -50,6 +50,7 @@ from tickbus.cli.log_report import (
     InspectReport,
     LiveReport,
     LogReplayReport,
+    NumbersReport,
     RecordReport,
     RepairReport,
     VerifyReport,
@@ -76,16 +77,7 @@ __all__ = ["DONE", "FAILED", "INTERRUPTED", "UNREADABLE", "USAGE", "run"]
 DONE, FAILED, USAGE, UNREADABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 _Outcome = TypeVar("_Outcome")
-_Report: TypeAlias = (
-    RecordReport
-    | LiveReport
-    | InspectReport
-    | VerifyReport
-    | RepairReport
-    | LogReplayReport
-    | ReplayReport
-    | ExportReport
-)
+_Report: TypeAlias = NumbersReport | InspectReport | ReplayReport
 
 app = App(
     name="tickbus",

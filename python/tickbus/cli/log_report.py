@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -28,20 +30,56 @@ __all__ = [
     "InspectReport",
     "LiveReport",
     "LogReplayReport",
+    "NumbersReport",
     "RecordReport",
     "RepairReport",
     "VerifyReport",
 ]
 
 
+class NumbersReport(ABC):
+    """Numbers under a title, as a table or as a JSON object that may have more."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def _title(self) -> str:
+        """Returns what stands above the table."""
+
+    @abstractmethod
+    def _numbers(self) -> dict[str, Any]:
+        """Returns what both have, by names in snake_case."""
+
+    def _details(self) -> dict[str, Any]:
+        """Returns what only the JSON object has."""
+        return {}
+
+    def _below(self) -> Iterable[RenderableType]:
+        """Returns what is printed below the table."""
+        return ()
+
+    def as_json(self) -> str:
+        """Returns the report as a JSON object."""
+        return json.dumps(self._numbers() | self._details(), indent=2)
+
+    def print(self, console: Console) -> None:
+        """Prints a table, and what is to stand below it."""
+        console.print(_rows(self._title(), self._numbers()))
+        for each in self._below():
+            console.print(each)
+
+
 @dataclass(frozen=True, slots=True)
-class RecordReport:
+class RecordReport(NumbersReport):
     """What `tickbus record` did."""
 
     source: str
     log: Path
     input: CaptureReport
     recorded: Recorded
+
+    def _title(self) -> str:
+        return f"Recorded into {self.log}"
 
     def _numbers(self) -> dict[str, Any]:
         sequences = self.recorded.sequences
@@ -59,22 +97,17 @@ class RecordReport:
             "last_sequence": sequences[-1] if sequences else None,
         }
 
-    def as_json(self) -> str:
-        """Returns the report as a JSON object."""
-        return json.dumps(self._numbers(), indent=2)
-
-    def print(self, console: Console) -> None:
-        """Prints a table."""
-        console.print(_rows(f"Recorded into {self.log}", self._numbers()))
-
 
 @dataclass(frozen=True, slots=True)
-class LiveReport:
+class LiveReport(NumbersReport):
     """What `tickbus record` did with a live bus."""
 
     source: str
     log: Path
     recorded: LiveRecorded
+
+    def _title(self) -> str:
+        return f"Recorded into {self.log}"
 
     def _numbers(self) -> dict[str, Any]:
         sequences = self.recorded.sequences
@@ -89,17 +122,9 @@ class LiveReport:
             "elapsed_seconds": round(self.recorded.seconds, 3),
         }
 
-    def as_json(self) -> str:
-        """Returns the report as a JSON object."""
-        return json.dumps(self._numbers(), indent=2)
-
-    def print(self, console: Console) -> None:
-        """Prints a table."""
-        console.print(_rows(f"Recorded into {self.log}", self._numbers()))
-
 
 @dataclass(frozen=True, slots=True)
-class VerifyReport:
+class VerifyReport(NumbersReport):
     """What `tickbus log verify` found."""
 
     log: Path
@@ -110,30 +135,31 @@ class VerifyReport:
         """Whether everything is what was written."""
         return isinstance(self.found, Verification)
 
+    def _title(self) -> str:
+        return f"Log {self.log}"
+
     def _numbers(self) -> dict[str, Any]:
         head = {"log": str(self.log), "sound": self.sound}
         if isinstance(self.found, Verification):
             return head | asdict(self.found)
         place = {name: getattr(self.found, name) for name in ("segment", "offset", "sequence")}
-        return head | place | {"error": str(self.found)}
+        return head | place
 
-    def as_json(self) -> str:
-        """Returns the report as a JSON object."""
-        return json.dumps(self._numbers(), indent=2)
-
-    def print(self, console: Console) -> None:
-        """Prints a table; what is wrong has been told before."""
-        numbers = {name: value for name, value in self._numbers().items() if name != "error"}
-        console.print(_rows(f"Log {self.log}", numbers))
+    def _details(self) -> dict[str, Any]:
+        # Whoever sees the table has been told before.
+        return {} if isinstance(self.found, Verification) else {"error": str(self.found)}
 
 
 @dataclass(frozen=True, slots=True)
-class RepairReport:
+class RepairReport(NumbersReport):
     """What `tickbus log repair` can keep of a log, or has kept."""
 
     log: Path
     to: Path | None
     found: Salvage
+
+    def _title(self) -> str:
+        return f"Log {self.log}"
 
     def _numbers(self) -> dict[str, Any]:
         return {
@@ -145,19 +171,15 @@ class RepairReport:
             "lost_records": sum(map(len, self.found.lost)),
         }
 
-    def as_json(self) -> str:
-        """Returns the report as a JSON object."""
+    def _details(self) -> dict[str, Any]:
         lost = [{"first": lost[0], "last": lost[-1]} for lost in self.found.lost]
-        places = {"lost": lost, "foreign_files": list(self.found.foreign)}
-        return json.dumps(self._numbers() | places, indent=2)
+        return {"lost": lost, "foreign_files": list(self.found.foreign)}
 
-    def print(self, console: Console) -> None:
-        """Prints a table, and below it each range that is lost and each file that is left out."""
-        console.print(_rows(f"Log {self.log}", self._numbers()))
+    def _below(self) -> Iterable[RenderableType]:
         for lost in self.found.lost:
-            console.print(f"lost: {lost[0]:,} to {lost[-1]:,}", highlight=False)
+            yield Text(f"lost: {lost[0]:,} to {lost[-1]:,}")
         for name in self.found.foreign:
-            console.print(f"of another log or of a part that was given up: {name}", highlight=False)
+            yield Text(f"of another log or of a part that was given up: {name}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,27 +251,22 @@ def _segment_row(segment: SegmentReport) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class ExportReport:
+class ExportReport(NumbersReport):
     """What `tickbus log export` did."""
 
     log: Path
     to: Path
     exported: Exported
 
+    def _title(self) -> str:
+        return f"Exported to {self.to}"
+
     def _numbers(self) -> dict[str, Any]:
         return {"log": str(self.log), "to": str(self.to)} | asdict(self.exported)
 
-    def as_json(self) -> str:
-        """Returns the report as a JSON object."""
-        return json.dumps(self._numbers(), indent=2)
-
-    def print(self, console: Console) -> None:
-        """Prints a table."""
-        console.print(_rows(f"Exported to {self.to}", self._numbers()))
-
 
 @dataclass(frozen=True, slots=True)
-class LogReplayReport:
+class LogReplayReport(NumbersReport):
     """What `tickbus replay` of a log found."""
 
     log: Path
@@ -266,6 +283,9 @@ class LogReplayReport:
     def accounted(self) -> bool:
         """Whether each subscriber got everything, and summed what the independent pass sums."""
         return self.totals_agree and self.outcome.lost == 0
+
+    def _title(self) -> str:
+        return f"Replay of {self.log}"
 
     def _numbers(self) -> dict[str, Any]:
         outcome = self.outcome
@@ -285,17 +305,14 @@ class LogReplayReport:
             "totals_agree": self.totals_agree,
         }
 
-    def as_json(self) -> str:
-        """Returns the report as a JSON object; sums and prices are exact, in text."""
-        delivered = {"delivered": list(self.outcome.delivered)}
-        per_symbol = {"per_symbol": symbols_as_json(self.outcome.totals[0])}
-        return json.dumps(self._numbers() | delivered | per_symbol, indent=2)
+    def _details(self) -> dict[str, Any]:
+        # Sums and prices are exact, in text.
+        per_symbol = symbols_as_json(self.outcome.totals[0])
+        return {"delivered": list(self.outcome.delivered), "per_symbol": per_symbol}
 
-    def print(self, console: Console) -> None:
-        """Prints the tables."""
-        console.print(_rows(f"Replay of {self.log}", self._numbers()))
+    def _below(self) -> Iterable[RenderableType]:
         if self.outcome.totals[0]:
-            console.print(symbols_table(self.outcome.totals[0]))
+            yield symbols_table(self.outcome.totals[0])
 
 
 def _rows(title: str, rows: dict[str, Any]) -> Table:
