@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from tickbus import EventStore, Gap
+from tickbus import EventBus, EventStore, Gap, cli
+from tickbus.cli import app
 
 # Says on a pipe what the recording has reached, so that nobody has to guess.
 MARKET = """
@@ -396,6 +397,22 @@ def test_a_log_that_another_one_writes_is_not_recorded_into(here: Path) -> None:
         _, err, code = Recording(here, "market:running", "--to", "log").end()
     assert code == 1
     assert f"is being written by process {os.getpid()}" in err
+
+
+def test_a_log_that_takes_nothing_is_no_fault_of_the_bus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bus, log = EventBus[Any](), tmp_path / "log"
+    monkeypatch.setattr(app, "find", lambda reference: bus)
+    arguments = ["record", "market:bus", "--to", str(log)]
+    EventStore.open(log).close()
+    with monkeypatch.context() as patch:
+        patch.setattr(app, "_opened", lambda to, _: EventStore.open(to, read_only=True))
+        assert cli.main(arguments) == app.FAILED
+    assert "read_only=True" in capsys.readouterr().err
+    bus.close()
+    assert cli.main(arguments) == app.UNREADABLE
+    assert "market:bus cannot be recorded" in capsys.readouterr().err
 
 
 def test_what_the_log_missed_is_counted(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,6 +172,8 @@ async def record_live(
             with _told_to_end() as told:
                 try:
                     attachment = store.attach(source)
+                except StoreError:
+                    raise
                 except BusError as why:
                     raise UnusableError(f"{reference} cannot be recorded: {why}") from why
                 try:
