@@ -29,6 +29,27 @@ fn open(folder: &Path) -> EventStore {
     EventStore::open(folder, config(Durability::Group)).expect("it opens").0
 }
 
+/// Ends a log, so that it may be opened again.
+fn close(store: EventStore) {
+    store.close().expect("it is durable");
+}
+
+/// Returns the folder of a log that was written and closed.
+fn closed_log(write: impl FnOnce(&EventStore)) -> TempDir {
+    let folder = folder();
+    let store = open(folder.path());
+    write(&store);
+    close(store);
+    folder
+}
+
+/// Changes what is in a file.
+fn change(path: &Path, by: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = std::fs::read(path).expect("it is there");
+    by(&mut bytes);
+    std::fs::write(path, bytes).expect("it is written");
+}
+
 fn event(number: u64) -> Event {
     Event {
         timestamp: number,
@@ -206,8 +227,7 @@ fn a_log_has_one_writer_and_says_who() {
     let second = EventStore::open(folder.path(), StoreConfig::default());
     let Err(error @ StoreError::AlreadyOpen { .. }) = second else { panic!("it opened twice") };
     assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
-    store.close().expect("it is durable");
-    drop(store);
+    close(store);
     open(folder.path());
 }
 
@@ -223,19 +243,17 @@ fn a_writer_that_was_dropped_has_lost_nothing_it_appended() {
 
 #[test]
 fn damage_to_what_was_acknowledged_is_an_error_with_its_place_and_a_torn_tail_is_not() {
-    let folder = folder();
-    let store = open(folder.path());
-    store.append_durable(&events(300)).expect("there is room").wait().expect("it is durable");
-    store.append_durable(&events(300)).expect("there is room").wait().expect("it is durable");
-    store.close().expect("it is durable");
-    drop(store);
+    let folder = closed_log(|store| {
+        for _ in 0..2 {
+            let ticket = store.append_durable(&events(300)).expect("there is room");
+            ticket.wait().expect("it is durable");
+        }
+    });
     let path = folder.path().join(format!("{:020}.elog", 0));
     let whole = std::fs::read(&path).expect("it is there");
     let verified = EventStore::verify(folder.path()).expect("it is sound");
     assert_eq!((verified.next_sequence, verified.torn_bytes), (600, 0));
-    let mut damaged = whole.clone();
-    damaged[5_000] ^= 4;
-    std::fs::write(&path, &damaged).expect("it is written");
+    change(&path, |bytes| bytes[5_000] ^= 4);
     let error = EventStore::verify(folder.path()).expect_err("a bit is wrong");
     let StoreError::Corrupt { segment, offset, sequence: 0, .. } = &error else {
         panic!("{error}")
@@ -265,8 +283,7 @@ fn a_log_that_is_full_refuses_and_goes_on_once_it_was_opened_with_room() {
     };
     assert!(matches!(error, StoreError::Full { .. }), "{error}");
     let kept = store.stats().next_sequence;
-    store.close().expect("it is durable");
-    drop(store);
+    close(store);
     let store = open(folder.path());
     assert_eq!(store.append(&events(1)).expect("there is room"), kept);
 }
@@ -635,21 +652,14 @@ fn what_a_full_log_refuses_is_not_stored_later() {
 
 #[test]
 fn a_segment_that_is_missing_is_damage_and_not_a_gap() {
-    let folder = folder();
-    let store = open(folder.path());
-    for _ in 0..3 {
-        store.append(&events(5)).expect("there is room");
-        store.seal().expect("it is durable");
-    }
-    store.close().expect("it is durable");
-    drop(store);
-    for missing in [0, 5] {
+    let folder = closed_log(|store| append_segments(store, 3));
+    for missing in [0, 100] {
         let path = folder.path().join(format!("{missing:020}.elog"));
         let bytes = std::fs::read(&path).expect("it is there");
         std::fs::remove_file(&path).expect("it is there");
         let is_corrupt = |error: StoreError| matches!(error, StoreError::Corrupt { .. });
         assert!(EventStore::verify(folder.path()).is_err_and(is_corrupt), "{missing}");
-        if missing == 5 {
+        if missing == 100 {
             let mut reader = EventStore::read_only(folder.path(), 0).expect("its end is sound");
             assert!(reader.next_batch().expect("it is there").is_some());
             assert!(reader.next_batch().is_err_and(is_corrupt));
@@ -955,8 +965,7 @@ fn retaining_keeps_what_it_promises_and_readers_behind_it_are_told_what_is_gone(
 
     let retired = store.retain(&retained(None, None, Some(Duration::ZERO))).expect("it can");
     assert_eq!(retired.records, 300, "the last segment stays, however old it is");
-    store.close().expect("it is durable");
-    drop(store);
+    close(store);
     let (store, recovery) =
         EventStore::open(folder.path(), config(Durability::Group)).expect("it is sound");
     assert_eq!((recovery.oldest_sequence, recovery.next_sequence), (900, 1_000));
@@ -1001,8 +1010,7 @@ fn a_log_that_is_retained_uses_its_files_again_and_finds_nothing_old_in_them() {
         most = most.max(files());
     }
     assert!(most <= 6, "{most} files");
-    store.close().expect("it is durable");
-    drop(store);
+    close(store);
     let (store, recovery) =
         EventStore::open(folder.path(), config(Durability::None)).expect("it is sound");
     assert_eq!(recovery.next_sequence, next);
@@ -1022,15 +1030,13 @@ fn a_segment_that_comes_back_after_it_was_retired_is_none_of_the_log() {
     store.retain(&retained(None, Some(0), None)).expect("it can");
     std::fs::write(&first, bytes).expect("it is written");
     assert_eq!(EventStore::verify(folder.path()).expect("it is sound").oldest_sequence, 200);
-    store.close().expect("it is durable");
-    drop(store);
+    close(store);
     let (store, recovery) =
         EventStore::open(folder.path(), config(Durability::Group)).expect("it is sound");
     assert_eq!(recovery.oldest_sequence, 200);
     assert!(!first.exists(), "whoever opens it for writing removes it");
     // The note without what it is about is damage.
-    store.close().expect("it is durable");
-    drop(store);
+    close(store);
     let last = folder.path().join(format!("{:020}.elog", 200));
     std::fs::remove_file(last).expect("it is there");
     let is_corrupt = |error: StoreError| matches!(error, StoreError::Corrupt { .. });
@@ -1069,8 +1075,7 @@ fn a_compressed_log_is_read_queried_and_continued_as_before() {
     }
     assert_eq!(sequences, [10, 11, 110, 111, 210, 211, 311, 312]);
 
-    store.close().expect("it is durable");
-    drop(store);
+    close(store);
     let verified = EventStore::verify(folder.path()).expect("it is sound");
     assert_eq!(verified.next_sequence, before.len() as u64);
     let (store, recovery) =
@@ -1100,17 +1105,15 @@ fn any_decompressor_of_zstd_gives_the_segment() {
 
 #[test]
 fn damage_in_a_compressed_segment_is_named_and_stops_nothing_before_it() {
-    let folder = folder();
-    let store = open(folder.path());
-    append_segments(&store, 3);
-    store.compress(Duration::ZERO).expect("it can");
-    store.close().expect("it is durable");
-    drop(store);
+    let folder = closed_log(|store| {
+        append_segments(store, 3);
+        store.compress(Duration::ZERO).expect("it can");
+    });
     let path = folder.path().join(format!("{:020}.elog.zst", 200));
-    let mut bytes = std::fs::read(&path).expect("it is there");
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 0x10;
-    std::fs::write(&path, bytes).expect("it is written");
+    change(&path, |bytes| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0x10;
+    });
     let error = EventStore::verify(folder.path()).expect_err("it is damaged");
     let StoreError::Corrupt { segment, sequence, .. } = &error else { panic!("{error}") };
     assert_eq!((&**segment, *sequence), ("00000000000000000200.elog.zst", 200));
@@ -1123,11 +1126,7 @@ fn damage_in_a_compressed_segment_is_named_and_stops_nothing_before_it() {
 
 /// Damages a log, and returns what is said of it when it is verified, and opened or read.
 fn words_of(damage: impl FnOnce(&Path)) -> [String; 2] {
-    let folder = folder();
-    let store = open(folder.path());
-    append_segments(&store, 3);
-    store.close().expect("it is durable");
-    drop(store);
+    let folder = closed_log(|store| append_segments(store, 3));
     damage(folder.path());
     let read = || -> Result<(), StoreError> {
         let (store, _) = EventStore::open(folder.path(), config(Durability::Group))?;
@@ -1155,11 +1154,7 @@ fn a_segment_that_is_missing_is_named_and_no_other() {
 fn a_header_that_is_damaged_is_what_is_told_of() {
     for base in [0, 100] {
         let name = format!("{base:020}.elog");
-        let found = words_of(|log| {
-            let mut bytes = std::fs::read(log.join(&name)).expect("it is there");
-            bytes[20] ^= 1;
-            std::fs::write(log.join(&name), bytes).expect("it is written");
-        });
+        let found = words_of(|log| change(&log.join(&name), |bytes| bytes[20] ^= 1));
         let wanted =
             format!("segment {name} is damaged at byte 0: expected the header of a segment;");
         assert!(found.iter().all(|words| words.starts_with(&wanted)), "{found:?}");
@@ -1168,16 +1163,12 @@ fn a_header_that_is_damaged_is_what_is_told_of() {
 
 #[test]
 fn a_damaged_compressed_log_is_repaired_into_one_that_has_the_rest() {
-    let folder = folder();
-    let store = open(folder.path());
-    append_segments(&store, 3);
-    store.compress(Duration::ZERO).expect("it can");
-    store.close().expect("it is durable");
-    drop(store);
+    let folder = closed_log(|store| {
+        append_segments(store, 3);
+        store.compress(Duration::ZERO).expect("it can");
+    });
     let path = folder.path().join(format!("{:020}.elog.zst", 100));
-    let mut bytes = std::fs::read(&path).expect("it is there");
-    bytes[..200].fill(0);
-    std::fs::write(&path, bytes).expect("it is written");
+    change(&path, |bytes| bytes[..200].fill(0));
     let new = folder.path().with_extension("repaired");
     let salvage = EventStore::salvage(folder.path(), &new).expect("it can");
     assert_eq!((salvage.kept, salvage.next_sequence), (200, 300));
