@@ -592,7 +592,7 @@ class BusyPoll:
         /,
     ) -> Coroutine[object, None, None]: ...
 
-_SalvageRow: TypeAlias = tuple[int, int, int, list[tuple[int, int]], list[str]]
+_SalvageRow: TypeAlias = tuple[int, int, int, list[tuple[int, int]], list[str], bool]
 _ObjectRow: TypeAlias = tuple[int, int, str | None, str, int, bytes, bool]
 
 @disjoint_base

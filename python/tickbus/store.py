@@ -251,6 +251,8 @@ class Salvage:
             in files that are missing; each of the others becomes a gap.
         foreign: Files that are left out: they belong to another log, or to a part of this one that
             was given up.
+        damaged: Whether something that was acknowledged is not what was written, as
+            `EventStore.verify` would tell; no record need be lost by it.
     """
 
     oldest_sequence: int
@@ -258,6 +260,7 @@ class Salvage:
     kept: int
     lost: tuple[range, ...]
     foreign: tuple[str, ...]
+    damaged: bool
 
 
 class EventStore(_core.EventStore):
@@ -646,9 +649,10 @@ def salvage(path: _Path, to: _Path) -> Salvage:
     return _salvage(_core._salvage_store(os.fspath(path), os.fspath(to)))
 
 
-def _salvage(row: tuple[int, int, int, list[tuple[int, int]], list[str]]) -> Salvage:
-    oldest, following, kept, lost, foreign = row
-    return Salvage(oldest, following, kept, tuple(range(*each) for each in lost), tuple(foreign))
+def _salvage(row: _core._SalvageRow) -> Salvage:
+    oldest, following, kept, lost, foreign, damaged = row
+    ranges = tuple(range(*each) for each in lost)
+    return Salvage(oldest, following, kept, ranges, tuple(foreign), damaged)
 
 
 def _durability(text: str) -> tuple[str, float | None]:

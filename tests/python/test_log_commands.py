@@ -33,7 +33,7 @@ from tickbus.compact import (
     InexactError,
     compact,
 )
-from tickbus.store import SegmentReport, salvage
+from tickbus.store import SegmentReport, salvage, survey
 
 Captured = pytest.CaptureFixture[str]
 
@@ -675,6 +675,22 @@ def test_repair_says_that_nothing_was_written_of_a_log_that_lost_no_record(
     assert run_json(capsys, "log", "repair", log, code=app.FAILED)["lost"] == []
     assert cli.main(repair) == app.FAILED
     assert capsys.readouterr().err == told.format("--to NEW --yes")
+    assert run_json(capsys, "log", "repair", log, "--to", new, "--yes")["kept_records"] == 9
+    assert run_json(capsys, "log", "verify", new)["sound"]
+
+
+def test_repair_mends_a_log_in_whose_version_a_bit_has_flipped(
+    log: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    assert not survey(log).damaged
+    segment = log / f"{3:020}.elog"
+    content = bytearray(segment.read_bytes())
+    content[8] ^= 1
+    segment.write_bytes(content)
+    assert survey(log).damaged
+    assert cli.main(["log", "repair", str(log)]) == app.FAILED
+    assert "nothing was written" in capsys.readouterr().err
+    new = tmp_path / "new"
     assert run_json(capsys, "log", "repair", log, "--to", new, "--yes")["kept_records"] == 9
     assert run_json(capsys, "log", "verify", new)["sound"]
 

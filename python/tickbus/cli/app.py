@@ -459,7 +459,6 @@ def repair_command(
     try:
         with _counting("reading"):
             found = survey(path)
-            is_damaged = _is_damaged(path)
     except StoreError as why:
         return _unreadable_log(why, path)
     new = to if yes else None
@@ -471,19 +470,10 @@ def repair_command(
             _complain(str(why))
             return FAILED
     _show(RepairReport(path, new, found), as_json=json)
-    if new is None and (is_damaged or to is not None):
+    if new is None and (found.damaged or to is not None):
         missing = "--to NEW --yes" if to is None else "--yes"
         _complain(f"nothing was written; give {missing} to write what is whole into a new log")
-    return FAILED if new is None and is_damaged else DONE
-
-
-def _is_damaged(path: Path) -> bool:
-    """Returns whether something of a log is not what was written; no record need be lost by it."""
-    try:
-        EventStore.verify(path)
-    except Corrupt:
-        return True
-    return False
+    return FAILED if new is None and found.damaged else DONE
 
 
 class _StoppedAtMalformedError(Exception):

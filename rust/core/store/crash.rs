@@ -198,7 +198,7 @@ impl Workload {
     }
 
     /// Does one thing, and acknowledges what is durable then.
-    fn step(&mut self) -> Result<(), StoreError> {
+    pub(super) fn step(&mut self) -> Result<(), StoreError> {
         match self.random.below(25) {
             0..6 => {
                 let count = 1 + self.random.below(5);
@@ -478,7 +478,11 @@ fn cut(
         }
         // Where nothing is damaged, salvaging ends where recovering does.
         match salvage.transpose().map_err(|error| format!("salvaging: {error}"))? {
-            Some(salvage) if salvage.next_sequence != kept as u64 || !salvage.lost.is_empty() => {
+            Some(salvage)
+                if salvage.next_sequence != kept as u64
+                    || !salvage.lost.is_empty()
+                    || salvage.is_damaged =>
+            {
                 return Err(format!("{kept} records were recovered, not {salvage:?}"));
             }
             _ => {}

@@ -5,11 +5,11 @@ use super::compressed::{compress, replace};
 use super::crash::{Record, Workload, Wrong, from_environment, open_log, read};
 use super::error::StoreError;
 use super::format::{
-    FRAME_HEADER, FrameHeader, SEGMENT_HEADER, crc32c, segment_base, segment_name,
+    FRAME_HEADER, FrameHeader, SEGMENT_HEADER, compressed_base, crc32c, segment_base, segment_name,
 };
 use super::log::Limits;
 use super::recovery::read_header;
-use super::salvage::Survey;
+use super::salvage::{Salvage, Survey};
 use super::scan::Scan;
 use super::sim::{Random, SimDisk};
 use super::storage::Storage;
@@ -116,6 +116,24 @@ fn records_in(disk: &SimDisk, name: &str) -> Range<u64> {
     start..ranges.iter().map(|range| range.end).max().unwrap_or(start)
 }
 
+/// Surveys a log, and compares what that says of damage with what verifying it says.
+fn surveyed(disk: &SimDisk, what: &str) -> Result<(Survey, Salvage), Wrong> {
+    let survey = Survey::of(disk);
+    let surveyed = survey.and_then(|survey| Ok((survey.salvage(disk)?, survey)));
+    let (salvage, survey) = surveyed.map_err(|error| format!("{what}: surveying gave {error}"))?;
+    let verified = match verify(disk) {
+        Ok(found) => Ok(found),
+        Err(error @ StoreError::Corrupt { .. }) => Err(error),
+        // It looks no further.
+        Err(StoreError::Version { .. }) => return Ok((survey, salvage)),
+        Err(error) => return Err(format!("{what}: verifying gave {error}")),
+    };
+    match verified.is_err() == salvage.is_damaged {
+        true => Ok((survey, salvage)),
+        false => Err(format!("{what}: {verified:?}, but {salvage:?}")),
+    }
+}
+
 /// Salvages a damaged log: what is whole is there under its own sequence, what is not is a gap, and
 /// nothing is lost but what may be.
 fn is_salvaged(
@@ -130,8 +148,7 @@ fn is_salvaged(
         names.into_iter().map(|name| (disk.contents(&name), name)).collect()
     };
     let before = contents(disk);
-    let survey = Survey::of(disk).map_err(wrong)?;
-    let salvage = survey.salvage(disk).map_err(wrong)?;
+    let (survey, salvage) = surveyed(disk, what)?;
     if salvage.next_sequence > records.len() as u64 {
         return Err(format!("{what}: there are {} records, not {salvage:?}", records.len()));
     }
@@ -220,6 +237,7 @@ pub(super) fn compressed_flips(seed: u64, wanted: u64) -> Result<(), Wrong> {
         let damaged = disk.settled();
         damaged.put(name, contents);
         let what = format!("bit {bit} of {name}, the {flipped}th");
+        surveyed(&damaged, &what)?;
         match verify(&damaged) {
             Err(_) => is_reported(&damaged, &records, &what)?,
             Ok(_) => match read(&damaged) {
@@ -230,6 +248,48 @@ pub(super) fn compressed_flips(seed: u64, wanted: u64) -> Result<(), Wrong> {
         }
     }
     Ok(())
+}
+
+/// Damages logs of any kind anywhere, and returns how many of so many are damaged in what was
+/// acknowledged.
+pub(super) fn surveys(seed: u64, wanted: u64) -> Result<u64, Wrong> {
+    const OF_EACH: u64 = 50;
+    let mut random = Random(seed);
+    let mut damaged = 0;
+    for number in 0..wanted {
+        let failed = |error: StoreError| format!("log {number}: {error}");
+        let disk = SimDisk::new(random.next());
+        let (log, _) = open_log(&disk, LIMITS).map_err(failed)?;
+        let mut workload = Workload::new(disk.clone(), log, Vec::new(), random.next());
+        for _ in 0..random.below(60) {
+            workload.step().map_err(failed)?;
+        }
+        let mut names = disk.names().unwrap_or_default();
+        names.retain(|name| segment_base(name).or_else(|| compressed_base(name)).is_some());
+        for _ in 0..OF_EACH.min(OF_EACH * names.len() as u64) {
+            let mut any = || &names[random.below(names.len() as u64) as usize];
+            let (name, other) = (any(), any());
+            let changed = disk.settled();
+            let mut bytes = changed.contents(name).unwrap_or_default();
+            let mut place = || random.below(bytes.len() as u64) as usize;
+            let (from, end) = (place(), place());
+            let what = random.below(8);
+            match what {
+                0 => _ = changed.remove(name),
+                1 => changed.put(name, changed.contents(other).unwrap_or_default()),
+                2 => bytes.truncate(from),
+                3 => bytes[from..].fill(0),
+                4 => bytes[from.min(end)..from.max(end)].fill(0),
+                _ => bytes[from] ^= 1 << random.below(8),
+            }
+            if what > 1 {
+                changed.put(name, bytes);
+            }
+            let what = format!("log {number}, change {what} of {name} from {from} to {end}");
+            damaged += u64::from(surveyed(&changed, &what)?.1.is_damaged);
+        }
+    }
+    Ok(damaged)
 }
 
 /// Loses, repeats, exchanges and overwrites parts of files.
@@ -384,6 +444,15 @@ fn each_bit_that_flips_below_the_watermark_is_reported() {
     let (seed, wanted) = (from_environment("SEED", 1), from_environment("FLIPS", 2_000));
     match flips(seed, wanted) {
         Ok(flipped) => println!("{flipped} bits flipped"),
+        Err(wrong) => panic!("SEED={seed}: {wrong}"),
+    }
+}
+
+#[test]
+fn surveying_a_log_says_of_damage_what_verifying_it_says() {
+    let (seed, wanted) = (from_environment("SEED", 1), from_environment("FLIPS", 2_000) / 20);
+    match surveys(seed, wanted) {
+        Ok(damaged) => println!("{damaged} damaged logs"),
         Err(wrong) => panic!("SEED={seed}: {wrong}"),
     }
 }

@@ -17,7 +17,7 @@ use super::log::{Continuation, Limits, Log, Object, UNSYNCED_SEGMENTS};
 use super::reader::{Gap, Objects, native};
 use super::recovery::{Findings, durable_behind};
 use super::scan::{Frame, Scan, Tail, next_header};
-use super::storage::{Storage, read_all};
+use super::storage::{ReadAt, Storage, read_all};
 use super::verify::verify;
 use crate::event::{EVENT_BYTES, Event};
 use std::io;
@@ -38,6 +38,9 @@ pub struct Salvage {
     pub lost: Vec<Range<u64>>,
     /// Files that are left out: they belong to another log or to a part of this one that was given up.
     pub foreign: Vec<String>,
+    /// Whether something that was acknowledged is not what was written, as
+    /// [`EventStore::verify`](super::EventStore::verify) would tell. No record need be lost by it.
+    pub is_damaged: bool,
 }
 
 impl Salvage {
@@ -78,7 +81,11 @@ struct Source {
     /// That of its frames; `None` if none is whole.
     salt: Option<u32>,
     header: Option<SegmentHeader>,
-    tail: Tail,
+    is_compressed: bool,
+    /// The sequence after the last record before which all is whole.
+    end: u64,
+    /// The largest watermark in it.
+    durable: u64,
     /// That of all frames, if it is whole and sealed.
     chain: Option<u32>,
     /// Names may be missing: what is numbered by them means nothing.
@@ -88,7 +95,7 @@ struct Source {
 impl Source {
     fn of<S: Storage>(storage: &S, named: u64) -> Result<Self, StoreError> {
         let file = open_segment(storage, named)?;
-        let name = file.name(named);
+        let (name, is_compressed) = (file.name(named), file.is_compressed());
         let read = || {
             let mut buffer = vec![0; SEGMENT_HEADER];
             let filled = read_all(&file, &mut buffer, 0)?;
@@ -103,31 +110,45 @@ impl Source {
             // The first frame tells what the header should have told; older ones may stand behind it.
             let is_first = |_, first: &FrameHeader| header.is_some() || first.sequence >= named;
             let first = next_header(&file, salt, SEGMENT_HEADER as u64, is_first)?;
-            let tail = Tail::of(&file, header.as_ref(), 0, 0)?;
-            Ok(Ok((header, first.map(|(_, first)| first), tail)))
+            Ok(Ok((header, first.map(|(_, first)| first))))
         };
-        let (header, first, tail) =
+        let (header, first) =
             read().map_err(StoreError::io("reading", &name))?.map_err(|(major, features)| {
                 StoreError::Version { segment: name.clone(), major, features }
             })?;
         let salt = header.as_ref().map(|header| header.salt).or(first.map(|first| first.salt));
         let base = header.as_ref().map(|header| header.base).or(first.map(|first| first.sequence));
         let base = base.unwrap_or(named);
-        let (chain, has_holes) = (None, header.is_none());
-        let mut source = Self { name, named, base, salt, header, tail, chain, has_holes };
-        source.check(storage)?;
+        let (end, durable, chain, has_holes) = (base, 0, None, header.is_none());
+        let mut source =
+            Self { name, named, base, salt, header, is_compressed, end, durable, chain, has_holes };
+        source.check(file).map_err(StoreError::io("reading", &source.name))?;
         Ok(source)
     }
 
-    /// Reads all of it to see whether it is whole.
-    fn check<S: Storage>(&mut self, storage: &S) -> Result<(), StoreError> {
-        let Some(header) = &self.header else { return Ok(()) };
-        let file = open_segment(storage, self.named)?;
+    /// Reads all of it to see whether it is whole, and what it says was acknowledged.
+    fn check(&mut self, file: impl ReadAt) -> io::Result<()> {
+        let Some(header) = &self.header else {
+            self.durable = Tail::of(&file, None, 0, 0)?.durable;
+            return Ok(());
+        };
         let mut scan = Scan::new(file, header.salt, SEGMENT_HEADER as u64, header.base);
-        scan.run_out().map_err(StoreError::io("reading", &self.name))?;
+        scan.run_out()?;
+        (self.end, self.durable) = (scan.sequence(), header.durable.max(scan.durable()));
         self.chain = scan.chain().filter(|_| scan.has_seal());
         self.has_holes = scan.is_contradicted();
+        if !scan.has_seal() {
+            let tail = Tail::of(scan.file(), Some(header), scan.offset(), scan.sequence())?;
+            self.durable = self.durable.max(tail.durable);
+        }
         Ok(())
+    }
+
+    /// Returns whether it is whole, and its end is where a segment with this header begins.
+    fn is_followed_by(&self, next: &SegmentHeader) -> bool {
+        let Some(header) = &self.header else { return false };
+        (next.log, next.number) == (header.log, header.number + 1)
+            && (next.base, Some(next.chain)) == (self.end, self.chain)
     }
 
     /// Returns whether it is whole and yet not what the next one has followed.
@@ -136,6 +157,47 @@ impl Source {
         let is_before = header.number + 1 == next.number && header.base < next.base;
         is_before && self.chain.is_some_and(|chain| chain != next.chain)
     }
+}
+
+/// Returns the first sequence that a log had when it was written last, and below which one all was
+/// acknowledged, as far as its files say.
+fn acknowledged(sources: &[Source], retired: u64) -> (u64, u64) {
+    let headers = sources.iter().filter_map(|source| source.header.as_ref());
+    let oldest = headers.map(|header| header.oldest).fold(retired, u64::max);
+    let durable = sources.iter().map(|source| source.durable);
+    (oldest, durable.fold(durable_behind(retired), u64::max))
+}
+
+/// Returns whether something that was acknowledged is not what was written: whether [`verify`] would
+/// tell of damage in these files, which are in the order of their names.
+fn is_damaged(sources: &[Source], retired: u64) -> bool {
+    let Some(first) = sources.first() else { return retired > 0 };
+    let (oldest, durable) = acknowledged(sources, retired);
+    // Up to where everything is whole, and whether that is the end of the segment before.
+    let (mut end, mut is_whole) = (first.named, true);
+    let mut before: Option<&Source> = None;
+    for source in sources {
+        let header = source.header.as_ref();
+        if header.is_some_and(|header| header.base != source.named) {
+            return true;
+        }
+        let follows = |header| before.is_none_or(|before| before.is_followed_by(header));
+        is_whole &= header.is_some_and(follows);
+        if is_whole && source.has_holes {
+            return true;
+        }
+        if is_whole {
+            end = source.end;
+        }
+        is_whole &= source.chain.is_some();
+        // It was durable as a whole before it was compressed.
+        if source.is_compressed && !is_whole {
+            return true;
+        }
+        before = Some(source);
+    }
+    let is_beginning_missing = first.named > oldest && durable > oldest;
+    is_beginning_missing || !is_whole && durable > end
 }
 
 /// What there is of a log.
@@ -152,6 +214,7 @@ pub(crate) struct Survey {
     first: u64,
     /// Nothing from this sequence on is a part of the log.
     limit: u64,
+    is_damaged: bool,
 }
 
 impl Survey {
@@ -160,6 +223,7 @@ impl Survey {
         let Listing { bases, retired, .. } = Listing::of(storage)?;
         let sources = bases.into_iter().map(|named| Source::of(storage, named));
         let mut sources = sources.collect::<Result<Vec<_>, _>>()?;
+        let is_damaged = is_damaged(&sources, retired);
         sources.sort_by_key(|source| (source.base, source.named));
         let log_of = |source: &Source| source.header.as_ref().map(|header| header.log);
         let logs: Vec<u128> = sources.iter().filter_map(log_of).collect();
@@ -180,13 +244,7 @@ impl Survey {
                 foreign.push(sources.remove(place - 1).name);
             }
         }
-        let of_headers = |of: fn(&SegmentHeader) -> u64| {
-            sources.iter().filter_map(|source| source.header.as_ref()).map(of).max().unwrap_or(0)
-        };
-        let of_frames = sources.iter().map(|source| source.tail.durable).max().unwrap_or(0);
-        let durable = of_headers(|header| header.durable).max(of_frames);
-        let durable = durable.max(durable_behind(retired));
-        let oldest = of_headers(|header| header.oldest).max(retired);
+        let (oldest, durable) = acknowledged(&sources, retired);
         // Where the end is sound, it is what recovering would make it.
         let limit = match Findings::of(storage) {
             Ok(findings) => findings.sequence,
@@ -194,12 +252,13 @@ impl Survey {
             Err(error) => return Err(error),
         };
         let first = sources.first().map_or(retired, |first| first.base).min(limit);
-        Ok(Self { identity, sources, foreign, durable, oldest, first, limit })
+        Ok(Self { identity, sources, foreign, durable, oldest, first, limit, is_damaged })
     }
 
     /// Returns what can be kept and what is lost.
     pub(crate) fn salvage<S: Storage>(&self, storage: &S) -> Result<Salvage, StoreError> {
-        let mut salvage = Salvage { foreign: self.foreign.clone(), ..Salvage::default() };
+        let (foreign, is_damaged) = (self.foreign.clone(), self.is_damaged);
+        let mut salvage = Salvage { foreign, is_damaged, ..Salvage::default() };
         salvage.oldest_sequence = self.first;
         if self.oldest < salvage.oldest_sequence.min(self.durable) {
             salvage.lose(self.oldest..salvage.oldest_sequence);

@@ -955,13 +955,13 @@ pub(crate) fn _verify_store(
     Ok((oldest, next, segments, bytes, torn_bytes, found.indexes, found.wrong_indexes))
 }
 
-/// (oldest_sequence, next_sequence, kept, lost, foreign)
-type SalvageRow = (u64, u64, u64, Vec<(u64, u64)>, Vec<String>);
+/// (oldest_sequence, next_sequence, kept, lost, foreign, is_damaged)
+type SalvageRow = (u64, u64, u64, Vec<(u64, u64)>, Vec<String>, bool);
 
 fn salvage_row(salvage: Salvage) -> SalvageRow {
-    let Salvage { oldest_sequence, next_sequence, kept, lost, foreign } = salvage;
+    let Salvage { oldest_sequence, next_sequence, kept, lost, foreign, is_damaged } = salvage;
     let lost = lost.into_iter().map(|lost| (lost.start, lost.end)).collect();
-    (oldest_sequence, next_sequence, kept, lost, foreign)
+    (oldest_sequence, next_sequence, kept, lost, foreign, is_damaged)
 }
 
 /// Returns what can be kept of a damaged log.
