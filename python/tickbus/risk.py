@@ -563,9 +563,13 @@ class RiskEventSystem:
         self._handlers.clear()
 
     async def aclose(self) -> None:
-        """As `close`, and waits until tasks with handlers have ended; the loop runs meanwhile."""
+        """As `close`, and waits until tasks with handlers have ended; the loop runs meanwhile.
+
+        A handler that calls it does not wait for itself.
+        """
         await asyncio.to_thread(self.close)
-        await asyncio.gather(*self._tasks)
+        if others := self._tasks - {asyncio.current_task()}:
+            await asyncio.wait(others)
 
     def __enter__(self) -> Self:
         return self

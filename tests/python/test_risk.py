@@ -231,6 +231,23 @@ def test_a_coroutine_function_handles_events_in_a_task(store: EventStore) -> Non
     asyncio.run(main())
 
 
+def test_a_task_with_a_handler_may_close_the_system(store: EventStore) -> None:
+    async def main() -> None:
+        risk, closed = RiskEventSystem(store), asyncio.Event()
+
+        async def handle(delivery: CriticalDelivery) -> None:
+            await risk.aclose()
+            closed.set()
+
+        risk.register("limits", handle)
+        await risk.publish_critical_async("event")
+        async with asyncio.timeout(PATIENCE):
+            await closed.wait()
+        await risk.aclose()
+
+    asyncio.run(main())
+
+
 def test_a_coroutine_function_needs_a_loop(risk: RiskEventSystem) -> None:
     class Handler:
         async def __call__(self, delivery: CriticalDelivery) -> None: ...
