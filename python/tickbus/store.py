@@ -682,10 +682,11 @@ def _time(name: str, given: int | None, otherwise: int) -> int:
 
 def _check_log(path: _Path) -> None:
     """Raises an error if the folder holds nothing of a log."""
-    # What is no folder is told by the core.
-    files = Path(path).iterdir() if Path(path).is_dir() else None
-    is_file = re.compile(r"LOCK|\d{20}\.elog(\.zst)?").fullmatch
-    if files is not None and not any(is_file(file.name) for file in files):
+    try:
+        names = [file.name for file in Path(path).iterdir()]
+    except (OSError, ValueError):
+        return  # The core says why.
+    if not any(map(re.compile(r"LOCK|\d{20}\.elog(\.zst)?").fullmatch, names)):
         raise StoreError(
             f"{os.fspath(path)} holds no log; give the folder that EventStore.open() made"
         )

@@ -753,12 +753,33 @@ def test_a_folder_that_is_not_there_or_holds_no_log_is_not_read(tmp_path: Path) 
         with pytest.raises(tickbus.StoreIO) as missing:
             refused(tmp_path / "missing")
         assert missing.value.errno == errno.ENOENT
+        with pytest.raises(tickbus.StoreIO, match="NUL byte"):
+            refused("\0")
         with pytest.raises(tickbus.StoreError, match="holds no log"):
             refused(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(tickbus.StoreIO) as no_folder:
         EventStore.open(tmp_path / "file")
     assert no_folder.value.errno == errno.EEXIST
+
+
+def test_a_folder_that_may_not_be_read_is_an_error_of_the_log(tmp_path: Path) -> None:
+    EventStore.open(tmp_path).close()
+    tmp_path.chmod(0)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65_534)  # Who may read everything is somebody else for a moment.
+        for refused in (
+            lambda: EventStore.open(tmp_path, read_only=True),
+            lambda: EventStore.verify(tmp_path),
+        ):
+            with pytest.raises(tickbus.StoreIO) as denied:
+                refused()
+            assert denied.value.errno == errno.EACCES
+    finally:
+        os.seteuid(user)
+        tmp_path.chmod(0o700)
 
 
 # Readers and writers
