@@ -145,49 +145,35 @@ class _BusFamilies(_Rows):
     """The metrics of buses in one scrape."""
 
     def __init__(self) -> None:
-        self.depth = GaugeMetricFamily(
-            "tickbus_queue_depth", "Events that wait to be received.", labels=_SUBSCRIPTION
-        )
-        self.capacity = GaugeMetricFamily(
-            "tickbus_queue_capacity", "Most events that can wait.", labels=_SUBSCRIPTION
-        )
-        self.peak = GaugeMetricFamily(
-            "tickbus_peak_pending", "Most events that ever waited.", labels=_SUBSCRIPTION
-        )
-        self.waiting = GaugeMetricFamily(
-            "tickbus_waiting_publishers", "Publishers in line for room.", labels=_SUBSCRIPTION
-        )
-        self.age = GaugeMetricFamily(
-            "tickbus_oldest_pending_age_seconds",
+        self.depth = _gauge("queue_depth", "Events that wait to be received.", _SUBSCRIPTION)
+        self.capacity = _gauge("queue_capacity", "Most events that can wait.", _SUBSCRIPTION)
+        self.peak = _gauge("peak_pending", "Most events that ever waited.", _SUBSCRIPTION)
+        self.waiting = _gauge("waiting_publishers", "Publishers in line for room.", _SUBSCRIPTION)
+        self.age = _gauge(
+            "oldest_pending_age_seconds",
             "Upper bound of the time since the oldest waiting event was published, right to the "
             "interval between scrapes; 0 if none waits.",
-            labels=_SUBSCRIPTION,
-            unit="seconds",
+            _SUBSCRIPTION,
+            "seconds",
         )
-        self.delivered = CounterMetricFamily(
-            "tickbus_delivered_events",
-            "Events that were received.",
-            labels=_SUBSCRIPTION,
-            unit="events",
+        self.delivered = _counter(
+            "delivered_events", "Events that were received.", _SUBSCRIPTION, "events"
         )
-        self.dropped = CounterMetricFamily(
-            "tickbus_dropped_events",
+        self.dropped = _counter(
+            "dropped_events",
             "Events that a subscription wanted and did not receive, by reason.",
-            labels=(*_SUBSCRIPTION, "reason"),
-            unit="events",
+            (*_SUBSCRIPTION, "reason"),
+            "events",
         )
-        self.published = CounterMetricFamily(
-            "tickbus_published_events",
-            "Events that were published, wanted or not.",
-            labels=_BUS,
-            unit="events",
+        self.published = _counter(
+            "published_events", "Events that were published, wanted or not.", _BUS, "events"
         )
-        self.lost = CounterMetricFamily(
-            "tickbus_lost_events",
+        self.lost = _counter(
+            "lost_events",
             "Events that were dropped over all subscriptions of the bus and all reasons, also "
             "those of subscriptions that have left.",
-            labels=_BUS,
-            unit="events",
+            _BUS,
+            "events",
         )
         self.latency = HistogramMetricFamily(
             "tickbus_publish_latency_seconds",
