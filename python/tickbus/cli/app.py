@@ -696,18 +696,19 @@ def _reason(why: StoreError, path: Path) -> str:
 
 def _conclude(report: ReplayReport, *, as_json: bool) -> int:
     _show(report, as_json=as_json)
-    for line in report.differences():
+    differences = report.differences()
+    for line in differences:
         _complain(line)
     if not report.accounted:
-        lost = sum(outcome.lost for outcome in (report.outcome, *report.others))
+        lost = sum(outcome.lost for outcome in report.outcomes)
+        shortfalls = sum(outcome.shortfalls for outcome in report.outcomes)
         _complain(
             "every message must be accounted for and every event taken by every subscriber; of "
             f"{report.input.messages:,} messages {report.outcome.published:,} were published, "
             f"{report.input.ignored.total():,} ignored and {report.input.malformed:,} malformed; "
-            f"{lost:,} deliveries were lost and {report.outcome.shortfalls:,} "
-            "publishes reached fewer subscribers"
+            f"{lost:,} deliveries were lost and {shortfalls:,} publishes reached fewer subscribers"
         )
-    return DONE if report.accounted and not report.differences() else FAILED
+    return DONE if report.accounted and not differences else FAILED
 
 
 def _console() -> Console:

@@ -45,6 +45,11 @@ class ReplayReport:
     others: tuple[ReplayOutcome, ...] = ()
 
     @property
+    def outcomes(self) -> tuple[ReplayOutcome, ...]:
+        """What happened on each backend."""
+        return (self.outcome, *self.others)
+
+    @property
     def agreeing(self) -> tuple[bool, ...]:
         """Whether each subscriber's totals equal those of the independent pass."""
         return tuple(totals == self.oracle for totals in self.outcome.totals)
@@ -57,13 +62,13 @@ class ReplayReport:
             self.input.messages == outcome.published + outside
             and outcome.lost == 0
             and outcome.shortfalls == 0
-            for outcome in (self.outcome, *self.others)
+            for outcome in self.outcomes
         )
 
     def differences(self) -> list[str]:
         """Returns a line for each instrument whose totals differ from the independent pass."""
         lines = []
-        for outcome in (self.outcome, *self.others):
+        for outcome in self.outcomes:
             backend = f"{outcome.backend}, " if self.others else ""
             for number, totals in enumerate(outcome.totals, start=1):
                 for key in sorted({*totals, *self.oracle}):
@@ -103,7 +108,7 @@ class ReplayReport:
                         "latency_ns": percentiles(outcome.latencies_ns),
                         "totals_agree": self._agrees(outcome),
                     }
-                    for outcome in (self.outcome, *self.others)
+                    for outcome in self.outcomes
                 },
                 "per_symbol": symbols_as_json(self.outcome.totals[0]),
             },
@@ -162,7 +167,7 @@ class ReplayReport:
         table = _table(
             "Backends, one after the other", "backend", "events/s", *names, "lost", "totals"
         )
-        for outcome in (self.outcome, *self.others):
+        for outcome in self.outcomes:
             latency = percentiles(outcome.latencies_ns)
             table.add_row(
                 outcome.backend,
