@@ -152,9 +152,9 @@ fn is_broken_for(entry: &Entry) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::crash::open_log;
     use crate::store::log::Limits;
     use crate::store::sim::SimDisk;
+    use crate::store::workload::open_log;
 
     const LIMITS: Limits = Limits { segment_bytes: 4096 + 2000, max_bytes: None };
 

@@ -2,7 +2,6 @@
 //! is reported, and what was never acknowledged is never taken for something that was.
 
 use super::compressed::{compress, replace};
-use super::crash::{Record, Workload, Wrong, from_environment, open_log, read};
 use super::error::StoreError;
 use super::format::{
     FRAME_HEADER, FrameHeader, SEGMENT_HEADER, compressed_base, crc32c, segment_base, segment_name,
@@ -14,6 +13,7 @@ use super::scan::Scan;
 use super::sim::{Random, SimDisk};
 use super::storage::Storage;
 use super::verify::verify;
+use super::workload::{Record, Workload, Wrong, from_environment, open_log, read};
 use std::ops::Range;
 use std::sync::Arc;
 

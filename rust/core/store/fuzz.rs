@@ -364,10 +364,10 @@ pub fn look_at_any_log(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::crash::from_environment;
     use super::super::inspect::inspect;
     use super::super::sim::Random;
     use super::super::verify::verify;
+    use super::super::workload::from_environment;
     use super::{COMPRESSED, look_at_any_log, make, real_logs};
 
     /// `LOGS` of them.

@@ -377,7 +377,6 @@ pub(crate) fn corrupt(
 #[cfg(test)]
 mod tests {
     use super::super::compressed::{compress, replace};
-    use super::super::crash::open_log;
     use super::super::error::StoreError;
     use super::super::format::{index_name, new_index_name, segment_name};
     use super::super::listing::Listing;
@@ -386,6 +385,7 @@ mod tests {
     use super::super::sim::{Calls, Fault, SimDisk};
     use super::super::storage::Storage;
     use super::super::verify::verify;
+    use super::super::workload::open_log;
     use super::*;
     use crate::names::Symbol;
     use std::ops::Range;

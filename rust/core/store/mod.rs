@@ -7,15 +7,15 @@
 //!                          └─► Scan              reading: frame by frame, each one checked
 //! ```
 //!
-//! docs/format.md has the bytes. All of it runs over [`storage::Storage`], so that `crash.rs` drives
-//! the very same code over a disk that loses power between any two calls, and `mutants.rs` breaks it on
-//! purpose, to see that this is found.
+//! docs/format.md has the bytes. All of it runs over [`storage::Storage`], so that `crash.rs` and
+//! `failing.rs` drive the very same code over a disk that loses power between any two calls or fails any of
+//! them, and `mutants.rs` breaks it on purpose, to see that this is found.
 
 mod attach;
 mod commit;
 mod compressed;
 #[cfg(test)]
-pub(crate) mod crash;
+mod crash;
 #[cfg(test)]
 mod damage;
 mod dictionary;
@@ -23,6 +23,8 @@ mod digest;
 mod directory;
 mod error;
 mod event_store;
+#[cfg(test)]
+mod failing;
 mod format;
 #[cfg(any(test, tickbus_fuzz))]
 mod fuzz;
@@ -45,6 +47,8 @@ mod storage;
 mod tenant;
 mod transport;
 mod verify;
+#[cfg(test)]
+pub(crate) mod workload;
 
 pub(crate) use commit::Committed;
 pub(crate) use directory::Directory;

@@ -136,21 +136,22 @@ mutants! {
 #[cfg(test)]
 mod tests {
     use super::super::sim::{Calls, Fault};
-    use super::super::{crash, damage};
+    use super::super::{crash, damage, failing};
     use super::Mutant;
 
     /// Returns the first proof that fails with the fault.
     fn found_by(mutant: Option<Mutant>) -> Option<&'static str> {
         type Proof = (&'static str, Box<dyn Fn() -> Result<(), String>>);
-        let failures = |fault| move || crash::failures(Calls::Changing, fault, 60, 1).map(|_| ());
-        let openings = |calls| move || crash::failed_openings(1, calls, Fault::Io, 10).map(|_| ());
+        let failures = |fault| move || failing::failures(Calls::Changing, fault, 60, 1).map(|_| ());
+        let openings =
+            |calls| move || failing::failed_openings(1, calls, Fault::Io, 10).map(|_| ());
         let proofs: [Proof; 15] = [
             ("behind", Box::new(|| damage::behind(1))),
             ("histories", Box::new(|| damage::histories(1))),
             ("parts", Box::new(|| damage::parts(1).map(|_| ()))),
             ("compressed flips", Box::new(|| damage::compressed_flips(1, 500))),
             ("reuse", Box::new(|| crash::reuse(1))),
-            ("room", Box::new(crash::room)),
+            ("room", Box::new(failing::room)),
             ("settling", Box::new(crash::settling)),
             ("power cuts", Box::new(|| crash::power_cuts(1, 3_000).map(|_| ()))),
             ("flips", Box::new(|| damage::flips(1, 2_000).map(|_| ()))),
