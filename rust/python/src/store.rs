@@ -854,13 +854,19 @@ impl Ahead {
         if let Some((_, Taken::Events(events))) = &mut first {
             while events.len() < TOGETHER && self.held.is_none() {
                 match self.reader.next_batch() {
-                    Ok(Some(Batch { records: Records::Events(more), .. })) => events.extend(more),
+                    Ok(Some(Batch { records: Records::Events(more), .. })) => {
+                        // All that may still come is moved only once.
+                        events.reserve(TOGETHER - events.len() + more.len());
+                        events.extend(more);
+                    }
                     Ok(Some(other)) => self.held = Some(Ok(Taken::of(other))),
                     Ok(None) => break,
                     // What is before it is sound.
                     Err(error) => self.held = Some(Err(error)),
                 }
             }
+            // Whoever keeps a batch keeps little more than its events.
+            events.shrink_to(2 * events.len());
         }
         Ok(first)
     }
