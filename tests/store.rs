@@ -1104,6 +1104,58 @@ fn any_decompressor_of_zstd_gives_the_segment() {
 }
 
 #[test]
+fn a_segment_of_many_blocks_is_read_from_any_of_them_once_it_is_compressed() {
+    // 2 MB: eight blocks of 256 KiB, and frames that go across their ends.
+    const EVENTS: u64 = 60_000;
+    let folder = folder();
+    let mut config = config(Durability::None);
+    config.segment_bytes = 4 << 20;
+    let (store, _) = EventStore::open(folder.path(), config).expect("it opens");
+    store.append(&events(EVENTS)).expect("there is room");
+    store.seal().expect("it is durable");
+    let original =
+        std::fs::read(folder.path().join(format!("{:020}.elog", 0))).expect("it is there");
+    assert_eq!(store.compress(Duration::ZERO).expect("it can").segments, 1);
+    let path = folder.path().join(format!("{:020}.elog.zst", 0));
+    let compressed = std::fs::File::open(&path).expect("it is there");
+    assert!(zstd::decode_all(compressed).expect("it is zstd") == original, "other bytes");
+
+    let record = |number| Record::Event(event(number));
+    for from in [0, 1, 8_000, 31_234, EVENTS - 1] {
+        assert!(read(&mut store.read(from)).into_iter().eq((from..EVENTS).map(record)), "{from}");
+    }
+    let mut found =
+        store.query(&Query { times: 44_990..45_010, ..Query::default() }).expect("it can");
+    let Some(Found::Events(sequences, _)) = found.next_found().expect("it is sound") else {
+        panic!("it has them")
+    };
+    assert!(sequences.iter().copied().eq(44_990..45_010), "{sequences:?}");
+    close(store);
+
+    // One block is lost, and the frames that begin or end in it.
+    change(&path, |bytes| {
+        let middle = bytes.len() / 2;
+        bytes[middle..middle + 100].fill(0);
+    });
+    let mut reader = EventStore::read_only(folder.path(), 0).expect("it opens");
+    let error = loop {
+        match reader.next_batch() {
+            Ok(batch) => assert!(batch.is_some(), "damage was taken for the end"),
+            Err(error) => break error,
+        }
+    };
+    let StoreError::Corrupt { sequence, .. } = error else { panic!("{error}") };
+    let new = folder.path().with_extension("repaired");
+    let salvage = EventStore::salvage(folder.path(), &new).expect("it can");
+    std::fs::remove_dir_all(&new).expect("it is there");
+    let [lost] = &salvage.lost[..] else { panic!("{salvage:?}") };
+    assert_eq!((lost.start, salvage.next_sequence), (sequence, EVENTS));
+    let most = (256 << 10) / 32 + 2 * 2_048;
+    assert!(lost.end - lost.start <= most, "{lost:?}");
+    assert_eq!(salvage.kept, EVENTS - (lost.end - lost.start));
+}
+
+#[test]
 fn damage_in_a_compressed_segment_is_named_and_stops_nothing_before_it() {
     let folder = closed_log(|store| {
         append_segments(store, 3);
