@@ -2,7 +2,8 @@
 
 use crate::Folder;
 use crate::harness::{Comparison, Row, Target, case};
-use crate::writing::{Load, event_at, open, tickbus_unsynced};
+use crate::load::{Load, event_at};
+use crate::writing::{open, tickbus_unsynced};
 use std::time::{Duration, Instant};
 use tickbus::{
     Attachment, Durability, Event, EventBus, EventStore, Policy, RingEventBus, SubscribeOptions,

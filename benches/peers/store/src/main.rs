@@ -3,6 +3,7 @@
 
 mod attached;
 mod harness;
+mod load;
 mod peers;
 mod raw;
 mod reading;

@@ -1,7 +1,7 @@
 //! Databases that keep events by their sequence, each by its fastest documented way to append.
 
 use crate::Folder;
-use crate::writing::{Load, Synced};
+use crate::load::{Load, Synced};
 use fjall::{KeyspaceCreateOptions, PersistMode};
 use redb::{ReadableDatabase, ReadableTableMetadata, TableDefinition};
 use tickbus::Event;

@@ -1,7 +1,8 @@
 //! Opening logs, after a crash and after an orderly end, and reading them.
 
 use crate::harness::{Comparison, Row, Target, case};
-use crate::writing::{event_at, fill, open};
+use crate::load::event_at;
+use crate::writing::{fill, open};
 use crate::{Folder, SEGMENT_BYTES};
 use crc_fast::{CrcAlgorithm, Digest, crc32_iscsi};
 use rustix::fs::{FallocateFlags, fallocate};

@@ -2,7 +2,7 @@
 //! that is measured here.
 
 use crate::Folder;
-use crate::writing::{Load, Synced};
+use crate::load::{Load, Synced};
 use libloading::{Library, Symbol};
 use std::ffi::{CStr, CString, c_char, c_int, c_uchar, c_void};
 use std::os::unix::ffi::OsStrExt;
