@@ -1,7 +1,7 @@
 //! Damage to files, one kind after another: whatever was acknowledged and is not what was written
 //! is reported, and what was never acknowledged is never taken for something that was.
 
-use super::compressed::{compress, replace};
+use super::compress::{compress, replace};
 use super::error::StoreError;
 use super::format::{
     FRAME_HEADER, FrameHeader, SEGMENT_HEADER, compressed_base, crc32c, segment_base, segment_name,

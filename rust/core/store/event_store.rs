@@ -1,23 +1,22 @@
 //! The store: a log in a folder, its durability, and the thread that syncs it.
 
-use super::attach::Attached;
+use super::attachment::{Attached, Detached};
 use super::commit::Committed;
-use super::compressed::{Compression, compress, replace};
+use super::compress::{Compression, compress, replace};
 use super::directory::{Directory, Lock};
+use super::durability::{Appender, Durability, Ticket, run};
 use super::error::StoreError;
 use super::holds::{Hold, Holds};
-use super::inspect::{SegmentReport, inspect};
-use super::listing::{Listing, stored_bytes};
-use super::log::{Limits, Log, MAX_SCHEMA_BYTES, Object, Segment, UNSYNCED_SEGMENTS};
-use super::query::{Found, Indexes, LogQuery, Query};
-use super::reader::{Batch, Gap, LogReader};
-use super::recovery::{Findings, Recovery, age, settled};
+use super::listing::Segment;
+use super::log::{Limits, Log, MAX_SCHEMA_BYTES, Object};
+use super::query::{Indexes, LogQuery, Query};
+use super::reader::{Gap, LogReader};
+use super::recovery::{Findings, Recovery, age};
 use super::retire::{Retention, Retired};
-use super::salvage::{Salvage, Survey};
-use super::verify::{Verification, verify};
+use super::store_reader::{End, StoreQuery, StoreReader};
 use crate::error::ConfigError;
 use crate::event::Event;
-use crate::sync::{Counter, Flag};
+use crate::sync::Flag;
 use crate::topic::check_exact;
 use parking_lot::Mutex;
 use std::fmt;
@@ -25,29 +24,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
-
-/// What may be lost, and when an append that was not waited for is synced.
-///
-/// Whatever it is, an append that was waited for ([`Ticket::wait`], [`EventStore::sync`]) is durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Durability {
-    /// Nothing is synced before it is asked for: a crash of the process may lose what was appended
-    /// in the last second, a power cut everything since the last [`EventStore::sync`].
-    None,
-    /// A power cut loses what was appended in so long a time.
-    Interval(Duration),
-    /// What was acknowledged is never lost; all that wait are served by one sync. What nobody waits
-    /// for is synced a millisecond after it was appended.
-    #[default]
-    Group,
-    /// Each append is durable when it returns.
-    Always,
-    /// As `Always`, and so sure that a bit that flips in the very last commit is known for damage: two
-    /// syncs each.
-    Double,
-}
+use std::time::Duration;
 
 /// How a log is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,21 +143,6 @@ pub struct StoreStats {
     pub is_poisoned: bool,
 }
 
-/// What a store has detached itself from.
-#[derive(Default)]
-pub(super) struct Detached {
-    sources: Counter,
-    /// Events of them that are not in the log, without a gap for them.
-    missed: Counter,
-}
-
-impl Detached {
-    pub(super) fn count(&self, missed: u64) {
-        self.missed.add(missed);
-        self.sources.add(1);
-    }
-}
-
 impl EventStore {
     /// As [`EventStore::open`], without what stands on it.
     pub(crate) fn open_alone(
@@ -215,83 +177,6 @@ impl EventStore {
             compressing: Mutex::default(),
         };
         Ok((store, recovery))
-    }
-
-    /// Reads all of a log and compares it with its checksums. It may be written meanwhile.
-    ///
-    /// # Errors
-    ///
-    /// `Corrupt` with the first place that is damaged, `Version`, `Io`.
-    pub fn verify(path: impl AsRef<Path>) -> Result<Verification, StoreError> {
-        let folder = Directory::open(path.as_ref())?;
-        settled(|| verify(&folder))
-    }
-
-    /// Reads all of a log and tells what is in each of its files, whole or not. It may be written
-    /// meanwhile.
-    ///
-    /// # Errors
-    ///
-    /// `Version`, `Io`; `Corrupt` only if a file has the name of another one.
-    pub fn inspect(path: impl AsRef<Path>) -> Result<Vec<SegmentReport>, StoreError> {
-        let folder = Directory::open(path.as_ref())?;
-        settled(|| inspect(&folder))
-    }
-
-    /// Returns what [`EventStore::salvage`] would keep of a damaged log, and what is lost; nothing is
-    /// changed.
-    ///
-    /// # Errors
-    ///
-    /// `AlreadyOpen` if it is being written, `Version`, `Io`; `Name` and `EventType` if a name of the log
-    /// finds no place in this process.
-    pub fn survey(path: impl AsRef<Path>) -> Result<Salvage, StoreError> {
-        let (folder, _lock) = Directory::still(path.as_ref())?;
-        Survey::of(&folder)?.salvage(&folder)
-    }
-
-    /// Writes what is whole of a damaged log into a new folder, and reads it back. Every record keeps its
-    /// sequence, and so does the log its identity; each record that is lost is a gap in its place. The
-    /// damaged log stays as it is.
-    ///
-    /// The new folder gets its name when it is whole; until then it is called `<to>.unfinished`.
-    ///
-    /// # Errors
-    ///
-    /// As [`EventStore::survey`]; `Config` if one of the new folders is there already; `Full`, `Io`.
-    pub fn salvage(path: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<Salvage, StoreError> {
-        let (folder, _lock) = Directory::still(path.as_ref())?;
-        let to = to.as_ref();
-        let Some(name) = to.file_name() else {
-            let message = format!("the new folder was {}; it must have a name", to.display());
-            return Err(ConfigError::new(message).into());
-        };
-        let mut unfinished = name.to_owned();
-        unfinished.push(".unfinished");
-        let unfinished = &to.with_file_name(unfinished);
-        for new in [to, unfinished] {
-            if new.symlink_metadata().is_ok() {
-                let new = new.display();
-                let message = format!("{new} is there already; remove it, or name a new folder");
-                return Err(ConfigError::new(message).into());
-            }
-        }
-        let survey = Survey::of(&folder)?;
-        let salvage = survey.salvage(&folder)?;
-        let segment_bytes = StoreConfig::default().segment_bytes;
-        let (storage, lock) = Directory::lock(unfinished)?;
-        let limits = Limits { segment_bytes, max_bytes: None };
-        let written = survey.write(&folder, Arc::new(storage), limits);
-        let written = written.and_then(|()| Directory::rename(unfinished, to));
-        lock.release();
-        match written {
-            Ok(()) => Ok(salvage),
-            Err(error) => {
-                // What is left of it is of no use.
-                _ = std::fs::remove_dir_all(unfinished);
-                Err(error)
-            }
-        }
     }
 
     /// Returns the folder.
@@ -533,19 +418,6 @@ impl EventStore {
         StoreReader { end, reader: LogReader::new(storage, from) }
     }
 
-    /// Returns a reader of the log in a folder, which another process may be writing, from a sequence
-    /// on: up to what was durable when it last looked, as far as the log says so.
-    ///
-    /// # Errors
-    ///
-    /// `Corrupt`, `Version`, `Io`.
-    pub fn read_only(path: impl AsRef<Path>, from: u64) -> Result<StoreReader, StoreError> {
-        let storage = Arc::new(Directory::open(path.as_ref())?);
-        let durable = Findings::of_live(&*storage)?.durable;
-        let end = End::Durable { storage: storage.clone(), durable };
-        Ok(StoreReader { end, reader: LogReader::new(storage, from) })
-    }
-
     /// Returns the records that a query wants among those that were appended so far. An index says
     /// which parts of the log need not be read; it is made when it is first asked for, and that of a
     /// finished segment is kept in a file, where others find it too.
@@ -561,64 +433,6 @@ impl EventStore {
             (log.storage().clone(), log.written())
         };
         Ok(StoreQuery(LogQuery::new(storage, self.indexes.clone(), query, limit)?))
-    }
-
-    /// As [`EventStore::query`], of the log in a folder, which another process may be writing: what was
-    /// durable, as far as the log says so.
-    ///
-    /// # Errors
-    ///
-    /// `Corrupt`, `Version`, `Io`.
-    pub fn query_only(path: impl AsRef<Path>, query: &Query) -> Result<StoreQuery, StoreError> {
-        let storage = Arc::new(Directory::open(path.as_ref())?);
-        let limit = Findings::of_live(&*storage)?.durable;
-        Ok(StoreQuery(LogQuery::new(storage, Arc::default(), query, limit)?))
-    }
-
-    /// Returns what the log in a folder, which another process may be writing, says of itself, and
-    /// which part of it had to be read for that.
-    ///
-    /// # Errors
-    ///
-    /// `Corrupt`, `Version`, `Io`.
-    pub fn look(path: impl AsRef<Path>) -> Result<(Recovery, StoreStats), StoreError> {
-        let storage = Directory::open(path.as_ref())?;
-        let findings = Findings::of_live(&storage)?;
-        let mut bases = Listing::of(&storage)?.bases;
-        let mut bytes = 0;
-        // Some may have been retired meanwhile.
-        bases.retain(|base| {
-            let found = stored_bytes(&storage, *base);
-            bytes += *found.as_ref().unwrap_or(&0);
-            found.is_ok()
-        });
-        let next_sequence = findings.sequence;
-        let oldest_sequence = bases.first().map_or(next_sequence, |first| *first);
-        let segments = bases.len();
-        let scanned_bytes = findings.scanned_bytes;
-        let recovery = Recovery {
-            oldest_sequence,
-            next_sequence,
-            segments,
-            scanned_bytes,
-            ..Recovery::default()
-        };
-        let durable_end = findings.durable;
-        let stats = StoreStats {
-            oldest_sequence,
-            next_sequence,
-            durable_end,
-            segments,
-            bytes,
-            held_from: None,
-            detached: 0,
-            missed: 0,
-            refused: 0,
-            syncs: 0,
-            sync_time: Duration::ZERO,
-            is_poisoned: false,
-        };
-        Ok((recovery, stats))
     }
 
     /// Returns the sequence that the next record gets, unless another thread is faster.
@@ -751,36 +565,6 @@ impl Drop for EventStore {
     }
 }
 
-/// Appends as the durability says.
-pub(super) struct Appender {
-    committed: Arc<Committed<Directory>>,
-    durability: Durability,
-}
-
-impl Appender {
-    #[inline]
-    pub(super) fn append(
-        &self,
-        append: impl FnOnce(&mut Log<Directory>) -> Result<u64, StoreError>,
-    ) -> Result<u64, StoreError> {
-        let (appended, was_idle, end) = {
-            let mut log = self.committed.log();
-            let was_idle = log.next() == log.durable();
-            (self.committed.note(append(&mut log)), was_idle, log.next())
-        };
-        // Some may be stored where the rest was refused.
-        match self.durability {
-            Durability::Always | Durability::Double => {
-                let committed = self.committed.commit(end);
-                return appended.and_then(|first| committed.map(|()| first));
-            }
-            Durability::Group if was_idle => self.committed.want(),
-            _ => {}
-        }
-        appended
-    }
-}
-
 /// What can be appended.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
@@ -814,192 +598,4 @@ fn append_object(log: &mut Log<Directory>, object: &Object<'_>) -> Result<u64, S
         return Err(ConfigError::new(message).into());
     }
     log.append_object(object)
-}
-
-/// Appended records that can be waited for, from any thread or task, and more than once.
-#[derive(Clone)]
-#[must_use = "nothing says that the records are durable before it was waited for"]
-pub struct Ticket {
-    committed: Arc<Committed<Directory>>,
-    /// The sequence after the last record.
-    end: u64,
-}
-
-impl fmt::Debug for Ticket {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ticket").field("sequence", &self.sequence()).finish_non_exhaustive()
-    }
-}
-
-impl Ticket {
-    /// Returns the sequence of the last record.
-    pub fn sequence(&self) -> u64 {
-        self.end.saturating_sub(1)
-    }
-
-    /// Returns whether the records are durable by now.
-    pub fn is_durable(&self) -> bool {
-        self.committed.durable() >= self.end
-    }
-
-    /// Blocks the thread until the records are durable, and returns the sequence of the last one.
-    ///
-    /// # Errors
-    ///
-    /// As [`EventStore::sync`].
-    pub fn wait(&self) -> Result<u64, StoreError> {
-        self.committed.commit(self.end)?;
-        Ok(self.sequence())
-    }
-
-    /// As [`Ticket::wait`], at most for so long; `None` says that the records are not durable yet.
-    ///
-    /// # Errors
-    ///
-    /// As [`EventStore::sync`].
-    pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<u64>, StoreError> {
-        let Some(deadline) = Instant::now().checked_add(timeout) else {
-            return self.wait().map(Some);
-        };
-        let is_durable = self.committed.wait_until(self.end, deadline)?;
-        Ok(is_durable.then(|| self.sequence()))
-    }
-
-    /// Waits until the records are durable, and returns the sequence of the last one. Cancelling it
-    /// takes nothing back.
-    ///
-    /// # Errors
-    ///
-    /// As [`EventStore::sync`].
-    pub async fn wait_async(&self) -> Result<u64, StoreError> {
-        self.committed.wait(self.end).await?;
-        Ok(self.sequence())
-    }
-}
-
-/// The records that a query has wanted.
-pub struct StoreQuery(LogQuery<Directory>);
-
-impl fmt::Debug for StoreQuery {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StoreQuery").finish_non_exhaustive()
-    }
-}
-
-impl StoreQuery {
-    /// Returns the next records that are wanted, in the order of the log; `None` at its end.
-    ///
-    /// # Errors
-    ///
-    /// As [`StoreReader::next_batch`].
-    pub fn next_found(&mut self) -> Result<Option<Found<'_>>, StoreError> {
-        self.0.next_found()
-    }
-}
-
-/// Reads a log in order.
-pub struct StoreReader {
-    end: End,
-    reader: LogReader<Directory>,
-}
-
-/// Up to where a log is read.
-enum End {
-    /// What was appended to a store of this process.
-    Appended(Arc<Committed<Directory>>),
-    /// What was durable when it was looked at.
-    Durable { storage: Arc<Directory>, durable: u64 },
-}
-
-impl fmt::Debug for StoreReader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StoreReader").field("sequence", &self.sequence()).finish_non_exhaustive()
-    }
-}
-
-impl StoreReader {
-    /// Returns the sequence of the next record.
-    pub fn sequence(&self) -> u64 {
-        self.reader.sequence()
-    }
-
-    /// Returns the next records; `None` if there are none now.
-    ///
-    /// # Errors
-    ///
-    /// `Corrupt` if what is there is not what was written; nothing is ever stepped over. `Io`; `Name`
-    /// and `EventType` if a name of the log finds no place in this process.
-    pub fn next_batch(&mut self) -> Result<Option<Batch<'_>>, StoreError> {
-        let next = self.reader.sequence();
-        let limit = match &mut self.end {
-            End::Appended(committed) => {
-                let mut log = committed.log();
-                // What waits in memory is read from the file too; where it cannot be written, it
-                // is not there to be read.
-                if log.written() <= next {
-                    _ = log.flush();
-                }
-                log.written()
-            }
-            End::Durable { storage, durable } => {
-                if *durable <= next {
-                    *durable = Findings::of_live(&**storage)?.durable;
-                }
-                *durable
-            }
-        };
-        self.reader.next_below(limit)
-    }
-}
-
-/// How long records that nobody waits for may stay unsynced where what is acknowledged is.
-const WINDOW: Duration = Duration::from_millis(1);
-/// How often what waits in memory is written where nothing is synced.
-const TICK: Duration = Duration::from_secs(1);
-/// After so long without records the last commit is confirmed on the disk.
-const IDLE: Duration = Duration::from_millis(50);
-
-/// Syncs when it is time to, until the store is closed or poisoned. An error is told to those that
-/// append or wait.
-fn run(committed: &Committed<Directory>, durability: Durability) {
-    let pace = match durability {
-        Durability::None => Some(TICK),
-        Durability::Interval(interval) => Some(interval),
-        _ => None,
-    };
-    loop {
-        let checked = committed.log().check();
-        if let Err(error) = checked {
-            return committed.stop(error);
-        }
-        let patience = pace.or(committed.is_unconfirmed().then_some(IDLE));
-        let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
-        let Some(is_wanted) = committed.wait_for_wish(deadline) else { return };
-        if durability == Durability::None && !is_wanted {
-            let mut log = committed.log();
-            _ = log.flush();
-            // Each is an open file.
-            if log.unsynced_segments() < UNSYNCED_SEGMENTS {
-                continue;
-            }
-        }
-        let is_behind = || committed.durable() < committed.log().next();
-        if !is_behind() {
-            // With a deadline it has waited long enough for a commit that would take the marker along.
-            if deadline.is_some() && !is_wanted && committed.is_unconfirmed() {
-                _ = committed.settle();
-            }
-            continue;
-        }
-        while is_behind() {
-            if durability == Durability::Group {
-                // Those that come meanwhile are served too.
-                std::thread::sleep(WINDOW);
-            }
-            let next = committed.log().next();
-            if committed.commit(next).is_err() {
-                break;
-            }
-        }
-    }
 }

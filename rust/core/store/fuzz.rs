@@ -5,7 +5,7 @@
 //! or as parts of real files, and checksums, salts, chains and sequences are right where a bit does not
 //! ask for wrong ones. Real logs are what a fuzzer begins with.
 
-use super::compressed::{compress, replace};
+use super::compress::{compress, replace};
 use super::error::StoreError;
 use super::format::{
     FRAME_HEADER, FrameHeader, Kind, SEGMENT_HEADER, SegmentHeader, chained, crc32c, padding,

@@ -376,7 +376,7 @@ pub(crate) fn corrupt(
 
 #[cfg(test)]
 mod tests {
-    use super::super::compressed::{compress, replace};
+    use super::super::compress::{compress, replace};
     use super::super::error::StoreError;
     use super::super::format::{index_name, new_index_name, segment_name};
     use super::super::listing::Listing;

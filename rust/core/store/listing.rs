@@ -18,6 +18,15 @@ pub(crate) const SPARE: &str = "segment.spare";
 /// The name of a compressed segment that is not finished.
 pub(crate) const COMPRESSING: &str = "compressing.tmp";
 
+/// A segment of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub(crate) base: u64,
+    /// Of its file; 0 until it was measured.
+    pub(crate) bytes: u64,
+    pub(crate) is_compressed: bool,
+}
+
 /// The files of a log.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Listing {

@@ -14,8 +14,9 @@ use super::format::{
     ENDING, FRAME_HEADER, FrameHeader, Kind, MAX_PAYLOAD, OBJECT_HEAD, SEGMENT_HEADER,
     SegmentHeader, chained, padded, padding, payload_crc, seal_payload, segment_name, u32_at,
 };
-use super::listing::{NEW_SEGMENT, SPARE, stored_bytes};
+use super::listing::{NEW_SEGMENT, SPARE, Segment, stored_bytes};
 use super::mutants::{Mutant, is_broken};
+use super::recovery::Continuation;
 use super::retire::{RetireJob, UpkeepError};
 use super::storage::{ReadAt, Reserved, Storage, StorageFile, uninterrupted, write_all};
 use crate::event::{EVENT_BYTES, Event};
@@ -64,27 +65,6 @@ pub struct Object<'a> {
 pub(crate) struct Limits {
     pub(crate) segment_bytes: u64,
     pub(crate) max_bytes: Option<u64>,
-}
-
-/// A segment of the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Segment {
-    pub(crate) base: u64,
-    /// Of its file; 0 until it was measured.
-    pub(crate) bytes: u64,
-    pub(crate) is_compressed: bool,
-}
-
-/// What follows what is there when a log is opened.
-#[derive(Debug, Clone)]
-pub(crate) struct Continuation {
-    pub(crate) identity: u128,
-    pub(crate) segments: Vec<Segment>,
-    pub(crate) number: u64,
-    pub(crate) chain: u32,
-    pub(crate) sequence: u64,
-    /// Records below were retired.
-    pub(crate) retired: u64,
 }
 
 /// The segment that is written.

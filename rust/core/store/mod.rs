@@ -12,7 +12,9 @@
 //! them, and `mutants.rs` breaks it on purpose, to see that this is found.
 
 mod attach;
+mod attachment;
 mod commit;
+mod compress;
 mod compressed;
 #[cfg(test)]
 mod crash;
@@ -21,10 +23,12 @@ mod damage;
 mod dictionary;
 mod digest;
 mod directory;
+mod durability;
 mod error;
 mod event_store;
 #[cfg(test)]
 mod failing;
+mod folder;
 mod format;
 #[cfg(any(test, tickbus_fuzz))]
 mod fuzz;
@@ -44,6 +48,7 @@ mod scan;
 #[cfg(any(test, tickbus_fuzz))]
 pub(crate) mod sim;
 mod storage;
+mod store_reader;
 mod tenant;
 mod transport;
 mod verify;
@@ -57,14 +62,13 @@ pub(crate) use reader::{LogReader, oldest};
 pub(crate) use storage::Storage;
 pub(crate) use tenant::Tenant;
 
-pub use attach::{Attachment, Replayed, Source};
-pub use compressed::Compression;
+pub use attach::{Replayed, Source};
+pub use attachment::Attachment;
+pub use compress::Compression;
 pub use digest::Digest;
+pub use durability::{Durability, Ticket};
 pub use error::StoreError;
-pub use event_store::{
-    AppendError, Durability, EventStore, NewRecords, StoreConfig, StoreQuery, StoreReader,
-    StoreStats, Ticket,
-};
+pub use event_store::{AppendError, EventStore, NewRecords, StoreConfig, StoreStats};
 #[cfg(tickbus_fuzz)]
 pub use fuzz::{look_at_any_log, real_logs};
 pub use holds::Hold;
@@ -76,5 +80,6 @@ pub use recovery::Recovery;
 pub use replay::{Replay, ReplayBatch, ReplayError, ReplayOptions, ReplayedObject, Sink};
 pub use retire::{Retention, Retired};
 pub use salvage::Salvage;
+pub use store_reader::{StoreQuery, StoreReader};
 pub use transport::{ReplayProgress, ReplayState, Transport, VirtualClock};
 pub use verify::Verification;

@@ -10,8 +10,7 @@ use super::format::{
     index_base, index_name, is_new_index, payload_crc, seal_payload, segment_base, segment_name,
     u32_at, u64_at,
 };
-use super::listing::{Listing, open_segment};
-use super::log::{Continuation, Segment};
+use super::listing::{Listing, Segment, open_segment};
 use super::mutants::{Mutant, is_broken};
 use super::scan::{Scan, Tail};
 use super::storage::{ReadAt, Storage, StorageFile, read_all, uninterrupted, write_all};
@@ -60,6 +59,18 @@ pub(crate) struct Findings {
     pub(crate) durable: u64,
     pub(crate) scanned_bytes: u64,
     identity: Option<u128>,
+}
+
+/// What follows what is there when a log is opened.
+#[derive(Debug, Clone)]
+pub(crate) struct Continuation {
+    pub(crate) identity: u128,
+    pub(crate) segments: Vec<Segment>,
+    pub(crate) number: u64,
+    pub(crate) chain: u32,
+    pub(crate) sequence: u64,
+    /// Records below were retired.
+    pub(crate) retired: u64,
 }
 
 /// What was done when a log was opened.

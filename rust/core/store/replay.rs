@@ -9,11 +9,12 @@
 //! however slow, but by those that conflate or only count what they miss.
 
 use super::error::StoreError;
-use super::event_store::{EventStore, StoreQuery, StoreReader};
+use super::event_store::EventStore;
 use super::holds::Hold;
 use super::log::Object;
 use super::query::{Filter, Found, Query};
 use super::reader::Records;
+use super::store_reader::{StoreQuery, StoreReader};
 use super::transport::{Order, Pace, ReplayProgress, Transport, VirtualClock};
 use crate::bus::{Bus, EventBus};
 use crate::error::{ConfigError, PublishError, ReplayRefused};

@@ -6,8 +6,7 @@
 
 use super::error::StoreError;
 use super::format::{SEGMENT_HEADER, index_name, oldest_name, segment_name};
-use super::listing::{SPARE, of_either_form};
-use super::log::Segment;
+use super::listing::{SPARE, Segment, of_either_form};
 use super::mutants::{Mutant, is_broken};
 use super::recovery::age;
 use super::storage::{Storage, StorageFile, uninterrupted, write_all};

@@ -1,7 +1,7 @@
 //! A random use of a log on a disk that notes each moment, and what a recovery after it is compared with.
 
 use super::commit::Committed;
-use super::compressed::{compress, replace};
+use super::compress::{compress, replace};
 use super::error::StoreError;
 use super::format::{Kind, OBJECT_HEAD, SEGMENT_HEADER, u32_at, u64_at};
 use super::listing::{Listing, open_segment};
