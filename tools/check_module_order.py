@@ -2,7 +2,7 @@
 
 A module may name its own step of `ORDER` and the steps before it, never a later one. What the
 crate root re-exports is named by its module inside the crate, so that no dependency hides behind
-it.
+it. The files of a module's folder form no circle, except those of `KNIT`.
 
 Usage: python tools/check_module_order.py [FOLDER]
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ORDER = (
@@ -37,11 +38,15 @@ ORDER = (
     ("delivery",),
 )
 
+# Publishing, subscribing and the slots between them are one algorithm.
+KNIT = ("bus",)
+
 _STEP = {module: step for step, modules in enumerate(ORDER) for module in modules}
 _ROOT = "lib.rs"
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _PATH = re.compile(r"(?<![\w$])(?:\$?crate|super)\s*::\s*(?P<head>\w+(?!\w|\s*!)|\{)")
 _NAME = re.compile(r"\w+")
+_SIBLING = re.compile(r"(?<![\w:])super\s*::\s*(\w+|\{[^;]*)")
 
 
 def violations(folder: Path) -> Iterator[str]:
@@ -61,6 +66,24 @@ def violations(folder: Path) -> Iterator[str]:
                 yield f"{path}:{line}: crate::{name} hides its module; name it by module"
             elif _STEP[name] > _STEP[module]:
                 yield f"{path}:{line}: {module} uses {name}, which comes later"
+
+
+def circles(folder: Path) -> Iterator[str]:
+    """Yields one line for each folder of a module whose files need each other in a circle."""
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+        files = {path.stem: path for path in inner.glob("*.rs") if path.stem != "mod"}
+        needs = {stem: _siblings(path) & files.keys() - {stem} for stem, path in files.items()}
+        try:
+            TopologicalSorter(needs).prepare()
+        except CycleError as error:
+            if inner.name not in KNIT:
+                yield f"{inner}: {' -> '.join(reversed(error.args[1]))} is a circle"
+
+
+def _siblings(path: Path) -> set[str]:
+    """Returns the names behind `super` in a file, outside of its inner modules."""
+    text = _COMMENT.sub(_blank, path.read_text(encoding="utf-8"))
+    return {name for match in _SIBLING.finditer(text) for name in _NAME.findall(match[1])}
 
 
 def _names(text: str, *, top_level: bool) -> Iterator[tuple[int, str]]:
@@ -110,7 +133,7 @@ def main() -> int:
     if not (folder / _ROOT).is_file():
         print(f"{folder} holds no {_ROOT}; give the folder of the core crate", file=sys.stderr)
         return 2
-    found = list(violations(folder))
+    found = [*violations(folder), *circles(folder)]
     print("\n".join(found) or f"module order of {folder}: kept")
     return 1 if found else 0
 

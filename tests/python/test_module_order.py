@@ -61,6 +61,23 @@ def test_a_module_in_a_folder_has_the_place_of_the_folder(core: Path) -> None:
     assert result.stdout.count("\n") == 1
 
 
+def test_files_of_a_folder_that_need_each_other_are_found(core: Path) -> None:
+    ring = core / "ring"
+    ring.mkdir()
+    (ring / "mod.rs").write_text("mod slots;\nmod reader;\nuse slots::Slots;\n")
+    (ring / "slots.rs").write_text("// super::reader\nuse super::{cursor::Cursor, right::Right};\n")
+    (ring / "cursor.rs").write_text("mod tests { use super::super::reader::Reader; }\n")
+    (ring / "reader.rs").write_text("use super::slots::Slots;\n")
+    assert check(core).returncode == 0
+    (ring / "cursor.rs").write_text("fn f() { super::reader::read(); }\n")
+    result = check(core)
+    assert result.returncode == 1
+    assert result.stdout.count(" -> ") == 3
+    assert "is a circle" in result.stdout
+    ring.rename(core / "bus")
+    assert check(core).returncode == 0, "one algorithm"
+
+
 def test_modules_of_one_step_may_use_each_other(core: Path) -> None:
     (core / "bus.rs").write_text("use crate::subscription::Inbox;\n")
     (core / "subscription.rs").write_text("use crate::bus::Shared;\n")
