@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from tickbus._core import Shutdown, _SystemSource, select
 from tickbus.bus import EventBus
+from tickbus.config import check_seconds
 from tickbus.errors import Closed, ForkedError, Lagged
 from tickbus.system import EventSystem
 
@@ -95,8 +96,10 @@ class Attachment:
             Whether it has ended; within `on_detach`, which its own thread calls, always so.
 
         Raises:
+            ConfigError: The timeout is negative or not finite.
             ForkedError: It belongs to the process that this one was forked from.
         """
+        check_seconds("timeout", timeout)
         if os.getpid() != self._process:
             raise ForkedError(
                 "this belongs to the process that this one was forked from; wait for it there"

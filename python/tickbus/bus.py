@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from tickbus import _core, _metrics, _warnings
-from tickbus.config import BackpressureConfig
+from tickbus.config import BackpressureConfig, check_seconds
 from tickbus.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -128,7 +127,7 @@ class EventBus(_Core[T], Generic[T]):
         Raises:
             ConfigError: `drain` is negative or not finite; the bus is as it was.
         """
-        check_drain(drain)
+        check_seconds("drain", drain)
         self.close()
         return await drained(self._pending, drain)
 
@@ -245,15 +244,6 @@ class RingEventBus(_NamedEventBus[T]):
 
     __slots__ = ()
     _backend = "ring"
-
-
-def check_drain(seconds: float | None) -> None:
-    """Refuses what is no time to wait for readers."""
-    if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
-        raise ConfigError(
-            f"drain was {seconds!r}; it must be a finite number of seconds of at least 0, or "
-            "None for no wait"
-        )
 
 
 async def drained(pending: Callable[[], int], seconds: float | None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from tickbus.errors import ConfigError
@@ -47,11 +46,23 @@ class BackpressureConfig:
             )
 
 
+def check_seconds(name: str, seconds: float | None) -> None:
+    """Refuses what is no time to wait, nor `None`."""
+    if seconds is not None and not _is_seconds(seconds):
+        raise ConfigError(
+            f"{name} was {seconds!r}; it must be a finite number of seconds of at least 0, or None"
+        )
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+_LONGEST = 1 << 32
+"""Seconds, as those of the core; this is a century and more."""
 
 
 def _is_seconds(value: object) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
-    return math.isfinite(value) and value >= 0
+    return 0 <= value < _LONGEST

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from tickbus import _core
 from tickbus._core import EventBatch, VirtualClock
 from tickbus.bus import EventBus
+from tickbus.config import check_seconds
 from tickbus.errors import Closed, ConfigError, ForkedError
 from tickbus.pacing import LONGEST_GAP
 from tickbus.store import EventStore, Record, _check_log, _decoder
@@ -321,8 +322,10 @@ class Replay:
         Raises:
             BusError: Why it could not go on: the bus or the store was closed, others published
                 into the bus, or the log is damaged.
+            ConfigError: The timeout is negative or not finite.
             RuntimeError: The thread runs an event loop; await the replay there.
         """
+        check_seconds("timeout", timeout)
         if asyncio._get_running_loop() is not None:
             raise RuntimeError("wait() would block this thread's running event loop; use await")
         if self._thread is not None:

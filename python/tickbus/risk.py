@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from tickbus import _core
+from tickbus.config import check_seconds
 from tickbus.errors import AckTimeout, BusError, Closed, ForkedError, ReceiveTimeout
 from tickbus.store import _decoder
 
@@ -477,7 +478,7 @@ class RiskEventSystem:
 
         Raises:
             AckTimeout: Somebody has not acknowledged it in time; it is still delivered.
-            ConfigError: No such event was published.
+            ConfigError: No such event was published, or the timeout is negative or not finite.
             Closed: The system is closed.
             RuntimeError: The thread runs an event loop.
         """
@@ -492,6 +493,7 @@ class RiskEventSystem:
         Raises:
             AckTimeout, ConfigError, Closed: As `wait_ack`.
         """
+        check_seconds("timeout", timeout)
         try:
             async with asyncio.timeout(timeout):
                 return await self._core.wait_ack_async(event_id)

@@ -357,7 +357,8 @@ class EventStore(_core.EventStore):
 
         Raises:
             Corrupt: Something is not what was written; nothing is stepped over.
-            ConfigError: A name in the log contradicts one of this process.
+            ConfigError: A name in the log contradicts one of this process, or `from_sequence` is
+                out of range.
             StoreIO, Closed: It cannot be read, or is closed.
         """
         return _records(self.read_batches(from_sequence))
@@ -461,13 +462,10 @@ class EventStore(_core.EventStore):
             age: What was written in the last `age` seconds is kept, by the wall clock.
 
         Raises:
-            ConfigError: A number is negative.
+            ConfigError: A number is out of range.
             StoreIO, Poisoned: The folder cannot be changed.
             ReadOnly, Closed: As `append`.
         """
-        for name, value in (("size", size), ("count", count), ("age", age)):
-            if value is not None and value < 0:
-                raise ConfigError(f"{name} was {value}; it must be at least 0")
         return Retired(*self._retain(size, count, age))
 
     def compress(self, older_than: float = 0.0) -> Compression:
@@ -534,8 +532,7 @@ class EventStore(_core.EventStore):
         Raises:
             ConfigError, Corrupt, StoreIO, Closed: As `query`.
         """
-        times = _time("start", start, 0), _time("stop", stop, _LAST_TIME)
-        return _found(self._query(times, types, symbols))
+        return _found(self._query(start, stop, types, symbols))
 
     def attach(
         self, source: Published, *, on_detach: Callable[[Exception], object] | None = None
@@ -666,18 +663,6 @@ def _durability(text: str) -> tuple[str, float | None]:
             "'group', 'always' or 'double'"
         )
     return "interval", float(interval[1]) / 1_000
-
-
-_LAST_TIME = (1 << 64) - 1
-
-
-def _time(name: str, given: int | None, otherwise: int) -> int:
-    """Returns a timestamp that a record can have, or the one that stands for all."""
-    if given is None:
-        return otherwise
-    if isinstance(given, int) and 0 <= given <= _LAST_TIME:
-        return given
-    raise ConfigError(f"{name} was {given!r}; it must be an integer from 0 to 2^64 - 1, in ns")
 
 
 def _check_log(path: _Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tickbus import _core, _metrics
-from tickbus.bus import check_drain, drained
+from tickbus.bus import drained
+from tickbus.config import check_seconds
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -91,7 +92,7 @@ class EventSystem(_core.EventSystem):
         Raises:
             ConfigError: `drain` is negative or not finite; the system is as it was.
         """
-        check_drain(drain)
+        check_seconds("drain", drain)
         self.close()
         return await drained(lambda: self.pending, drain)
 

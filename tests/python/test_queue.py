@@ -77,7 +77,7 @@ def test_a_full_queue_says_so_and_nobody_has_the_event() -> None:
 
 def test_nothing_in_time_is_a_timeout_and_the_queue_is_unchanged() -> None:
     queue = LockFreeEventQueue[int](2)
-    with pytest.raises(ReceiveTimeout, match=r"no event came within 0 s; the queue is"):
+    with pytest.raises(ReceiveTimeout, match=r"no event came within 0.0 s; the queue is"):
         queue.dequeue_timeout(0.0)
     queue.enqueue(1)
     assert queue.dequeue_timeout(0.0) == 1

@@ -537,7 +537,7 @@ def test_what_a_replay_has_published_is_no_risk_event(
         ({"max_attempts": 513}, "max_attempts was 513"),
         ({"retry_base": 2.0, "retry_cap": 1.0}, "retry_cap was 1s"),
         ({"retry_base": -1.0}, "retry_base was -1"),
-        ({"escalate_after": float("nan")}, "escalate_after was NaN"),
+        ({"escalate_after": float("nan")}, "escalate_after was nan"),
         ({"max_in_flight": 0}, "max_in_flight was 0"),
     ],
 )

@@ -1051,14 +1051,6 @@ def test_retaining_keeps_what_was_asked_for_and_readers_are_told_what_is_gone(
         assert EventStore.verify(folder).oldest_sequence == 400
 
 
-@pytest.mark.parametrize("wrong", [{"size": -1}, {"count": -1}, {"age": -0.5}])
-def test_what_cannot_be_retained_is_a_config_error(
-    store: EventStore, wrong: dict[str, Any]
-) -> None:
-    with pytest.raises(tickbus.ConfigError, match="at least 0"):
-        store.retain(**wrong)
-
-
 def test_a_compressed_log_reads_as_before_and_takes_less_room(folder: Path) -> None:
     with EventStore.open(folder) as store:
         _segments(store, 3)

@@ -286,9 +286,14 @@ impl EventBatch {
             let events = places.map(|place| self.events[place as usize]).collect();
             return Ok(Bound::new(py, Self::of(events))?.into_any());
         }
-        let place: isize = place.extract()?;
-        let from_start = if place < 0 { place + self.length } else { place };
-        match usize::try_from(from_start).ok().and_then(|place| self.events.get(place)) {
+        let index = match place.extract::<isize>() {
+            // No batch is so long.
+            Err(error) if error.is_instance_of::<PyOverflowError>(py) => None,
+            index => Some(index?),
+        };
+        let from_start = index.map(|index| if index < 0 { index + self.length } else { index });
+        let index = from_start.and_then(|index| usize::try_from(index).ok());
+        match index.and_then(|index| self.events.get(index)) {
             Some(event) => Ok(PyEvent(*event).object(py)?.into_any()),
             None => Err(PyIndexError::new_err(format!(
                 "index was {place}; the batch has {} events",

@@ -220,7 +220,7 @@ impl EventBus {
         &self,
         py: Python<'_>,
         event: Py<PyAny>,
-        timeout: f64,
+        timeout: &Bound<'_, PyAny>,
         topic: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<usize> {
         let timeout = error::duration("timeout", timeout)?;
@@ -1008,18 +1008,15 @@ pub(crate) fn on_lag(name: &str) -> PyResult<OnLag> {
 }
 
 fn start(given: &Bound<'_, PyAny>) -> PyResult<Start> {
-    if let Ok(name) = given.cast::<PyString>() {
-        match name.to_str()? {
-            "now" => return Ok(Start::Now),
-            "oldest" => return Ok(Start::OldestKept),
-            _ => {}
-        }
-    } else if let Ok(sequence) = given.extract::<u64>() {
-        return Ok(Start::Sequence(sequence));
+    let wanted = "\"now\", \"oldest\" or a sequence, an int from 0 on";
+    let Ok(name) = given.cast::<PyString>() else {
+        return error::number("start", given, wanted, Some).map(Start::Sequence);
+    };
+    match name.to_str()? {
+        "now" => Ok(Start::Now),
+        "oldest" => Ok(Start::OldestKept),
+        _ => Err(error::ConfigError::new_err(format!("start was {given:?}; it must be {wanted}"))),
     }
-    Err(error::ConfigError::new_err(format!(
-        "start was {given:?}; it must be \"now\", \"oldest\" or a sequence, an int from 0 on"
-    )))
 }
 
 fn pattern(text: Option<&str>) -> PyResult<Option<Pattern>> {
@@ -1165,11 +1162,15 @@ fn none_is_no_event() -> PyErr {
 
 fn backpressure_config(config: &Bound<'_, PyAny>) -> PyResult<BackpressureConfig> {
     let py = config.py();
-    let seconds = config.getattr(intern!(py, "max_block_duration"))?.extract()?;
+    let threshold = config.getattr(intern!(py, "warn_threshold"))?;
+    let seconds = config.getattr(intern!(py, "max_block_duration"))?;
     Ok(BackpressureConfig {
         drop_oldest: config.getattr(intern!(py, "drop_oldest"))?.extract()?,
-        warn_threshold: config.getattr(intern!(py, "warn_threshold"))?.extract()?,
-        max_block_duration: error::duration("max_block_duration", seconds)?,
+        warn_threshold: match threshold.is_none() {
+            true => None,
+            false => Some(error::count("warn_threshold", &threshold)?),
+        },
+        max_block_duration: error::duration("max_block_duration", &seconds)?,
     })
 }
 

@@ -42,7 +42,7 @@ fn blocking<O: Send>(
     py: Python<'_>,
     call: &str,
     instead: &str,
-    timeout: Option<f64>,
+    timeout: Option<&Bound<'_, PyAny>>,
     wait: impl Fn(Instant) -> Result<Option<O>, DeliveryError> + Sync,
 ) -> PyResult<Option<O>> {
     if on_a_loop(py)? {
@@ -70,18 +70,15 @@ fn nothing(waited: Result<(), DeliveryError>) -> Answer {
 }
 
 fn start(start: &Bound<'_, PyAny>) -> PyResult<GroupStart> {
-    if let Ok(name) = start.cast::<PyString>() {
-        match &*name.to_cow()? {
-            "oldest" => return Ok(GroupStart::Oldest),
-            "newest" => return Ok(GroupStart::Newest),
-            _ => {}
-        }
+    let wanted = "'oldest', 'newest' or a sequence of at least 0";
+    let Ok(name) = start.cast::<PyString>() else {
+        return error::number("start", start, wanted, Some).map(GroupStart::At);
+    };
+    match &*name.to_cow()? {
+        "oldest" => Ok(GroupStart::Oldest),
+        "newest" => Ok(GroupStart::Newest),
+        _ => Err(error::ConfigError::new_err(format!("start was {start:?}; it must be {wanted}"))),
     }
-    start.extract().map(GroupStart::At).map_err(|_| {
-        error::ConfigError::new_err(format!(
-            "start was {start:?}; it must be 'oldest', 'newest' or a sequence of at least 0"
-        ))
-    })
 }
 
 /// (name, cursor, lag, in_flight, redelivered, stalled, expirations, expired)
@@ -117,16 +114,16 @@ impl Group {
         store: &Bound<'_, EventStore>,
         name: &str,
         start_at: &Bound<'_, PyAny>,
-        lease: f64,
-        max_idle: Option<f64>,
-        max_in_flight: u64,
+        lease: &Bound<'_, PyAny>,
+        max_idle: Option<&Bound<'_, PyAny>>,
+        max_in_flight: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
         let core = store.get().writer()?;
         let mut config = GroupConfig::default();
         config.start = start(start_at)?;
         config.lease = error::duration("lease", lease)?;
         config.max_idle = max_idle.map(|idle| error::duration("max_idle", idle)).transpose()?;
-        config.max_in_flight = max_in_flight;
+        config.max_in_flight = error::unsigned("max_in_flight", max_in_flight)?;
         let group = py.detach(|| core.group(name, config));
         let group = group.map_err(|error| error::delivery(py, &error))?;
         Ok(Self { core: Own::new(Arc::new(group)), store: store.clone().unbind() })
@@ -136,17 +133,19 @@ impl Group {
     fn fetch(
         &self,
         py: Python<'_>,
-        limit: u64,
-        timeout: Option<f64>,
+        limit: &Bound<'_, PyAny>,
+        timeout: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Option<GroupBatch>> {
         self.core.process().check()?;
+        let limit = error::unsigned("limit", limit)?;
         let wait = |until| self.core.fetch(limit, Some(until));
         let batch = blocking(py, "fetch()", "fetch_async()", timeout, wait)?;
         Ok(batch.map(|batch| GroupBatch::new(batch, self.store.clone_ref(py))))
     }
 
-    fn fetch_async(&self, py: Python<'_>, limit: u64) -> PyResult<Py<PyAny>> {
+    fn fetch_async(&self, py: Python<'_>, limit: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         self.core.process().check()?;
+        let limit = error::unsigned("limit", limit)?;
         let (core, store) = ((*self.core).clone(), self.store.clone_ref(py));
         StoreTask::awaitable(py, &self.store, async move {
             let fetched = core.fetch_async(limit).await;
@@ -157,8 +156,9 @@ impl Group {
         })
     }
 
-    fn try_fetch(&self, py: Python<'_>, limit: u64) -> PyResult<Option<GroupBatch>> {
+    fn try_fetch(&self, py: Python<'_>, limit: &Bound<'_, PyAny>) -> PyResult<Option<GroupBatch>> {
         self.core.process().check()?;
+        let limit = error::unsigned("limit", limit)?;
         let batch = py.detach(|| self.core.try_fetch(limit));
         let batch = batch.map_err(|error| error::delivery(py, &error))?;
         Ok(batch.map(|batch| GroupBatch::new(batch, self.store.clone_ref(py))))
@@ -273,24 +273,24 @@ impl RiskSystem {
     fn new(
         py: Python<'_>,
         store: &Bound<'_, EventStore>,
-        lease: f64,
-        max_attempts: u32,
-        retry_base: f64,
-        retry_cap: f64,
-        escalate_after: f64,
-        max_in_flight: usize,
-        seed: Option<u64>,
+        lease: &Bound<'_, PyAny>,
+        max_attempts: &Bound<'_, PyAny>,
+        retry_base: &Bound<'_, PyAny>,
+        retry_cap: &Bound<'_, PyAny>,
+        escalate_after: &Bound<'_, PyAny>,
+        max_in_flight: &Bound<'_, PyAny>,
+        seed: Option<&Bound<'_, PyAny>>,
         clock: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let core = store.get().writer()?;
         let mut config = RiskConfig::default();
         config.lease = error::duration("lease", lease)?;
-        config.max_attempts = max_attempts;
+        config.max_attempts = error::whole("max_attempts", max_attempts, 0..=u32::MAX)?;
         config.retry_base = error::duration("retry_base", retry_base)?;
         config.retry_cap = error::duration("retry_cap", retry_cap)?;
         config.escalate_after = error::duration("escalate_after", escalate_after)?;
-        config.max_in_flight = max_in_flight;
-        config.seed = seed;
+        config.max_in_flight = error::whole("max_in_flight", max_in_flight, 0..=usize::MAX)?;
+        config.seed = seed.map(|seed| error::unsigned("seed", seed)).transpose()?;
         config.clock = clock.map(own_clock);
         let system = py.detach(|| RiskEventSystem::new(core, config));
         let system = system.map_err(|error| error::store(py, &error))?;
@@ -344,14 +344,21 @@ impl RiskSystem {
     }
 
     /// `None` once the timeout has passed.
-    fn wait_ack(&self, py: Python<'_>, id: u64, timeout: Option<f64>) -> PyResult<Option<bool>> {
+    fn wait_ack(
+        &self,
+        py: Python<'_>,
+        id: &Bound<'_, PyAny>,
+        timeout: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Option<bool>> {
         self.core.process().check()?;
+        let id = error::unsigned("event_id", id)?;
         let wait = |until| self.core.wait_ack(id, Some(until));
         blocking(py, "wait_ack()", "wait_ack_async()", timeout, wait)
     }
 
-    fn wait_ack_async(&self, py: Python<'_>, id: u64) -> PyResult<Py<PyAny>> {
+    fn wait_ack_async(&self, py: Python<'_>, id: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         self.core.process().check()?;
+        let id = error::unsigned("event_id", id)?;
         let core = (*self.core).clone();
         StoreTask::awaitable(py, &self.store, async move {
             let waited = core.wait_ack_async(id).await;
@@ -403,14 +410,26 @@ impl RiskSystem {
         Ok(letters.collect())
     }
 
-    fn redeliver(&self, py: Python<'_>, id: u64, consumer: Option<&str>) -> PyResult<()> {
+    fn redeliver(
+        &self,
+        py: Python<'_>,
+        id: &Bound<'_, PyAny>,
+        consumer: Option<&str>,
+    ) -> PyResult<()> {
         self.core.process().check()?;
+        let id = error::unsigned("letter.event_id", id)?;
         let done = py.detach(|| self.core.redeliver(id, consumer));
         done.map_err(|error| error::delivery(py, &error))
     }
 
-    fn discard(&self, py: Python<'_>, id: u64, consumer: Option<&str>) -> PyResult<()> {
+    fn discard(
+        &self,
+        py: Python<'_>,
+        id: &Bound<'_, PyAny>,
+        consumer: Option<&str>,
+    ) -> PyResult<()> {
         self.core.process().check()?;
+        let id = error::unsigned("letter.event_id", id)?;
         let done = py.detach(|| self.core.discard(id, consumer));
         done.map_err(|error| error::delivery(py, &error))
     }
@@ -533,7 +552,11 @@ fn delivery_row(py: Python<'_>, delivery: &CriticalDelivery) -> PyResult<Py<PyAn
 #[pymethods]
 impl RiskConsumer {
     /// (id, attempt, key, event); `None` once the timeout has passed.
-    fn take(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Py<PyAny>>> {
+    fn take(
+        &self,
+        py: Python<'_>,
+        timeout: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Option<Py<PyAny>>> {
         self.core.process().check()?;
         let wait = |until| self.core.take(Some(until));
         let delivery = blocking(py, "take()", "take_async()", timeout, wait)?;

@@ -5,11 +5,14 @@ use crate::event::PyEvent;
 use crate::slab::Handle;
 use crate::system::Overflow;
 use pyo3::PyTypeInfo;
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyTypeError};
 use pyo3::import_exception;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyInt, PyString, PyTuple};
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::time::Duration;
 use tickbus::{
     CriticalOverflow as CoreOverflow, DeliveryError, Lagged as CoreLagged, LaneLagged,
     PublishError, ReplayError, StoreError as CoreStoreError, SubscribeError, SystemError,
@@ -234,21 +237,62 @@ pub(crate) fn on_a_loop(call: &str, instead: &str) -> PyErr {
     ))
 }
 
+/// Returns a number that fits; otherwise says what was wanted. A bool is no number.
+pub(crate) fn number<'a, 'py, T: FromPyObject<'a, 'py, Error = PyErr>, O>(
+    name: &str,
+    value: &'a Bound<'py, PyAny>,
+    wanted: impl Display,
+    fit: impl FnOnce(T) -> Option<O>,
+) -> PyResult<O> {
+    if !value.is_instance_of::<PyBool>() {
+        match value.extract::<T>().map(fit) {
+            Ok(Some(number)) => return Ok(number),
+            Err(error)
+                if !error.is_instance_of::<PyTypeError>(value.py())
+                    && !error.is_instance_of::<PyOverflowError>(value.py()) =>
+            {
+                return Err(error);
+            }
+            _ => {}
+        }
+    }
+    Err(ConfigError::new_err(format!("{name} was {value:?}; it must be {wanted}")))
+}
+
 /// Returns a duration in seconds as the core takes it.
-pub(crate) fn duration(name: &str, seconds: f64) -> PyResult<std::time::Duration> {
-    std::time::Duration::try_from_secs_f64(seconds)
-        .ok()
-        .filter(|duration| duration.as_secs() < 1 << 32)
-        .ok_or_else(|| {
-            ConfigError::new_err(format!(
-                "{name} was {seconds}; it must be a finite number of seconds of at least 0"
-            ))
-        })
+pub(crate) fn duration(name: &str, seconds: &Bound<'_, PyAny>) -> PyResult<Duration> {
+    number(name, seconds, "a finite number of seconds of at least 0", |seconds| {
+        let duration = Duration::try_from_secs_f64(seconds).ok();
+        duration.filter(|duration| duration.as_secs() < 1 << 32)
+    })
+}
+
+/// Returns a number that the core looks at further.
+pub(crate) fn float(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
+    number(name, value, "a finite number", Some)
+}
+
+/// Returns a whole number of a range.
+pub(crate) fn whole<T>(
+    name: &str,
+    value: &Bound<'_, PyAny>,
+    range: RangeInclusive<T>,
+) -> PyResult<T>
+where
+    T: Copy + Display + PartialOrd + TryFrom<u64>,
+{
+    let wanted = format_args!("a whole number from {} to {}", range.start(), range.end());
+    number(name, value, wanted, |value: u64| {
+        T::try_from(value).ok().filter(|value| range.contains(value))
+    })
+}
+
+/// Returns a whole number of at least 0.
+pub(crate) fn unsigned(name: &str, value: &Bound<'_, PyAny>) -> PyResult<u64> {
+    whole(name, value, 0..=u64::MAX)
 }
 
 /// Returns a number of events that is at least 1.
 pub(crate) fn count(name: &str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
-    value.extract::<usize>().ok().filter(|&count| count > 0).ok_or_else(|| {
-        ConfigError::new_err(format!("{name} was {value:?}; it must be a number of at least 1"))
-    })
+    whole(name, value, 1..=usize::MAX)
 }

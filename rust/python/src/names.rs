@@ -90,7 +90,8 @@ impl Names {
 
     /// Returns the name of a number.
     #[pyo3(signature = (id, /))]
-    fn name(&self, id: u32) -> PyResult<&'static str> {
+    fn name(&self, id: &Bound<'_, PyAny>) -> PyResult<&'static str> {
+        let id = error::whole("id", id, 0..=u32::MAX)?;
         self.table.name(id).ok_or_else(|| {
             let (what, known) = (self.what, self.table.len());
             error::ConfigError::new_err(format!(

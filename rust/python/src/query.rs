@@ -2,11 +2,35 @@
 
 use crate::batch::EventBatch;
 use crate::error;
+use crate::event;
 use crate::process::Own;
+use crate::system::items;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
-use tickbus::{Event, Found, Object, StoreQuery as Core};
+use tickbus::{Event, Found, Object, Query, StoreQuery as Core};
+
+/// Returns what is asked for of a log. Without `start` or `stop` times go from the first or to the
+/// last.
+pub(crate) fn query(
+    start: Option<&Bound<'_, PyAny>>,
+    stop: Option<&Bound<'_, PyAny>>,
+    types: Option<&Bound<'_, PyAny>>,
+    symbols: Option<&Bound<'_, PyAny>>,
+) -> PyResult<Query> {
+    let mut query = Query {
+        types: items("types", types, event::event_type)?,
+        symbols: items("symbols", symbols, event::symbol)?,
+        ..Query::default()
+    };
+    if let Some(start) = start {
+        query.times.start = error::unsigned("start", start)?;
+    }
+    if let Some(stop) = stop {
+        query.times.end = error::unsigned("stop", stop)?;
+    }
+    Ok(query)
+}
 
 /// An object, taken out of what has read it.
 #[derive(Debug)]

@@ -134,7 +134,12 @@ impl LockFreeEventQueue {
     ///     PublishTimeout: There was no room in time; nobody has the event.
     ///     Closed: The queue is closed; nobody has the event.
     ///     RuntimeError: The thread runs an event loop; nobody has the event.
-    fn enqueue_timeout(&self, py: Python<'_>, event: Py<PyAny>, timeout: f64) -> PyResult<()> {
+    fn enqueue_timeout(
+        &self,
+        py: Python<'_>,
+        event: Py<PyAny>,
+        timeout: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
         refuse_on_a_loop(py, "enqueue_timeout()", "enqueue_async()")?;
         let bus = self.bus.get();
         bus.publish_timeout(py, event, timeout, None).map_err(|error| self.told(py, error))?;
@@ -177,7 +182,7 @@ impl LockFreeEventQueue {
     ///     ReceiveTimeout: None came in time.
     ///     Closed: The queue is closed and everything was dequeued.
     ///     RuntimeError: The thread runs an event loop.
-    fn dequeue_timeout(&self, py: Python<'_>, timeout: f64) -> PyResult<Py<PyAny>> {
+    fn dequeue_timeout(&self, py: Python<'_>, timeout: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         refuse_on_a_loop(py, "dequeue_timeout()", "dequeue_async()")?;
         let deadline = Instant::now() + error::duration("timeout", timeout)?;
         self.reading.wait(py, Some(deadline), || self.take(py))?.ok_or_else(|| {

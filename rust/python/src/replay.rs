@@ -4,10 +4,11 @@
 use crate::batch::EventBatch;
 use crate::bus::EventBus;
 use crate::error;
-use crate::event::{self, PyEvent};
+use crate::event::PyEvent;
 use crate::process::{Own, no_pickle};
+use crate::query::query;
 use crate::store::EventStore;
-use crate::system::{EventSystem, items};
+use crate::system::EventSystem;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
@@ -15,8 +16,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 use tickbus::{
-    Event, Query, Replay as Core, ReplayBatch, ReplayError, ReplayOptions, ReplayState,
-    ReplayedObject, Topic, Transport as CoreTransport, VirtualClock as CoreClock,
+    Event, Replay as Core, ReplayBatch, ReplayError, ReplayOptions, ReplayState, ReplayedObject,
+    Topic, Transport as CoreTransport, VirtualClock as CoreClock,
 };
 
 /// A clock that shows the time of what is replayed: `EventBus(clock=...)` takes it.
@@ -30,11 +31,13 @@ pub(crate) struct VirtualClock(CoreClock);
 #[pymethods]
 impl VirtualClock {
     #[new]
-    #[pyo3(signature = (time = 0))]
-    fn new(time: u64) -> Self {
+    #[pyo3(signature = (time = None), text_signature = "(time=0)")]
+    fn new(time: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
         let clock = CoreClock::new();
-        clock.set(time);
-        Self(clock)
+        if let Some(time) = time {
+            clock.set(error::unsigned("time", time)?);
+        }
+        Ok(Self(clock))
     }
 
     /// Returns the time in ns since the Unix epoch, UTC.
@@ -44,8 +47,9 @@ impl VirtualClock {
 
     /// Sets the time in ns since the Unix epoch, UTC, also back.
     #[pyo3(signature = (time, /))]
-    fn set(&self, time: u64) {
-        self.0.set(time);
+    fn set(&self, time: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.0.set(error::unsigned("time", time)?);
+        Ok(())
     }
 
     fn __repr__(&self) -> String {
@@ -78,12 +82,14 @@ impl Transport {
     }
 
     #[pyo3(signature = (records, /))]
-    fn step(&self, records: u64) -> PyResult<bool> {
+    fn step(&self, records: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let records = error::unsigned("records", records)?;
         self.mine().map(|transport| transport.step(records))
     }
 
     #[pyo3(signature = (time, /))]
-    fn seek(&self, time: u64) -> PyResult<bool> {
+    fn seek(&self, time: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let time = error::unsigned("time", time)?;
         self.mine().map(|transport| transport.seek(time))
     }
 
@@ -144,20 +150,18 @@ impl Replay {
         source: &Bound<'_, PyAny>,
         transport: &Transport,
         clock: &VirtualClock,
-        speed: f64,
-        longest_gap: f64,
-        start: Option<u64>,
-        stop: Option<u64>,
+        speed: &Bound<'_, PyAny>,
+        longest_gap: &Bound<'_, PyAny>,
+        start: Option<&Bound<'_, PyAny>>,
+        stop: Option<&Bound<'_, PyAny>>,
         types: Option<&Bound<'_, PyAny>>,
         symbols: Option<&Bound<'_, PyAny>>,
         mixed: bool,
     ) -> PyResult<Self> {
-        let mut query = Query::default();
-        query.times = start.unwrap_or(query.times.start)..stop.unwrap_or(query.times.end);
-        query.types = items("types", types, event::event_type)?;
-        query.symbols = items("symbols", symbols, event::symbol)?;
+        let query = query(start, stop, types, symbols)?;
         let mut options = ReplayOptions::default();
-        (options.query, options.speed, options.is_mixed) = (query, speed, mixed);
+        (options.query, options.is_mixed) = (query, mixed);
+        options.speed = error::float("speed", speed)?;
         options.longest_gap = Some(error::duration("longest_gap", longest_gap)?);
         (options.clock, options.transport) = (clock.0.clone(), transport.mine()?.clone());
         let core = if let Ok(store) = source.cast::<EventStore>() {

@@ -62,7 +62,7 @@ pub(crate) fn select(
     py: Python<'_>,
     subscriptions: Vec<Py<PyAny>>,
     shutdown: Option<Py<Shutdown>>,
-    timeout: Option<f64>,
+    timeout: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Option<Py<PyAny>>> {
     static TURN: AtomicUsize = AtomicUsize::new(0);
     if on_a_loop(py)? {

@@ -9,14 +9,13 @@ use crate::awaitable::{Job, Progress, awaitable};
 use crate::batch::{self, EventBatch};
 use crate::bus::Waking;
 use crate::error;
-use crate::event::{self, PyEvent};
+use crate::event::PyEvent;
 use crate::gil::GilCell;
 use crate::line::Streak;
 use crate::loop_bridge::{FromAnyThread, LoopBridge, on_a_loop, running_loop};
 use crate::process::{Own, Process, no_pickle};
-use crate::query::{StoreQuery, TakenObject};
+use crate::query::{StoreQuery, TakenObject, query};
 use crate::subscription::{SIGNAL_SLICE, warn_unclosed};
-use crate::system::items;
 use parking_lot::Mutex;
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi;
@@ -32,9 +31,9 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tickbus::{
-    AppendError, Batch, Durability, Event, EventStore as Core, Gap, NewRecords, Object, Query,
-    Records, Recovery, Replay as CoreReplay, ReplayOptions, Retention, Salvage, SegmentReport,
-    StoreConfig, StoreError, StoreReader as CoreReader, Ticket as CoreTicket,
+    AppendError, Batch, Durability, Event, EventStore as Core, Gap, NewRecords, Object, Records,
+    Recovery, Replay as CoreReplay, ReplayOptions, Retention, Salvage, SegmentReport, StoreConfig,
+    StoreError, StoreReader as CoreReader, Ticket as CoreTicket,
 };
 
 /// Stores that are alive, to be closed at exit.
@@ -97,9 +96,9 @@ impl EventStore {
         py: Python<'_>,
         path: PathBuf,
         durability: &str,
-        interval: Option<f64>,
-        segment_bytes: u64,
-        max_bytes: Option<u64>,
+        interval: Option<&Bound<'_, PyAny>>,
+        segment_bytes: &Bound<'_, PyAny>,
+        max_bytes: Option<&Bound<'_, PyAny>>,
         read_only: bool,
     ) -> PyResult<Self> {
         let durability = match (durability, interval) {
@@ -120,8 +119,10 @@ impl EventStore {
             return Ok(Self { access, path, recovery, ready_in_a_row });
         }
         let mut config = StoreConfig::default();
-        (config.durability, config.segment_bytes) = (durability, segment_bytes);
-        config.max_bytes = max_bytes;
+        config.durability = durability;
+        config.segment_bytes = error::unsigned("segment_bytes", segment_bytes)?;
+        config.max_bytes =
+            max_bytes.map(|bytes| error::unsigned("max_bytes", bytes)).transpose()?;
         let opened = py.detach(|| Core::open(&path, config));
         let (core, recovery) = opened.map_err(|error| error::store(py, &error))?;
         let core = Arc::new(core);
@@ -282,14 +283,12 @@ impl EventStore {
     ///     exact: Whether it is known exactly; otherwise there were at most so many.
     ///
     /// Raises:
-    ///     ConfigError: `missed` is 0.
+    ///     ConfigError: `missed` is less than 1, or far too large.
     ///     StoreFull, Poisoned, StoreIO, ReadOnly, Closed: As `append`.
     #[pyo3(signature = (missed, exact = true))]
-    fn append_gap(&self, py: Python<'_>, missed: u64, exact: bool) -> PyResult<u64> {
+    fn append_gap(&self, py: Python<'_>, missed: &Bound<'_, PyAny>, exact: bool) -> PyResult<u64> {
         let core = self.writer()?;
-        if missed == 0 {
-            return Err(error::ConfigError::new_err("missed was 0; it must be at least 1"));
-        }
+        let missed = error::whole("missed", missed, 1..=u64::MAX)?;
         let appended = py.detach(|| core.append_gap(missed, exact));
         appended.map_err(|error| error::store(py, &error))
     }
@@ -328,20 +327,27 @@ impl EventStore {
     fn _retain(
         &self,
         py: Python<'_>,
-        size: Option<u64>,
-        count: Option<u64>,
-        age: Option<f64>,
+        size: Option<&Bound<'_, PyAny>>,
+        count: Option<&Bound<'_, PyAny>>,
+        age: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<(usize, u64, u64)> {
         let core = self.writer()?;
-        let age = age.map(|age| error::duration("age", age)).transpose()?;
-        let retention = Retention { bytes: size, records: count, age };
+        let retention = Retention {
+            bytes: size.map(|size| error::unsigned("size", size)).transpose()?,
+            records: count.map(|count| error::unsigned("count", count)).transpose()?,
+            age: age.map(|age| error::duration("age", age)).transpose()?,
+        };
         let retired = py.detach(|| core.retain(&retention));
         let retired = retired.map_err(|error| error::store(py, &error))?;
         Ok((retired.segments, retired.records, retired.bytes))
     }
 
     /// Compresses finished segments, and returns (segments, bytes_before, bytes_after).
-    fn _compress(&self, py: Python<'_>, older_than: f64) -> PyResult<(usize, u64, u64)> {
+    fn _compress(
+        &self,
+        py: Python<'_>,
+        older_than: &Bound<'_, PyAny>,
+    ) -> PyResult<(usize, u64, u64)> {
         let core = self.writer()?;
         let older_than = error::duration("older_than", older_than)?;
         let compressed = py.detach(|| core.compress(older_than));
@@ -386,7 +392,8 @@ impl EventStore {
     fn _query(
         &self,
         py: Python<'_>,
-        times: (u64, u64),
+        start: Option<&Bound<'_, PyAny>>,
+        stop: Option<&Bound<'_, PyAny>>,
         types: Option<&Bound<'_, PyAny>>,
         symbols: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<StoreQuery> {
@@ -394,11 +401,7 @@ impl EventStore {
         if self.closed() {
             return Err(closed());
         }
-        let query = Query {
-            times: times.0..times.1,
-            types: items("types", types, event::event_type)?,
-            symbols: items("symbols", symbols, event::symbol)?,
-        };
+        let query = query(start, stop, types, symbols)?;
         let found = py.detach(|| match &self.access {
             Access::Write { core, .. } => core.query(&query),
             Access::Read { .. } => Core::query_only(&self.path, &query),
@@ -407,8 +410,9 @@ impl EventStore {
     }
 
     /// Returns what reads from a sequence on.
-    fn _reader(&self, py: Python<'_>, from_sequence: u64) -> PyResult<StoreReader> {
+    fn _reader(&self, py: Python<'_>, from_sequence: &Bound<'_, PyAny>) -> PyResult<StoreReader> {
         self.process().check()?;
+        let from_sequence = error::unsigned("from_sequence", from_sequence)?;
         if self.closed() {
             return Err(closed());
         }
@@ -714,7 +718,7 @@ impl StoreTicket {
     ///         open the log again, which recovers all that was acknowledged.
     ///     RuntimeError: The thread runs an event loop.
     #[pyo3(signature = (timeout = None))]
-    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<u64> {
+    fn wait(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<u64> {
         self.ticket.process().check()?;
         if on_a_loop(py)? {
             return Err(error::on_a_loop("wait()", "await"));

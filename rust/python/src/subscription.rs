@@ -362,7 +362,7 @@ common!(
     ///     Lagged: Events are missing here; receive again to go on.
     ///     Closed: Everything was read.
     ///     RuntimeError: The thread runs an event loop.
-    fn recv_timeout(&self, py: Python<'_>, timeout: f64) -> PyResult<Py<PyAny>> {
+    fn recv_timeout(&self, py: Python<'_>, timeout: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         refuse_on_a_loop(py, "recv_timeout()")?;
         let deadline = Instant::now() + error::duration("timeout", timeout)?;
         self.inner.wait(py, Some(deadline), || self.inner.take(py))?.ok_or_else(|| {

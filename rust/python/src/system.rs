@@ -16,7 +16,7 @@ use crate::subscription::{
     Awaited, SIGNAL_SLICE, on_lag_name, refuse_on_a_loop, wait, warn_unclosed,
 };
 use crate::wakeup::Wakeup;
-use pyo3::exceptions::{PyRuntimeError, PyStopAsyncIteration, PyTypeError};
+use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyStopAsyncIteration, PyTypeError};
 use pyo3::ffi;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
@@ -79,7 +79,7 @@ impl EventSystem {
         critical_capacity: Option<&Bound<'_, PyAny>>,
         high_capacity: Option<&Bound<'_, PyAny>>,
         normal_capacity: Option<&Bound<'_, PyAny>>,
-        max_block_duration: Option<f64>,
+        max_block_duration: Option<&Bound<'_, PyAny>>,
         max_topics: Option<&Bound<'_, PyAny>>,
         latency_sampling: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
@@ -165,7 +165,7 @@ impl EventSystem {
         &self,
         py: Python<'_>,
         event: &Bound<'_, PyAny>,
-        timeout: f64,
+        timeout: &Bound<'_, PyAny>,
     ) -> PyResult<usize> {
         self.process().check()?;
         let (event, timeout) = (batch::event(event)?, error::duration("timeout", timeout)?);
@@ -311,7 +311,7 @@ impl EventSystem {
     /// Raises:
     ///     RuntimeError: The thread runs an event loop; the system is as it was.
     #[pyo3(signature = (timeout = None))]
-    fn drain(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<u64> {
+    fn drain(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<u64> {
         self.process().check()?;
         if on_a_loop(py)? {
             return Err(error::on_a_loop("drain()", "aclose(drain=...)"));
@@ -452,8 +452,12 @@ impl EventSystem {
         let error = error::system(py, error);
         let handler = self.handler.with(|handler| handler.as_ref().map(|h| h.clone_ref(py)));
         let (Some(taken), Some(handler)) = (taken, handler) else { return Err(error) };
-        let more: Option<usize> = handler.call1(py, (error.value(py),))?.extract(py)?;
-        Ok(taken + more.unwrap_or(0))
+        let more = handler.bind(py).call1((error.value(py),))?;
+        if more.is_none() {
+            return Ok(taken);
+        }
+        let more = error::whole("what the handler returned", &more, 0..=usize::MAX - taken)?;
+        Ok(taken + more)
     }
 
     /// Closes the subscriptions without room for an event whose event loop has ended: nobody is
@@ -524,6 +528,13 @@ pub(crate) fn items<'py, O>(
     item: impl Fn(&Bound<'py, PyAny>) -> PyResult<O>,
 ) -> PyResult<Vec<O>> {
     let Some(given) = given else { return Ok(Vec::new()) };
+    // What no field of an event can hold is out of range here.
+    let item = |each: &Bound<'py, PyAny>| {
+        item(each).map_err(|error| match error.is_instance_of::<PyOverflowError>(each.py()) {
+            true => error::ConfigError::new_err(error.value(each.py()).to_string()),
+            false => error,
+        })
+    };
     // A name is not iterated over.
     if given.is_instance_of::<PyString>() || given.is_instance_of::<PyInt>() {
         return Ok(vec![item(given)?]);
@@ -597,7 +608,7 @@ impl Overflow {
 #[pymethods]
 impl Overflow {
     /// Publishes the event again to those that miss it, and returns how many took it.
-    fn retry(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<usize> {
+    fn retry(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<usize> {
         self.core.process().check()?;
         let timeout = timeout.map(|seconds| error::duration("timeout", seconds)).transpose()?;
         let timeout = timeout.unwrap_or(self.core.patience());
@@ -848,7 +859,7 @@ common!(
     ///     Lagged: Events of a lane are missing here; receive again to go on.
     ///     Closed: Everything was read.
     ///     RuntimeError: The thread runs an event loop.
-    fn recv_timeout(&self, py: Python<'_>, timeout: f64) -> PyResult<Py<PyAny>> {
+    fn recv_timeout(&self, py: Python<'_>, timeout: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         refuse_on_a_loop(py, "recv_timeout()")?;
         let deadline = Instant::now() + error::duration("timeout", timeout)?;
         let taken = wait(py, &self.inner.core, Some(deadline), || self.inner.take(py))?;

@@ -45,7 +45,7 @@ impl Queue {
 #[pyfunction]
 pub(crate) fn _recv_warning(
     py: Python<'_>,
-    timeout: f64,
+    timeout: &Bound<'_, PyAny>,
 ) -> PyResult<Option<(u64, u64, usize, usize)>> {
     let deadline = Instant::now() + crate::error::duration("timeout", timeout)?;
     loop {
