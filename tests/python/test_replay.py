@@ -264,11 +264,11 @@ def test_ctrl_c_ends_the_program_cleanly(arguments: list[str]) -> None:
 import os, signal, sys, threading
 from tickbus.cli import main
 from tickbus.cli import replay
-tick = replay._tick
-async def interrupting(subscribers, on_progress):
+tick = replay.tick
+async def interrupting(count, on_progress):
     os.kill(os.getpid(), signal.SIGINT)
-    await tick(subscribers, on_progress)
-replay._tick = interrupting
+    await tick(count, on_progress)
+replay.tick = interrupting
 code = main(["replay", *sys.argv[1:]])
 assert threading.active_count() == 1, threading.enumerate()
 sys.exit(code)
@@ -356,15 +356,15 @@ def test_an_event_that_cannot_be_published_fails_the_replay() -> None:
 
 
 def test_a_subscriber_that_leaves_shows_in_the_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    stay = replaying._Subscriber.run
+    stay = replaying.receive
 
-    async def run(subscriber: Any) -> None:
-        if subscriber.subscription.id == 0:
-            subscriber.subscription.close()
+    async def receive(subscription: Any, add: Any) -> None:
+        if subscription.id == 0:
+            subscription.close()
         else:
-            await stay(subscriber)
+            await stay(subscription, add)
 
-    monkeypatch.setattr(replaying._Subscriber, "run", run)
+    monkeypatch.setattr(replaying, "receive", receive)
     # The second event waits for room until the first subscriber has left.
     plan = ReplayPlan(backend="lock_free", subscribers=2, capacity=1)
     outcome = asyncio.run(replay(trades_at(1, 2, 3), plan))

@@ -21,7 +21,7 @@ from tickbus.cli.record import Recorded
 from tickbus.cli.record_live import LiveRecorded
 from tickbus.cli.replay import ReplayPlan
 from tickbus.cli.replay_log import LogOutcome
-from tickbus.cli.report import symbols_as_json, symbols_table
+from tickbus.cli.report import rows_table, symbols_as_json, symbols_table
 from tickbus.cli.totals import Instruments
 from tickbus.store import Salvage, SegmentReport
 
@@ -64,7 +64,8 @@ class NumbersReport(ABC):
 
     def print(self, console: Console) -> None:
         """Prints a table, and what is to stand below it."""
-        console.print(_rows(self._title(), self._numbers()))
+        rows = {name.replace("_", " "): _shown(value) for name, value in self._numbers().items()}
+        console.print(rows_table(self._title(), rows))
         for each in self._below():
             console.print(each)
 
@@ -315,11 +316,7 @@ class LogReplayReport(NumbersReport):
             yield symbols_table(self.outcome.totals[0])
 
 
-def _rows(title: str, rows: dict[str, Any]) -> Table:
-    table = Table(title=Text(title, "bold"), title_justify="left", show_header=False)
-    for name, value in rows.items():
-        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
-        if isinstance(shown, dict):
-            shown = ", ".join(f"{count:,} {kind}" for kind, count in shown.items()) or 0
-        table.add_row(name.replace("_", " "), Text(f"{shown}"))
-    return table
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{count:,} {kind}" for kind, count in value.items()) or "0"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{value}"

@@ -19,14 +19,16 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import localcontext
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 from tickbus import AsyncEventSubscription, BackpressureConfig, Closed, EventBus, Lagged
 from tickbus.captures import MarketEvent, Trade, topic_name
 from tickbus.cli.totals import EXACT, Instruments, Totals
 from tickbus.pacing import LONGEST_GAP, Pacer
 
-__all__ = ["ReplayOutcome", "ReplayPlan", "replay"]
+__all__ = ["ReplayOutcome", "ReplayPlan", "receive", "replay", "tick"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +106,17 @@ async def replay(
         subscribers = [
             _Subscriber(bus.subscribe_async(policy=policy)) for _ in range(plan.subscribers)
         ]
+
+        def slowest() -> int:
+            return min(len(subscriber.latencies_ns) for subscriber in subscribers)
+
         producer = _Producer(bus, events, plan)
-        ticker = asyncio.create_task(_tick(subscribers, on_progress))
+        ticker = asyncio.create_task(tick(slowest, on_progress))
         try:
             producer.start()
             async with asyncio.TaskGroup() as group:
                 for subscriber in subscribers:
-                    group.create_task(subscriber.run())
+                    group.create_task(receive(subscriber.subscription, subscriber.add))
         finally:
             ticker.cancel()
             producer.stop()
@@ -132,10 +138,40 @@ async def replay(
     )
 
 
-_Stamped: TypeAlias = tuple[int, MarketEvent]
+async def receive(
+    subscription: AsyncEventSubscription[T], add: Callable[[list[T]], object]
+) -> None:
+    """Sums what a subscription receives until the bus is closed and everything was received.
+
+    Args:
+        subscription: What is read.
+        add: Called with the events that have come together; it computes exactly.
+    """
+    with localcontext(EXACT):
+        while True:
+            try:
+                add(await subscription.recv_many(_BATCH))
+            except Lagged:
+                continue  # The hole shows in the counts: published minus received.
+            except Closed:
+                return
+            # A full queue never suspends `recv_many` for long; this lets the others in.
+            await asyncio.sleep(0)
+
+
+async def tick(count: Callable[[], int], on_progress: Callable[[int], None] | None) -> None:
+    """Tells how many there are by now about ten times a second, until it is cancelled."""
+    while on_progress is not None:
+        on_progress(count())
+        await asyncio.sleep(_TICK_SECONDS)
+
 
 _BATCH = 256
 _TICK_SECONDS = 0.1
+
+_Stamped: TypeAlias = tuple[int, MarketEvent]
+
+
 _PATIENCE_SECONDS = 86_400.0
 
 
@@ -214,21 +250,9 @@ class _Subscriber:
     latencies_ns: array[int] = field(default_factory=lambda: array("q"))
     last_ns: int = 0
 
-    async def run(self) -> None:
-        """Ends when the bus is closed and everything was received."""
-        with localcontext(EXACT):
-            while True:
-                try:
-                    batch = await self.subscription.recv_many(_BATCH)
-                except Lagged:
-                    continue  # The hole shows in the counts: published minus received.
-                except Closed:
-                    return
-                self._add(batch, time.perf_counter_ns())
-                # A full queue never suspends `recv_many` for long; this lets the others in.
-                await asyncio.sleep(0)
-
-    def _add(self, batch: list[_Stamped], received: int) -> None:
+    def add(self, batch: list[_Stamped]) -> None:
+        """Sums events that were received now."""
+        received = time.perf_counter_ns()
         totals, add_latency = self.totals, self.latencies_ns.append
         for stamp, event in batch:
             add_latency(received - stamp)
@@ -242,11 +266,3 @@ class _Subscriber:
                 total.bid_sum += event.bid
                 total.ask_sum += event.ask
         self.last_ns = time.perf_counter_ns()
-
-
-async def _tick(
-    subscribers: Sequence[_Subscriber], on_progress: Callable[[int], None] | None
-) -> None:
-    while on_progress is not None:
-        on_progress(min(len(subscriber.latencies_ns) for subscriber in subscribers))
-        await asyncio.sleep(_TICK_SECONDS)

@@ -17,19 +17,8 @@ from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Any
 
-from tickbus import (
-    AsyncEventSubscription,
-    Closed,
-    Event,
-    EventBatch,
-    EventBus,
-    EventStore,
-    EventType,
-    Gap,
-    Lagged,
-    Replay,
-)
-from tickbus.cli.replay import ReplayPlan
+from tickbus import Event, EventBatch, EventBus, EventStore, EventType, Gap, Replay
+from tickbus.cli.replay import ReplayPlan, receive, tick
 from tickbus.cli.totals import EXACT, Instruments, Totals
 from tickbus.compact import ASK, BID, SIZE_UNIT, TRADE, UNKNOWN_SIZE, register
 
@@ -126,11 +115,11 @@ async def replay_log(
         sums = [_Sums() for _ in subscriptions]
         began = time.perf_counter()
         with Replay(log).into(bus, plan.speed, longest_gap=plan.longest_gap) as replay:
-            ticker = asyncio.create_task(_tick(replay, on_progress))
+            ticker = asyncio.create_task(tick(lambda: replay.progress.replayed, on_progress))
             try:
                 async with asyncio.TaskGroup() as group:
                     for subscription, summed in zip(subscriptions, sums, strict=True):
-                        group.create_task(_sum(subscription, summed))
+                        group.create_task(receive(subscription, summed.add))
                     group.create_task(_close_behind(replay, bus))
             except* Exception as errors:
                 raise errors.exceptions[0] from None
@@ -167,32 +156,9 @@ def tally_log(log: Path) -> Instruments:
     return dict(sums.totals)
 
 
-_BATCH = 256
-_TICK_SECONDS = 0.1
-
-
-async def _sum(subscription: AsyncEventSubscription[Any], sums: _Sums) -> None:
-    with localcontext(EXACT):
-        while True:
-            try:
-                sums.add(await subscription.recv_many(_BATCH))
-            except Lagged:
-                continue  # The hole shows in the counts: replayed minus received.
-            except Closed:
-                return
-            # A full queue never suspends `recv_many` for long; this lets the others in.
-            await asyncio.sleep(0)
-
-
 async def _close_behind(replay: Replay, bus: EventBus[Any]) -> None:
     """Closes the bus at the end of the replay: subscribers first read what is pending."""
     try:
         await replay
     finally:
         bus.close()
-
-
-async def _tick(replay: Replay, on_progress: Callable[[int], None] | None) -> None:
-    while on_progress is not None:
-        on_progress(replay.progress.replayed)
-        await asyncio.sleep(_TICK_SECONDS)

@@ -19,7 +19,7 @@ from tickbus.captures import CaptureReport
 from tickbus.cli.replay import ReplayOutcome, ReplayPlan
 from tickbus.cli.totals import Instruments
 
-__all__ = ["ReplayReport", "percentiles", "symbols_as_json", "symbols_table"]
+__all__ = ["ReplayReport", "percentiles", "rows_table", "symbols_as_json", "symbols_table"]
 
 PERCENTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 
@@ -125,7 +125,6 @@ class ReplayReport:
         console.print(Text(self._what_is_measured()), style="dim")
 
     def _summary(self) -> Table:
-        table = _table(f"Replay of {self.source}", "", "")
         ignored = self.input.ignored
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(ignored.items()))
         latency = percentiles(self.outcome.latencies_ns)
@@ -146,9 +145,7 @@ class ReplayReport:
             rows["gaps not waited for"] = f"{self.outcome.skipped_gaps:,}"
         for name, nanoseconds in latency.items():
             rows[f"latency {name}"] = _duration(nanoseconds)
-        for name, value in rows.items():
-            table.add_row(name, value)
-        return table
+        return rows_table(f"Replay of {self.source}", rows)
 
     def _subscribers(self) -> Table:
         table = _table("Subscribers", "subscriber", "delivered", "lost", "totals")
@@ -187,6 +184,14 @@ class ReplayReport:
         if self.plan.speed == 0:
             text += "; flat out it is mostly waiting in full queues (--speed 1 or 10 shows it idle)"
         return text + "."
+
+
+def rows_table(title: str, rows: dict[str, str]) -> Table:
+    """Returns a table with a row for each name and its value."""
+    table = _table(title, "", "")
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    return table
 
 
 def symbols_as_json(totals: Instruments) -> dict[str, Any]:
