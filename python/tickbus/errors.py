@@ -313,7 +313,19 @@ class ReadOnly(StoreError):
 
 
 class AlreadyOpen(StoreError):
-    """Another process writes the log, or another `EventStore` of this one; a log has one writer."""
+    """Another process writes the log, or another `EventStore` of this one; a log has one writer.
+
+    Args:
+        message: What was wanted, what was found and what to do.
+        process: The process that writes it.
+
+    Attributes:
+        process: The process that writes it; `None` if it does not say.
+    """
+
+    def __init__(self, message: str, process: int | None = None) -> None:
+        super().__init__(message)
+        self.process = process
 
 
 class VersionError(StoreError):

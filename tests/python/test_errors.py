@@ -35,7 +35,7 @@ ERRORS = (
     tickbus.Poisoned("message"),
     tickbus.StoreFull("message"),
     tickbus.ReadOnly("message"),
-    tickbus.AlreadyOpen("message"),
+    tickbus.AlreadyOpen("message", 7),
     tickbus.VersionError("message"),
     tickbus.SyncTimeout("message"),
 )

@@ -231,13 +231,18 @@ def test_a_capture_that_cannot_be_read_exits_with_3_and_makes_no_log(
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("is_known", [True, False])
 def test_a_log_that_another_one_writes_is_not_recorded_into(
-    trades_csv: Path, tmp_path: Path, capsys: Captured
+    trades_csv: Path, tmp_path: Path, capsys: Captured, is_known: bool
 ) -> None:
-    with EventStore.open(tmp_path / "log"):
-        assert cli.main(["record", str(trades_csv), "--to", str(tmp_path / "log")]) == 1
-    told = f"is being written by process {os.getpid()}; a log has one writer: end that process"
-    assert told in capsys.readouterr().err
+    log = tmp_path / "a log; a log has one writer"
+    with EventStore.open(log):
+        if not is_known:
+            (log / "LOCK").write_bytes(b"")
+        assert cli.main(["record", str(trades_csv), "--to", str(log)]) == 1
+    writer = f"process {os.getpid()}" if is_known else "another process"
+    told = f"{log} is being written by {writer}; a log has one writer: end that process first\n"
+    assert capsys.readouterr().err == f"tickbus: {told}"
 
 
 def test_a_size_that_does_not_fit_exactly_is_refused(

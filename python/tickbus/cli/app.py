@@ -686,9 +686,9 @@ def _reason(why: StoreError, path: Path) -> str:
     if isinstance(why, Corrupt):
         return f"{why}, or see what is whole of it with: tickbus log repair {quote(str(path))}"
     if isinstance(why, AlreadyOpen):
-        # What follows is for programs, which may open it to read only.
-        writer, _, _ = str(why).partition("; a log has one writer")
-        return f"{writer}; a log has one writer: end that process first"
+        # The error's own advice is for programs, which may open it to read only.
+        writer = "another process" if why.process is None else f"process {why.process}"
+        return f"{path} is being written by {writer}; a log has one writer: end that process first"
     if path.exists() and not path.is_dir():
         return f"{path} is no folder; give the folder of a log"
     return (isinstance(why, StoreIO) and why.strerror) or str(why)

@@ -172,7 +172,10 @@ pub(crate) fn store(py: Python<'_>, error: &CoreStoreError) -> PyErr {
         CoreStoreError::Poisoned { .. } => Poisoned::new_err(message),
         CoreStoreError::Full { .. } => StoreFull::new_err(message),
         CoreStoreError::ReadOnly { .. } => ReadOnly::new_err(message),
-        CoreStoreError::AlreadyOpen { .. } => AlreadyOpen::new_err(message),
+        CoreStoreError::AlreadyOpen { owner, .. } => {
+            let process = owner.parse().map_or_else(|_| py.None().into_bound(py), number);
+            made::<AlreadyOpen, _>(py, [text(py, &message), process])
+        }
         CoreStoreError::Version { .. } => VersionError::new_err(message),
         CoreStoreError::Closed => Closed::new_err(message),
         CoreStoreError::Config(_) | CoreStoreError::Name(_) | CoreStoreError::EventType(_) => {
