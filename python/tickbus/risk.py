@@ -349,7 +349,7 @@ class RiskEventSystem:
         >>> folder.cleanup()
     """
 
-    __slots__ = ("__weakref__", "_core", "_handlers", "_tasks", "max_in_flight", "path")
+    __slots__ = ("__weakref__", "_core", "_tasks", "_threads", "max_in_flight", "path")
 
     def __init__(
         self,
@@ -380,11 +380,11 @@ class RiskEventSystem:
         )
         self.max_in_flight = max_in_flight
         self.path = store.path
-        self._handlers: list[threading.Thread] = []
+        self._threads = _Threads()
         self._tasks: set[asyncio.Task[None]] = set()
         if escalate or on_dead_letter or on_limit:
             arguments = (self._core, escalate, on_dead_letter, on_limit)
-            self._start("tickbus-risk-notices", _tell, *arguments)
+            self._threads.start("tickbus-risk-notices", _tell, *arguments)
 
     def publish_critical(
         self, event: object, *, key: str | None = None, topic: str | None = None
@@ -453,7 +453,7 @@ class RiskEventSystem:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         elif handler is not None:
-            self._start(f"tickbus-risk-{consumer}", _handle, registered, handler)
+            self._threads.start(f"tickbus-risk-{consumer}", _handle, registered, handler)
         return registered
 
     def unregister(self, consumer: str) -> bool:
@@ -559,10 +559,7 @@ class RiskEventSystem:
         system again.
         """
         self._core.close()
-        for handler in self._handlers:
-            if handler is not threading.current_thread():
-                handler.join()
-        self._handlers.clear()
+        self._threads.join()
 
     async def aclose(self) -> None:
         """As `close`, and waits until tasks with handlers have ended; the loop runs meanwhile.
@@ -595,14 +592,44 @@ class RiskEventSystem:
     ) -> None:
         await self.aclose()
 
-    def _start(self, name: str, target: Callable[..., None], *arguments: object) -> None:
-        # A process that ends does not wait for handlers: what they have is delivered again.
-        thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
-        thread.start()
-        self._handlers.append(thread)
-
     def __repr__(self) -> str:
         return f"<RiskEventSystem{' closed' if self.closed else ''}>"
+
+
+class _Threads:
+    """The threads of a system, which call handlers until it is closed."""
+
+    __slots__ = ("_changed", "_running")
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running: set[threading.Thread] = set()
+
+    def start(self, name: str, target: Callable[..., None], *arguments: object) -> None:
+        # A process that ends does not wait for handlers: what they have is delivered again.
+        thread = threading.Thread(
+            target=self._run, args=(target, *arguments), name=name, daemon=True
+        )
+        with self._changed:
+            thread.start()
+            self._running.add(thread)
+
+    def _run(self, target: Callable[..., None], *arguments: object) -> None:
+        try:
+            target(*arguments)
+        finally:
+            with self._changed:
+                self._running.remove(threading.current_thread())
+                self._changed.notify_all()
+
+    def join(self) -> None:
+        """Waits until the others have ended."""
+        this = threading.current_thread()
+        with self._changed:
+            others = self._running - {this}
+            self._changed.wait_for(lambda: self._running <= {this})
+        for thread in others:
+            thread.join()
 
 
 def _named(letter: DeadLetter) -> tuple[int, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import pickle
 import queue
@@ -11,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -745,6 +747,18 @@ def test_a_handler_may_close_the_system(store: EventStore) -> None:
     risk.publish_critical("event")
     assert closed.wait(PATIENCE)
     assert risk.closed
+
+
+def test_the_thread_of_an_unregistered_consumer_is_let_go(risk: RiskEventSystem) -> None:
+    risk.register("limits", lambda delivery: None)
+    [thread] = [thread for thread in threading.enumerate() if thread.name == "tickbus-risk-limits"]
+    of_thread = weakref.ref(thread)
+    assert risk.unregister("limits")
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    del thread
+    gc.collect()
+    assert of_thread() is None
 
 
 def test_after_fork_every_call_raises_forked_error(tmp_path: Path) -> None:
