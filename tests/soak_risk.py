@@ -132,6 +132,7 @@ def main(kills: int, minutes: float, seed: int) -> None:
         f"({', '.join(f'{count} after {step!r}' for step, count in killed.most_common())}), "
         f"{effects} effects, each exactly once"
     )
+    assert killed, f"no consumer was killed within {minutes} minutes; give it more"
     assert unacknowledged > killed.total() // 3, "too few kills were where they matter"
 
 
