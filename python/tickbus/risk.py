@@ -381,7 +381,8 @@ class RiskEventSystem:
         self.max_in_flight = max_in_flight
         self.path = store.path
         self._threads = _Threads()
-        self._tasks: set[asyncio.Task[None]] = set()
+        # Each with a future that is done once it has ended or waits in `aclose`.
+        self._tasks: dict[asyncio.Task[None], asyncio.Future[None]] = {}
         if escalate or on_dead_letter or on_limit:
             arguments = (self._core, escalate, on_dead_letter, on_limit)
             self._threads.start("tickbus-risk-notices", _tell, *arguments)
@@ -450,8 +451,9 @@ class RiskEventSystem:
         if loop is not None and handler is not None:
             handling = _handle_async(registered, cast("_AsyncHandler", handler))
             task = loop.create_task(handling, name=f"tickbus-risk-{consumer}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            tasks = self._tasks
+            tasks[task] = loop.create_future()
+            task.add_done_callback(lambda task: _resolve(tasks.pop(task)))
         elif handler is not None:
             self._threads.start(f"tickbus-risk-{consumer}", _handle, registered, handler)
         return registered
@@ -556,7 +558,7 @@ class RiskEventSystem:
         """Ends delivery in this process, after handlers have returned. Again does nothing.
 
         Those that wait get `Closed`. What is not acknowledged is delivered when the log has a risk
-        system again.
+        system again. A handler that calls it waits neither for itself nor for others that do.
         """
         self._core.close()
         self._threads.join()
@@ -564,11 +566,14 @@ class RiskEventSystem:
     async def aclose(self) -> None:
         """As `close`, and waits until tasks with handlers have ended; the loop runs meanwhile.
 
-        A handler that calls it does not wait for itself.
+        A handler that calls it waits neither for itself nor for others that do.
         """
+        this = cast("asyncio.Task[None]", asyncio.current_task())
+        if is_handler := this in self._tasks:
+            _resolve(self._tasks[this])
         await asyncio.to_thread(self.close)
-        if others := self._tasks - {asyncio.current_task()}:
-            await asyncio.wait(others)
+        if self._tasks:
+            await asyncio.wait(list(self._tasks.values()) if is_handler else list(self._tasks))
 
     def __enter__(self) -> Self:
         return self
@@ -596,14 +601,20 @@ class RiskEventSystem:
         return f"<RiskEventSystem{' closed' if self.closed else ''}>"
 
 
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 class _Threads:
     """The threads of a system, which call handlers until it is closed."""
 
-    __slots__ = ("_changed", "_running")
+    __slots__ = ("_changed", "_joining", "_running")
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._running: set[threading.Thread] = set()
+        self._joining: set[threading.Thread] = set()
 
     def start(self, name: str, target: Callable[..., None], *arguments: object) -> None:
         # A process that ends does not wait for handlers: what they have is delivered again.
@@ -620,15 +631,21 @@ class _Threads:
         finally:
             with self._changed:
                 self._running.remove(threading.current_thread())
+                self._joining.discard(threading.current_thread())
                 self._changed.notify_all()
 
     def join(self) -> None:
-        """Waits until the others have ended."""
+        """Waits until all have ended; one of them does not wait for those that do so too."""
         this = threading.current_thread()
         with self._changed:
-            others = self._running - {this}
-            self._changed.wait_for(lambda: self._running <= {this})
-        for thread in others:
+            waited, not_waited = set(self._running), set[threading.Thread]()
+            if this in self._running:
+                self._joining.add(this)
+                self._changed.notify_all()
+                not_waited = self._joining
+            self._changed.wait_for(lambda: self._running <= not_waited)
+            ended = waited - self._running
+        for thread in ended:
             thread.join()
 
 

@@ -250,6 +250,27 @@ def test_a_task_with_a_handler_may_close_the_system(store: EventStore) -> None:
     asyncio.run(main())
 
 
+def test_two_tasks_with_handlers_may_close_the_system_at_once(store: EventStore) -> None:
+    async def main() -> None:
+        risk, both = RiskEventSystem(store), asyncio.Barrier(3)
+        closed: list[int | None] = []
+
+        async def handle(delivery: CriticalDelivery) -> None:
+            await both.wait()
+            await risk.aclose()
+            closed.append(delivery.event_id)
+
+        risk.register("limits", handle)
+        risk.register("positions", handle)
+        event_id = await risk.publish_critical_async("event")
+        async with asyncio.timeout(PATIENCE):
+            await both.wait()
+            await risk.aclose()
+        assert closed == [event_id, event_id]
+
+    asyncio.run(main())
+
+
 def test_a_coroutine_function_needs_a_loop(risk: RiskEventSystem) -> None:
     class Handler:
         async def __call__(self, delivery: CriticalDelivery) -> None: ...
@@ -747,6 +768,23 @@ def test_a_handler_may_close_the_system(store: EventStore) -> None:
     risk.publish_critical("event")
     assert closed.wait(PATIENCE)
     assert risk.closed
+
+
+def test_two_handlers_may_close_the_system_at_once(store: EventStore) -> None:
+    risk, both = RiskEventSystem(store), threading.Barrier(3)
+    closed: list[int | None] = []
+
+    def handle(delivery: CriticalDelivery) -> None:
+        both.wait(PATIENCE)
+        risk.close()
+        closed.append(delivery.event_id)
+
+    risk.register("limits", handle)
+    risk.register("positions", handle)
+    event_id = risk.publish_critical("event")
+    both.wait(PATIENCE)
+    risk.close()
+    assert closed == [event_id, event_id]
 
 
 def test_the_thread_of_an_unregistered_consumer_is_let_go(risk: RiskEventSystem) -> None:
