@@ -70,13 +70,12 @@ from tickbus.errors import (
 )
 from tickbus.event import EventType, Priority
 from tickbus.groups import Group, GroupBatch, GroupStats
+from tickbus.records import Gap, Record
 from tickbus.replay import Replay, ReplayProgress
 from tickbus.risk import CriticalDelivery, DeadLetter, Escalation, RiskConsumer, RiskEventSystem
 from tickbus.store import (
     Compression,
     EventStore,
-    Gap,
-    Record,
     Recovery,
     Retired,
     StoreStats,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from tickbus import _core
 from tickbus.errors import Closed, ForkedError, ReceiveTimeout
-from tickbus.store import Gap, Record, _batches, _records
+from tickbus.records import Gap, Record, batches_of, records_of
 
 if TYPE_CHECKING:
     from tickbus._core import EventBatch
@@ -84,10 +84,10 @@ class GroupBatch:
         Raises:
             Corrupt, ConfigError, StoreIO: As `EventStore.read`.
         """
-        return _batches(self._core)
+        return batches_of(self._core)
 
     def __iter__(self) -> Iterator[Record]:
-        return _records(self.batches())
+        return records_of(self.batches())
 
     def __len__(self) -> int:
         return len(self.sequences)

@@ -27,7 +27,8 @@ from tickbus.bus import EventBus
 from tickbus.config import check_seconds
 from tickbus.errors import Closed, ConfigError, ForkedError
 from tickbus.pacing import LONGEST_GAP
-from tickbus.store import EventStore, Record, _check_log, _decoder
+from tickbus.records import Record, decoder
+from tickbus.store import EventStore, _check_log
 from tickbus.system import EventSystem
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ class Replay:
             if isinstance(target, EventSystem):
                 core.publish_to_system(target)
             else:
-                core.publish_to_bus(target, _decoder)
+                core.publish_to_bus(target, decoder)
 
         # The interpreter does not wait for it, but ends it.
         self._thread = threading.Thread(
@@ -402,9 +403,7 @@ class Replay:
                     yield due
                 else:
                     yield [
-                        Record(
-                            sequence, timestamp, topic, _decoder(schema, version)(content), False
-                        )
+                        Record(sequence, timestamp, topic, decoder(schema, version)(content), False)
                         for sequence, timestamp, topic, schema, version, content in due
                     ]
         finally:

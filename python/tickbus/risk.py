@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from tickbus import _core
 from tickbus.config import check_seconds
 from tickbus.errors import AckTimeout, BusError, Closed, ForkedError, ReceiveTimeout
-from tickbus.store import _decoder
+from tickbus.records import decoder
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -667,7 +667,7 @@ def _letter(core: _core._RiskSystem, row: _core._LetterRow) -> DeadLetter:
 def _decoded(event: _core._StoredEvent) -> Any:
     if isinstance(event, tuple):
         _, _, schema, version, content = event
-        return _decoder(schema, version)(content)
+        return decoder(schema, version)(content)
     return event
 
 

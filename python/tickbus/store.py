@@ -5,29 +5,24 @@ append ─► memory ─► file (the system's cache) ─► disk        one pro
                     └─► read, read_batches                   any number of processes read
 ```
 
-Objects are stored as MessagePack with the name and the version of their schema: a typed event of
-`tickbus.events` under the name of its class, which it is given back as (or as builtins, if its
-fields were not of the types that it says); any other `msgspec.Struct`,
-dataclass or class under its module and name, of which the builtins are given back, such as a `dict`
-of the fields; and builtins under `msgpack`.
+`tickbus.records` says how objects are stored.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from tickbus import _core
 from tickbus._core import EventBatch
 from tickbus.attach import Attachment, Published, detach_all
 from tickbus.errors import ConfigError, StoreError
+from tickbus.records import Gap, Record, batches_of, found_by, records_found, records_of
 
 if TYPE_CHECKING:
     from typing import Self
@@ -37,8 +32,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Compression",
     "EventStore",
-    "Gap",
-    "Record",
     "Recovery",
     "Retired",
     "Salvage",
@@ -54,36 +47,6 @@ _Path: TypeAlias = str | os.PathLike[str]
 _Types: TypeAlias = str | int | Iterable[str | int]
 
 _DEFAULT_SEGMENT_BYTES = 64 * 1024 * 1024
-
-
-class Gap(NamedTuple):
-    """Events that are not in a log: lost before they reached it, or removed from it since.
-
-    Attributes:
-        missed: How many.
-        exact: Whether that is known exactly; otherwise they are at most so many.
-    """
-
-    missed: int
-    exact: bool
-
-
-class Record(NamedTuple):
-    """An event as a log holds it.
-
-    Attributes:
-        sequence: The record's number in the log, from 0, never reused.
-        timestamp: That of the event, in ns since the Unix epoch, UTC; 0 where it has none.
-        topic: The topic that it was appended with; of a compact event, that of its type and symbol.
-        event: The event; a `Gap` stands where events are missing.
-        replayed: Whether it came from a replay.
-    """
-
-    sequence: int
-    timestamp: int
-    topic: str | None
-    event: Any
-    replayed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,7 +324,7 @@ class EventStore(_core.EventStore):
                 out of range.
             StoreIO, Closed: It cannot be read, or is closed.
         """
-        return _records(self.read_batches(from_sequence))
+        return records_of(self.read_batches(from_sequence))
 
     def read_batches(
         self, from_sequence: int = 0
@@ -379,7 +342,7 @@ class EventStore(_core.EventStore):
         Raises:
             Corrupt, ConfigError, StoreIO, Closed: As `read`.
         """
-        return _batches(self._reader(from_sequence))
+        return batches_of(self._reader(from_sequence))
 
     def group(
         self,
@@ -509,7 +472,7 @@ class EventStore(_core.EventStore):
             ConfigError: An argument has no items, or is out of range; otherwise as `read`.
             Corrupt, StoreIO, Closed: As `read`.
         """
-        return _found_records(self.query_batches(start, stop, types, symbols))
+        return records_found(self.query_batches(start, stop, types, symbols))
 
     def query_batches(
         self,
@@ -532,7 +495,7 @@ class EventStore(_core.EventStore):
         Raises:
             ConfigError, Corrupt, StoreIO, Closed: As `query`.
         """
-        return _found(self._query(start, stop, types, symbols))
+        return found_by(self._query(start, stop, types, symbols))
 
     def attach(
         self, source: Published, *, on_detach: Callable[[Exception], object] | None = None
@@ -675,128 +638,3 @@ def _check_log(path: _Path) -> None:
         raise StoreError(
             f"{os.fspath(path)} holds no log; give the folder that EventStore.open() made"
         )
-
-
-def _batches(
-    reader: _core._StoreReader | _core._GroupBatch,
-) -> Iterator[tuple[int, EventBatch | list[Record] | Gap]]:
-    while (found := reader.next_batch()) is not None:
-        first, records = found
-        if isinstance(records, EventBatch):
-            yield first, records
-        elif isinstance(records, tuple):
-            yield first, Gap(*records)
-        else:
-            yield first, _decoded(records)
-
-
-def _found(
-    query: _core._StoreQuery,
-) -> Iterator[tuple[memoryview, EventBatch] | list[Record]]:
-    while (found := query.next_found()) is not None:
-        if isinstance(found, tuple):
-            sequences, events = found
-            yield memoryview(sequences).cast("Q"), events
-        else:
-            yield _decoded(found)
-
-
-def _decoded(
-    objects: list[tuple[int, int, str | None, str, int, bytes, bool]],
-) -> list[Record]:
-    return [
-        Record(sequence, timestamp, topic, _decoder(schema, version)(content), replayed)
-        for sequence, timestamp, topic, schema, version, content, replayed in objects
-    ]
-
-
-def _records(
-    batches: Iterator[tuple[int, EventBatch | list[Record] | Gap]],
-) -> Iterator[Record]:
-    for first, records in batches:
-        if isinstance(records, EventBatch):
-            yield from _event_records(itertools.count(first), records)
-        elif isinstance(records, Gap):
-            yield Record(first, 0, None, records, False)
-        else:
-            yield from records
-
-
-def _found_records(
-    found: Iterator[tuple[memoryview, EventBatch] | list[Record]],
-) -> Iterator[Record]:
-    for records in found:
-        yield from records if isinstance(records, list) else _event_records(*records)
-
-
-def _event_records(sequences: Iterable[int], events: EventBatch) -> Iterator[Record]:
-    # There may be more sequences than events.
-    for event, sequence in zip(events, sequences, strict=False):
-        yield Record(sequence, event.timestamp, event.topic, event, False)
-
-
-_VERSION = 1
-_BUILTINS = "msgpack"
-
-
-def _encode(event: object) -> tuple[int, str, int, bytes]:
-    """Returns timestamp, schema, version and bytes of an object; the core calls it."""
-    encoder, classes = _msgspec()
-    if event is None:
-        raise TypeError("None is no event; store what happened")
-    try:
-        content = encoder(event)
-    except (TypeError, ValueError, OverflowError, RecursionError) as why:
-        raise TypeError(
-            f"an event was of type {type(event).__qualname__}, which msgspec cannot encode: {why}"
-        ) from why
-    kind = type(event)
-    if classes.get(kind.__name__) is kind:
-        return _timestamp(event), kind.__name__, _VERSION, content
-    if kind.__module__ == "builtins":
-        return 0, _BUILTINS, _VERSION, content
-    return 0, f"{kind.__module__}.{kind.__qualname__}", _VERSION, content
-
-
-def _timestamp(event: Any) -> int:
-    timestamp: object = event.timestamp
-    if isinstance(timestamp, int) and 0 <= timestamp < 1 << 64:
-        return timestamp
-    raise TypeError(f"timestamp was {timestamp!r}; it must be an integer from 0 to 2^64 - 1, in ns")
-
-
-@cache
-def _msgspec() -> tuple[Callable[[object], bytes], dict[str, type]]:
-    """Returns what encodes, and the typed events by their names."""
-    try:
-        import msgspec
-    except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError(
-            "objects in a log need msgspec; install it with: pip install 'tickbus[events]'",
-            name=missing.name,
-        ) from missing
-    from tickbus.events import AnyEvent
-
-    return msgspec.msgpack.Encoder().encode, {kind.__name__: kind for kind in get_args(AnyEvent)}
-
-
-@cache
-def _decoder(schema: str, version: int) -> Callable[[bytes], Any]:
-    """Returns what decodes the objects of a schema."""
-    _, classes = _msgspec()
-    import msgspec
-
-    to_builtins = msgspec.msgpack.Decoder().decode
-    kind = classes.get(schema) if version == _VERSION else None
-    if kind is None:
-        return to_builtins
-    to_kind: Callable[[bytes], Any] = msgspec.msgpack.Decoder(kind).decode
-
-    def decode(content: bytes) -> Any:
-        try:
-            return to_kind(content)
-        except msgspec.ValidationError:
-            # A struct does not check its arguments; what it was made of is better than nothing.
-            return to_builtins(content)
-
-    return decode

@@ -2,7 +2,7 @@
 //!
 //! Whatever waits for the disk is done detached. A few events are not: they go into memory, and who
 //! lets go of the global interpreter lock may not get it back for long. Objects become bytes in
-//! `tickbus.store`, which is imported with the first of them.
+//! `tickbus.records`, which is imported with the first of them.
 
 use crate::attachment::{Appended, Delivered, append_delivered};
 use crate::awaitable::{Job, Progress, awaitable};
@@ -625,14 +625,14 @@ impl<'py> Item<'py> {
     }
 }
 
-/// Returns `tickbus.store._encode`, imported on first use.
+/// Returns `tickbus.records.encode`, imported on first use.
 fn encoder(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
     static ENCODER: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     if let Some(encoder) = ENCODER.get(py) {
         return Ok(encoder.bind(py));
     }
     // Imported before the cell is touched, so that a `fork` meanwhile does not leave it half made.
-    let encoder = py.import("tickbus.store")?.getattr("_encode")?.unbind();
+    let encoder = py.import("tickbus.records")?.getattr("encode")?.unbind();
     Ok(ENCODER.get_or_init(py, || encoder).bind(py))
 }
 
