@@ -220,15 +220,18 @@ impl Translation {
 
     /// Returns whether events have no number behind those that are defined.
     fn reaches(&self, events: &[Event]) -> bool {
-        let last = |numbers: &[u32]| numbers.len().max(1) as u64 - 1;
-        let (symbol, source) = (last(&self.symbols), last(&self.sources));
-        // What is left is negative if a number is larger. It is looked at once: branches would take
-        // longer than the rest.
-        let left = |event: &Event| {
-            symbol.wrapping_sub(event.symbol.0.into())
-                | source.wrapping_sub(event.source_id.0.into())
+        let last = |numbers: &[u32]| numbers.len().max(1) as u32 - 1;
+        let (last_symbol, last_source) = (last(&self.symbols), last(&self.sources));
+        // No number is larger than all of their bits together, which take the least time to find.
+        let together = |(symbols, sources), event: &Event| {
+            (symbols | event.symbol.0, sources | event.source_id.0)
         };
-        events.iter().fold(0, |all, event| all | left(event)).cast_signed() >= 0
+        let (symbols, sources) = events.iter().fold((0, 0), together);
+        let is_larger = |event: &Event| {
+            event.symbol.0 > last_symbol || u32::from(event.source_id.0) > last_source
+        };
+        let is_within = symbols <= last_symbol && u32::from(sources) <= last_source;
+        is_within || !events.iter().any(is_larger)
     }
 
     /// Gives events the numbers of this process.
