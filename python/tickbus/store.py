@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from tickbus.groups import Group, GroupStats
+    from tickbus.replay import Replay
 
 __all__ = [
     "Compression",
@@ -343,6 +344,16 @@ class EventStore(_core.EventStore):
             Corrupt, ConfigError, StoreIO, Closed: As `read`.
         """
         return batches_of(self._reader(from_sequence))
+
+    def replay(self, *, clock: _core.VirtualClock | None = None) -> Replay:
+        """Returns a replay of what the log has when it begins: `store.replay().into(bus)`.
+
+        Args:
+            clock: As that of `Replay`.
+        """
+        from tickbus.replay import Replay
+
+        return Replay(self, clock=clock)
 
     def group(
         self,

@@ -96,6 +96,17 @@ _RECORDS = st.one_of(
 )
 
 
+def test_a_store_gives_a_replay_of_what_it_has(store: EventStore) -> None:
+    store.append_many(events(3))
+    clock = VirtualClock()
+    with EventBus[Any]() as bus:
+        read = read_all(bus)
+        replay = store.replay(clock=clock).into(bus)
+        assert replay.wait().replayed == 3
+        assert [event.metadata for event in read()] == [0, 1, 2]
+    assert replay.clock is clock
+
+
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
