@@ -43,7 +43,7 @@ fn log_of(events: u64) -> (Arc<EventStore>, TempDir) {
 }
 
 fn replay(store: &Arc<EventStore>) -> Replay {
-    Replay::of(store, ReplayOptions::default()).unwrap()
+    store.replay(ReplayOptions::default()).unwrap()
 }
 
 fn mixed(store: &Arc<EventStore>) -> Replay {

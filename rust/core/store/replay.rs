@@ -296,6 +296,17 @@ impl fmt::Debug for Replay {
     }
 }
 
+impl EventStore {
+    /// Returns a replay of what the log has now.
+    ///
+    /// # Errors
+    ///
+    /// As [`Replay::of`].
+    pub fn replay(self: &Arc<Self>, options: ReplayOptions) -> Result<Replay, ReplayError> {
+        Replay::of(self, options)
+    }
+}
+
 impl Replay {
     /// Returns a replay of what a store has now.
     ///
