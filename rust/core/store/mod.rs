@@ -46,6 +46,7 @@ mod retire;
 mod salvage;
 mod scan;
 #[cfg(any(test, tickbus_fuzz))]
+#[cfg_attr(not(test), expect(dead_code, reason = "a fuzzer has a disk that never fails"))]
 pub(crate) mod sim;
 mod storage;
 mod store_reader;
