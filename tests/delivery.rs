@@ -224,6 +224,30 @@ fn an_event_goes_to_each_consumer_until_it_acknowledges_it_also_after_a_restart(
 }
 
 #[test]
+fn a_system_that_was_closed_touches_nothing_of_the_one_that_follows_it() {
+    let folder = folder();
+    let store = open(folder.path());
+    let (old, _) = risk(&store);
+    let of_old = old.register("limits", true).expect("it is registered");
+    old.close();
+    let (system, _) = risk(&store);
+    let limits = system.register("limits", true).expect("it is known");
+    let id = system.publish_critical(event(1), None).expect("it is durable");
+    old.close();
+    assert!(old.is_closed() && !system.is_closed());
+    let is_closed = |error| matches!(error, DeliveryError::Store(StoreError::Closed));
+    assert!(of_old.try_take().is_err_and(is_closed), "the event is not for it");
+    assert!(old.wait_ack(id, far()).is_err_and(is_closed));
+    assert!(matches!(old.next_notice(far()), Err(StoreError::Closed)));
+    assert!(matches!(old.register("limits", true), Err(StoreError::Closed)));
+    assert!(old.publish_critical(event(2), None).is_err());
+    drop((old, of_old));
+    assert_eq!(take(&limits), Some((id, 1)), "it is delivered as before");
+    limits.ack(Token { id, attempt: 1 }).expect("it is durable");
+    assert_eq!(system.wait_ack(id, far()).expect("it is known"), Some(true));
+}
+
+#[test]
 fn an_event_that_is_refused_to_the_end_is_escalated_then_a_dead_letter_and_can_be_delivered_again()
 {
     let folder = folder();

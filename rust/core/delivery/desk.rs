@@ -418,10 +418,16 @@ impl<S: Storage> Books<S> {
         self.ledger.next()
     }
 
-    /// Begins to deliver risk events, at a time of the risk system's clock.
-    pub(crate) fn start_risk(&mut self, rules: Rules, seed: u64, now: u64, has_real_time: bool) {
+    /// Begins to deliver risk events, at a time of the risk system's clock, as [`Risk::start`].
+    pub(crate) fn start_risk(
+        &mut self,
+        rules: Rules,
+        seed: u64,
+        now: u64,
+        has_real_time: bool,
+    ) -> u64 {
         (self.risk_now, self.has_real_time) = (now, has_real_time);
-        self.risk.start(rules, seed, now);
+        self.risk.start(rules, seed, now)
     }
 
     fn hold_group(&mut self, group: GroupId, cursor: u64) {

@@ -157,6 +157,8 @@ pub(crate) struct Risk {
     next_place: u64,
     /// `None` while this process delivers none.
     rules: Option<Rules>,
+    /// How often it has begun to deliver.
+    life: u64,
     random: u64,
     timers: BTreeSet<(u64, Timer, ConsumerId, u64)>,
     /// What nobody was told yet.
@@ -177,6 +179,7 @@ impl Default for Risk {
             last_published: None,
             next_place: 0,
             rules: None,
+            life: 0,
             random: 0,
             timers: BTreeSet::new(),
             notices: VecDeque::new(),
@@ -222,8 +225,20 @@ impl Risk {
         self.rules.is_some()
     }
 
+    /// Returns whether this process still delivers as it has since `start` has returned this.
+    pub(crate) fn is_in(&self, life: u64) -> bool {
+        self.is_running() && !self.is_past(life)
+    }
+
+    /// Returns whether this process has begun to deliver anew since `start` has returned this.
+    pub(crate) fn is_past(&self, life: u64) -> bool {
+        self.life != life
+    }
+
     /// Begins to deliver in this process: what was in flight has failed, and ages count from now.
-    pub(crate) fn start(&mut self, rules: Rules, seed: u64, now: u64) {
+    /// Returns which of its lives that is.
+    pub(crate) fn start(&mut self, rules: Rules, seed: u64, now: u64) -> u64 {
+        self.life += 1;
         let escalate = now.saturating_add(rules.escalate_after);
         (self.rules, self.random) = (Some(rules), seed);
         self.numbers = RiskNumbers::default();
@@ -255,11 +270,14 @@ impl Risk {
                 self.timers.insert((due, Timer::Retry, id, event));
             }
         }
+        self.life
     }
 
-    /// Delivers nothing more in this process.
-    pub(crate) fn stop(&mut self) {
-        self.rules = None;
+    /// Delivers nothing more in this process, unless it has begun anew since.
+    pub(crate) fn stop(&mut self, life: u64) {
+        if !self.is_past(life) {
+            self.rules = None;
+        }
     }
 
     /// Decides on a consumer that wants events from now on.

@@ -55,6 +55,8 @@ enum Found {
 /// them.
 pub struct RiskConsumer {
     delivery: Arc<Delivery>,
+    /// That of its system.
+    life: u64,
     id: ConsumerId,
     name: Arc<str>,
     /// It stands behind what was read last.
@@ -80,9 +82,9 @@ impl Drop for Handing<'_> {
 }
 
 impl RiskConsumer {
-    pub(super) fn new(delivery: &Arc<Delivery>, id: ConsumerId, name: &str) -> Self {
+    pub(super) fn new(delivery: &Arc<Delivery>, life: u64, id: ConsumerId, name: &str) -> Self {
         delivery.desk.books().open_handle(id);
-        Self { delivery: delivery.clone(), id, name: name.into(), reader: Mutex::default() }
+        Self { delivery: delivery.clone(), life, id, name: name.into(), reader: Mutex::default() }
     }
 
     /// Returns its name.
@@ -138,6 +140,10 @@ impl RiskConsumer {
     fn begin(&self) -> Result<Option<(Found, u64)>, DeliveryError> {
         let (found, end) =
             self.delivery.desk.decide::<_, DeliveryError>(self.delivery.times(), |books| {
+                // Those of another system are for its consumers.
+                if books.risk.is_past(self.life) {
+                    return Err(StoreError::Closed.into());
+                }
                 if let Some(event) = books.take_live(self.id) {
                     return Ok((Vec::new(), Found::Live(event)));
                 }
@@ -300,6 +306,9 @@ impl RiskConsumer {
         let live = self.delivery.desk.wait(Some(Instant::now() + PAUSE), || {
             let mut books = self.delivery.desk.books();
             books.check()?;
+            if books.risk.is_past(self.life) {
+                return Err(StoreError::Closed);
+            }
             match books.take_live(self.id) {
                 Some(event) => Ok(Some(Found::Live(event))),
                 None if books.risk.is_running() => Ok(None),

@@ -196,6 +196,8 @@ pub struct RiskStats {
 pub struct RiskEventSystem {
     store: Arc<EventStore>,
     delivery: Arc<Delivery>,
+    /// The log may have another one once this one is closed.
+    life: u64,
     handlers: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -225,7 +227,7 @@ impl RiskEventSystem {
         });
         let clock = config.clock.clone();
         let now = clock.as_ref().map_or_else(|| delivery.real_times().real, DeliveryClock::now);
-        {
+        let life = {
             let mut books = delivery.desk.books();
             books.check()?;
             if books.risk.is_running() {
@@ -234,12 +236,13 @@ impl RiskEventSystem {
                 )
                 .into());
             }
-            books.start_risk(config.rules(), seed, now, clock.is_none());
+            let life = books.start_risk(config.rules(), seed, now, clock.is_none());
             *delivery.clock.write() = clock;
             delivery.desk.tell(&mut books);
-        }
+            life
+        };
         let handlers = Mutex::default();
-        Ok(Self { store: store.clone(), delivery, handlers })
+        Ok(Self { store: store.clone(), delivery, life, handlers })
     }
 
     /// Publishes an event: it is in the log, and delivered from now on to each consumer that is
@@ -294,7 +297,7 @@ impl RiskEventSystem {
     }
 
     fn check(&self, event: &Payload, key: Option<&str>) -> Result<(), StoreError> {
-        if !self.delivery.desk.books().risk.is_running() {
+        if !self.delivery.desk.books().risk.is_in(self.life) {
             return Err(StoreError::Closed);
         }
         if let Payload::Event(event) = event
@@ -352,14 +355,14 @@ impl RiskEventSystem {
         check_name("consumer", name)?;
         let desk = &self.delivery.desk;
         let (id, end) = desk.decide::<_, StoreError>(self.delivery.times(), |books| {
-            if !books.risk.is_running() {
+            if !books.risk.is_in(self.life) {
                 return Err(StoreError::Closed);
             }
             let (id, entry) = books.risk.register(name, is_ordered);
             Ok((entry.into_iter().collect(), id))
         })?;
         desk.commit(end)?;
-        Ok(RiskConsumer::new(&self.delivery, id, name))
+        Ok(RiskConsumer::new(&self.delivery, self.life, id, name))
     }
 
     /// As [`RiskEventSystem::register`], with a thread that calls `handler` with each event: `Ok`
@@ -432,7 +435,7 @@ impl RiskEventSystem {
         let books = self.delivery.desk.books();
         books.check()?;
         match books.risk.outcome(id) {
-            Outcome::Pending(_) if books.risk.is_running() => Ok(None),
+            Outcome::Pending(_) if books.risk.is_in(self.life) => Ok(None),
             Outcome::Pending(_) => Err(StoreError::Closed.into()),
             Outcome::Acked => Ok(Some((true, books.end()))),
             Outcome::Dead => Ok(Some((false, books.end()))),
@@ -458,6 +461,10 @@ impl RiskEventSystem {
     pub fn next_notice(&self, deadline: Option<Instant>) -> Result<Option<Notice>, StoreError> {
         self.delivery.desk.wait(deadline, || {
             let mut books = self.delivery.desk.books();
+            if books.risk.is_past(self.life) {
+                // What there is to be told is another one's.
+                return Err(StoreError::Closed);
+            }
             match books.risk.notices.pop_front() {
                 Some(notice) => Ok(Some(notice)),
                 None if books.risk.is_running() => books.check().map(|()| None),
@@ -566,7 +573,7 @@ impl RiskEventSystem {
     pub fn close(&self) {
         {
             let mut books = self.delivery.desk.books();
-            books.risk.stop();
+            books.risk.stop(self.life);
             self.delivery.desk.tell(&mut books);
         }
         for handler in std::mem::take(&mut *self.handlers.lock()) {
@@ -580,7 +587,7 @@ impl RiskEventSystem {
     /// Returns whether it was closed, or its log was.
     pub fn is_closed(&self) -> bool {
         let books = self.delivery.desk.books();
-        books.is_closed || !books.risk.is_running()
+        books.is_closed || !books.risk.is_in(self.life)
     }
 }
 
