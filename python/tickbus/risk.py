@@ -367,6 +367,15 @@ class RiskEventSystem:
         on_dead_letter: Callable[[DeadLetter], object] | None = None,
         on_limit: Callable[[TooManyInFlight], object] | None = None,
     ) -> None:
+        if clock is not None:
+            _check_callable("clock.time_ns", getattr(clock, "time_ns", None))
+        for name, told in (
+            ("escalate", escalate),
+            ("on_dead_letter", on_dead_letter),
+            ("on_limit", on_limit),
+        ):
+            if told is not None:
+                _check_callable(name, told)
         self._core = _core._RiskSystem(
             store,
             lease,
@@ -435,16 +444,19 @@ class RiskEventSystem:
             consumer: Its name, at most 255 bytes.
             handler: Called with each `CriticalDelivery`, one at a time: by a thread of the system,
                 or, if it is a coroutine function, by a task of the running loop. Returning
-                acknowledges the event, raising an `Exception` is a failure with its text. Without
-                one, take from what is returned.
+                acknowledges the event, raising an `Exception` is a failure with its text, and so is
+                `sys.exit()` in a thread. Without one, take from what is returned.
             ordered: Whether each event of a key waits until the one before is acknowledged, or a
                 dead letter.
 
         Raises:
             ConfigError: Nothing can be named so.
+            TypeError: The handler cannot be called.
             RuntimeError: The handler is a coroutine function, and no loop runs here.
             StoreFull, Poisoned, StoreIO, Closed: It is not registered.
         """
+        if handler is not None:
+            _check_callable("handler", handler)
         is_async = handler is not None and _is_async(handler)
         loop = asyncio.get_running_loop() if is_async else None
         registered = RiskConsumer(self._core.register(consumer, ordered), consumer)
@@ -649,6 +661,11 @@ class _Threads:
             thread.join()
 
 
+def _check_callable(name: str, given: object) -> None:
+    if not callable(given):
+        raise TypeError(f"{name} was {given!r}; it must be something that can be called")
+
+
 def _named(letter: DeadLetter) -> tuple[int, str | None]:
     """Returns what names a dead letter: each consumer may have one of the same event."""
     if not isinstance(letter, DeadLetter):
@@ -699,7 +716,7 @@ def _handle(consumer: RiskConsumer, handler: Handler) -> None:
             delivery = live
         try:
             handler(delivery)
-        except Exception as error:
+        except BaseException as error:  # A thread that exits would end its consumer unseen.
             _settle(delivery.nack, _reason(error))
         else:
             _settle(delivery.ack)
@@ -772,5 +789,5 @@ def _tell(
                 letters = [row for row in core.dead_letters() if list(row[:2]) == values[:2]]
                 for row in letters:
                     on_dead_letter(_letter(core, row))
-        except Exception:
+        except BaseException:  # As with handlers.
             _log.exception("what was to be told of a risk event has raised")

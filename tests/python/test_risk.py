@@ -396,7 +396,7 @@ def test_without_any_consumer_an_event_escalates_at_once(store: EventStore) -> N
         assert (letter.event_id, letter.consumer, letter.key) == (event_id, None, "k")
         assert letter.event == {"reduce": "BTCUSDT"}
         assert not risk.wait_ack(event_id)
-        with pytest.raises(ConfigError, match="no dead letter"):
+        with pytest.raises(ConfigError, match="nobody is registered to get dead letter"):
             risk.redeliver(letter)
         consumer = risk.register("limits")
         risk.redeliver(letter)
@@ -768,6 +768,50 @@ def test_a_handler_may_close_the_system(store: EventStore) -> None:
     risk.publish_critical("event")
     assert closed.wait(PATIENCE)
     assert risk.closed
+
+
+def test_a_handler_that_exits_has_failed_and_its_consumer_goes_on(store: EventStore) -> None:
+    attempts: queue.Queue[int] = queue.Queue()
+
+    def handle(delivery: CriticalDelivery) -> None:
+        attempts.put(delivery.attempt)
+        if delivery.attempt == 1:
+            sys.exit("no more")
+
+    with RiskEventSystem(store, retry_base=0.0) as risk:
+        risk.register("limits", handle)
+        event_id = risk.publish_critical("event")
+        risk.wait_ack(event_id, PATIENCE)
+    assert [attempts.get_nowait(), attempts.get_nowait()] == [1, 2]
+
+
+def test_what_cannot_be_called_is_refused_at_once(store: EventStore) -> None:
+    for wrong in ("escalate", "on_dead_letter", "on_limit", "clock"):
+        arguments: dict[str, Any] = {wrong: 5}
+        with pytest.raises(TypeError, match=f"{wrong}.* must be something that can be called"):
+            RiskEventSystem(store, **arguments)
+    nothing: Any = 5
+    with RiskEventSystem(store) as risk:
+        with pytest.raises(TypeError, match="handler was 5; it must be something that can be"):
+            risk.register("limits", nothing)
+        assert risk.register("limits").try_take() is None
+
+
+def test_a_system_that_was_closed_leaves_the_next_one_alone(store: EventStore) -> None:
+    old = RiskEventSystem(store)
+    old.close()
+    with RiskEventSystem(store) as risk:
+        handled: queue.Queue[int | None] = queue.Queue()
+        risk.register("limits", lambda delivery: handled.put(delivery.event_id))
+        old.close()
+        with pytest.raises(Closed, match="the log, or what stands on it, is closed"):
+            old.register("limits")
+        del old
+        gc.collect()
+        assert not risk.closed
+        event_id = risk.publish_critical("event")
+        risk.wait_ack(event_id, PATIENCE)
+        assert handled.get_nowait() == event_id
 
 
 def test_two_handlers_may_close_the_system_at_once(store: EventStore) -> None:

@@ -491,7 +491,7 @@ impl RiskEventSystem {
     ///
     /// # Errors
     ///
-    /// `Unknown` if there is no such dead letter, or no consumer to get it; `Store`.
+    /// `Unknown` if there is no such dead letter; `Store`: `Config` if there is no consumer to get it.
     pub fn redeliver(&self, id: u64, consumer: Option<&str>) -> Result<(), DeliveryError> {
         self.settle_letter(id, consumer, |risk, consumer| risk.redeliver(consumer, id))
     }
@@ -524,7 +524,15 @@ impl RiskEventSystem {
                 Some(name) => named(name).map(|(_, consumer, _)| consumer).ok_or_else(unknown)?,
                 None => NOBODY,
             };
-            let entry = decide(&books.risk, consumer).ok_or_else(unknown)?;
+            let entry = decide(&books.risk, consumer).ok_or_else(|| {
+                match books.risk.letters().any(|(of, its, _)| (of, its) == (id, consumer)) {
+                    true => StoreError::from(ConfigError::new(format!(
+                        "nobody is registered to get dead letter {id}; register a consumer first"
+                    )))
+                    .into(),
+                    false => unknown(),
+                }
+            })?;
             Ok((vec![entry], ()))
         })?;
         Ok(desk.commit(end)?)

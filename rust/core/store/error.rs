@@ -100,7 +100,7 @@ pub enum StoreError {
         limit: usize,
     },
     /// The log was closed.
-    #[error("the log is closed; open it again")]
+    #[error("the log, or what stands on it, is closed; open it again")]
     Closed,
     /// A setting that a log cannot keep.
     #[error(transparent)]
