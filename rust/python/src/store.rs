@@ -184,12 +184,15 @@ impl EventStore {
     ///
     /// Args:
     ///     event: A compact `Event`, a typed event, or anything else that msgspec encodes but `None`.
-    ///     topic: The topic of a typed event or an object; that of a compact event is its own.
+    ///     topic: The topic of a typed event or an object, on which it is replayed; that of a compact
+    ///         event is its own. A `TypedEventBus` publishes a `Fill` on `fill.BTCUSDT`: without a
+    ///         topic its subscribers do not get it when it is replayed.
     ///
     /// Raises:
     ///     TypeError: msgspec cannot encode it, or a topic was given for a compact event; nothing
     ///         was stored.
     ///     ConfigError: The topic is not one; nothing was stored.
+    ///     StoreError: It has more than 1,048,552 bytes; nothing of it was stored.
     ///     StoreFull: There is no room; free some and try again.
     ///     Poisoned, StoreIO: A write failed; open the log again.
     ///     ReadOnly: It was opened to read only.
