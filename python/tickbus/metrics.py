@@ -18,6 +18,7 @@ Example:
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -65,7 +66,7 @@ class _Families(Protocol[_Read]):
     def all(self) -> Iterator[Metric]: ...
 
 
-class _Collector(Collector, Generic[_Source]):
+class _Collector(Collector, ABC, Generic[_Source]):
     """Gives the metrics of what was added, under a name each, whenever Prometheus asks."""
 
     _families: ClassVar[Callable[[], _Families[Any]]]
@@ -76,9 +77,9 @@ class _Collector(Collector, Generic[_Source]):
         for source in sources:
             self._add(source, None)
 
+    @abstractmethod
     def _label(self, source: _Source) -> str:
         """Returns what it is called without a name."""
-        raise NotImplementedError
 
     def _add(self, source: _Source, name: str | None) -> None:
         if not isinstance(source, self._kind):

@@ -19,7 +19,17 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from tickbus import ConfigError, Event, EventBatch, EventStore, Gap, Priority, Replay, cli
+from tickbus import (
+    ConfigError,
+    Event,
+    EventBatch,
+    EventStore,
+    Gap,
+    Priority,
+    Replay,
+    StoreFull,
+    cli,
+)
 from tickbus.captures import MarketEvent, Quote, Trade, read_capture
 from tickbus.cli import app, export
 from tickbus.cli.log_report import InspectReport
@@ -190,6 +200,19 @@ def test_an_interrupted_recording_says_what_it_keeps(
     assert cli.main(["record", str(trades_csv), "--to", str(folder)]) == app.INTERRUPTED
     assert f"{folder} keeps the 1 events before this" in capsys.readouterr().err
     assert EventStore.verify(folder).next_sequence == 1
+
+
+def test_a_log_without_room_ends_a_recording_with_its_error_alone(
+    tmp_path: Path, trades_csv: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StoreFull("there is no room")
+
+    monkeypatch.setattr(EventStore, "append_many", refuse)
+    assert cli.main(["record", str(trades_csv), "--to", str(tmp_path / "log")]) == app.FAILED
+    error = capsys.readouterr().err
+    assert "there is no room" in error
+    assert "keeps" not in error
 
 
 def test_a_torn_log_that_is_recorded_into_says_what_was_cut_off(
@@ -369,8 +392,8 @@ def test_inspect_shows_each_file_whole_or_not(log: Path, capsys: Captured) -> No
     assert "?" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("width", [80, 100, 120, 200])
-def test_inspect_breaks_no_number_however_narrow_the_screen_is(width: int) -> None:
+def _printed(width: int) -> str:
+    """Returns the table of two segments with large numbers."""
     segments = tuple(
         SegmentReport(
             name=f"{base:020}.elog",
@@ -394,12 +417,21 @@ def test_inspect_breaks_no_number_however_narrow_the_screen_is(width: int) -> No
     console = Console(file=io.StringIO(), width=width)
     InspectReport(Path("log"), segments).print(console)
     assert isinstance(console.file, io.StringIO)
-    shown = console.file.getvalue()
+    return console.file.getvalue()
+
+
+def test_inspect_shows_something_on_any_screen() -> None:
+    assert "log" in _printed(20)
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_inspect_breaks_no_number_however_narrow_the_screen_is(width: int) -> None:
+    shown = _printed(width)
     assert max(map(len, shown.splitlines())) <= width
     for number in ("1,234,567,890", "1,236,624,678", "67,108,864"):
         assert f" {number} " in shown
     rows = [line for line in shown.splitlines() if line.startswith("│")]
-    assert len(rows) == len(segments), "no cell is broken into two lines"
+    assert len(rows) == 2, "no cell is broken into two lines"
     assert ("no room for" in shown) == (width < 200)
 
 

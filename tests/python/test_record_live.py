@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pty
@@ -16,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from tickbus import EventBus, EventStore, Gap, cli
+from tickbus import EventBus, EventStore, Gap, Poisoned, cli
 from tickbus.cli import app
+from tickbus.cli.record_live import find
 
 # Says on a pipe what the recording has reached, so that nobody has to guess.
 MARKET = """
@@ -413,6 +415,33 @@ def test_a_log_that_takes_nothing_is_no_fault_of_the_bus(
     bus.close()
     assert cli.main(arguments) == app.UNREADABLE
     assert "market:bus cannot be recorded" in capsys.readouterr().err
+
+
+def test_a_log_that_fails_in_the_end_fails_the_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def make() -> EventBus[Any]:
+        bus = EventBus[Any]()
+        asyncio.get_running_loop().call_soon(bus.close)
+        return bus
+
+    def fail(store: EventStore) -> None:
+        raise Poisoned("the disk is gone")
+
+    monkeypatch.setattr(app, "find", lambda reference: make)
+    monkeypatch.setattr(EventStore, "sync", fail)
+    assert cli.main(["record", "market:make", "--to", str(tmp_path / "log")]) == app.FAILED
+    assert "the log took no more; the disk is gone" in capsys.readouterr().err
+
+
+def test_modules_in_the_working_directory_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_here.py").write_text("bus = 'found'\n")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    assert find("only_here:bus") == "found"
+    del sys.modules["only_here"]
 
 
 def test_what_the_log_missed_is_counted(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 import tickbus
 from support import run, run_child
-from tickbus import Event, EventBatch, EventStore, EventType, Gap, Record
+from tickbus import Event, EventBatch, EventStore, EventType, Gap, Record, records
 from tickbus.events import BookLevel, Fill, Health, Metrics, OrderBook
 
 SMALL = 64 * 1024
@@ -607,11 +607,19 @@ def test_a_failed_write_is_an_io_error_then_the_log_is_poisoned_and_recovers(
         except tickbus.Poisoned:
             print("poisoned")
         assert store.closed
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         """)
     assert (child.returncode, child.stdout, child.stderr) == (0, "poisoned\n", "")
     with EventStore.open(folder) as again:
         assert read(again) == [1, 2, 3]
         assert again.append(4) == 3
+
+
+def test_without_msgspec_objects_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "msgspec", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'tickbus\[events\]'") as missing:
+        records._msgspec.__wrapped__()
+    assert missing.value.name == "msgspec"
 
 
 def test_those_that_wait_are_told_when_a_write_fails(folder: Path) -> None:
@@ -643,6 +651,7 @@ def test_those_that_wait_are_told_when_a_write_fails(folder: Path) -> None:
             store.close()
         except tickbus.Poisoned:
             pass
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         """)
     assert (child.returncode, child.stderr) == (0, "")
 

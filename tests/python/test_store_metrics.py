@@ -265,7 +265,12 @@ def test_a_log_or_a_name_is_not_taken_twice_and_is_not_kept_alive(tmp_path: Path
         collector.remove(first)
         assert _value(registry, "store_segments", store="market") is None
         collector.add(first, name="market")
-    del first, second, store
+        with RiskEventSystem(first) as risk:
+            of_risk = RiskCollector(risk)
+            assert any(metric.samples for metric in of_risk.collect())
+            of_risk.remove(risk)
+            assert not any(metric.samples for metric in of_risk.collect())
+    del first, second, store, risk
     gc.collect()
     assert _value(registry, "store_segments", store="market") is None
 
