@@ -464,6 +464,8 @@ def test_a_recorded_capture_is_replayed_with_its_totals_and_the_same_digest(
         assert (replay["replayed"], replay["lost"]) == (recorded["events"], 0)
         assert replay["totals_agree"]
         assert _numbers(replay["per_symbol"]) == _numbers(live["per_symbol"])
+    assert cli.main(["replay", str(folder)]) == app.DONE
+    assert "BTCUSDT" in capsys.readouterr().out
 
 
 def _digest_of(capture: Path) -> str:

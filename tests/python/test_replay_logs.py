@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tickbus
-from support import MakeBus, run
+from support import MakeBus, run, run_child
 from tickbus import (
     Closed,
     ConfigError,
@@ -94,6 +94,49 @@ _RECORDS = st.one_of(
     st.dictionaries(st.text(max_size=3), st.integers(-9, 9), max_size=2),
     st.builds(Gap, st.integers(1, 9), st.just(True)),
 )
+
+
+def test_a_replay_is_begun_once_and_says_what_it_is(store: EventStore) -> None:
+    store.append_many(events(3))
+    with Replay(store) as never:
+        assert repr(never) == f"<Replay of {store!r} ready>"
+    with EventBus[Any]() as bus:
+        with pytest.raises(Closed, match="the replay is over"):
+            never.into(bus)
+        replay = Replay(store).into(bus)
+        with pytest.raises(ConfigError, match="this replay has begun already"):
+            replay.into(bus)
+        replay.wait()
+
+
+def test_a_cancelled_wait_leaves_the_replay_as_it_is(store: EventStore) -> None:
+    store.append_many([Event(n * _SECOND, 0) for n in range(1, 4)])
+
+    async def main() -> None:
+        with EventBus[Any]() as bus, Replay(store).into(bus, speed=1.0) as replay:
+            waiting = asyncio.ensure_future(replay._wait_async())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert replay.state == "running"
+            replay.stop()
+            assert (await replay).state == "stopped"
+
+    asyncio.run(main())
+
+
+def test_a_process_that_ends_stops_its_replays(tmp_path: Path) -> None:
+    child = run_child(f"""
+        from tickbus import Event, EventBus, EventStore, Replay
+
+        store = EventStore.open({str(tmp_path / "log")!r})
+        store.append_many([Event(n * 3_600_000_000_000, 0) for n in range(1, 4)])
+        bus = EventBus()
+        replay = Replay(store).into(bus, speed=1.0, longest_gap=1e9)
+        print(replay.state)
+        """)
+    assert (child.returncode, child.stdout, child.stderr) == (0, "running\n", "")
 
 
 def test_a_store_gives_a_replay_of_what_it_has(store: EventStore) -> None:

@@ -233,6 +233,12 @@ def test_a_coroutine_function_handles_events_in_a_task(store: EventStore) -> Non
     asyncio.run(main())
 
 
+def test_a_system_without_handlers_is_closed_at_once(store: EventStore) -> None:
+    risk = RiskEventSystem(store)
+    asyncio.run(risk.aclose())
+    assert risk.closed
+
+
 def test_a_task_with_a_handler_may_close_the_system(store: EventStore) -> None:
     async def main() -> None:
         risk, closed = RiskEventSystem(store), asyncio.Event()
