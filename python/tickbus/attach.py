@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tickbus.store import EventStore
     from tickbus.typed import TypedEventBus
 
-__all__ = ["Attachment", "Published", "detach_all"]
+__all__ = ["Attachment", "Published", "detach_all", "none_attached"]
 
 Published: TypeAlias = "EventSystem | EventBus[Any] | TypedEventBus"
 """What a store can be attached to."""
@@ -57,10 +57,18 @@ class Attachment:
         self._on_detach = on_detach
         self._failure: Exception | None = None
         self._process = os.getpid()
+        self._has_ended = False
         # The interpreter does not wait for it, but ends it.
         self._thread = threading.Thread(target=self._run, name="tickbus-attach", daemon=True)
-        _running.add(self)
         self._thread.start()
+        # It is known only now that others can wait for it. Whoever began to close the store before
+        # did not see it; whoever begins now does.
+        _running.add(self)
+        if self._has_ended:
+            _running.discard(self)
+        if store in _closing or store.closed:
+            self.detach()
+            raise Closed("the log is closed; open it again")
 
     @property
     def stored(self) -> int:
@@ -148,10 +156,12 @@ class Attachment:
             if self._on_detach is not None:
                 self._on_detach(why)
         finally:
+            self._has_ended = True
             _running.discard(self)
 
 
 _running: set[Attachment] = set()
+_closing: list[EventStore] = []
 
 
 def detach_all(store: EventStore | None = None) -> None:
@@ -159,6 +169,17 @@ def detach_all(store: EventStore | None = None) -> None:
     for attachment in list(_running):
         if store is None or attachment._store is store:
             attachment.detach()
+
+
+@contextmanager
+def none_attached(store: EventStore) -> Iterator[None]:
+    """Ends the attachments of a store, which is closed within, and refuses others meanwhile."""
+    _closing.append(store)
+    try:
+        detach_all(store)
+        yield
+    finally:
+        _closing.remove(store)
 
 
 if hasattr(os, "register_at_fork"):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from tickbus import _core
 from tickbus._core import EventBatch
-from tickbus.attach import Attachment, Published, detach_all
+from tickbus.attach import Attachment, Published, none_attached
 from tickbus.errors import ConfigError, StoreError
 from tickbus.records import Gap, Record, batches_of, found_by, records_found, records_of
 
@@ -532,7 +532,8 @@ class EventStore(_core.EventStore):
 
         Raises:
             TypeError: The source is something else.
-            ReadOnly, Poisoned, Closed: The log takes nothing, or the source is closed.
+            ReadOnly, Poisoned, Closed: The log takes nothing, also while another thread closes it,
+                or the source is closed.
         """
         return Attachment(self, source, on_detach)
 
@@ -544,8 +545,8 @@ class EventStore(_core.EventStore):
         Raises:
             Poisoned, StoreIO: As `sync`; it is closed all the same.
         """
-        detach_all(self)
-        super().close()
+        with none_attached(self):
+            super().close()
 
     def __exit__(
         self,
@@ -554,8 +555,8 @@ class EventStore(_core.EventStore):
         traceback: TracebackType | None,
         /,
     ) -> None:
-        detach_all(self)
-        super().__exit__(exc_type, exc_value, traceback)
+        with none_attached(self):
+            super().__exit__(exc_type, exc_value, traceback)
 
     def verify(self: EventStore | _Path) -> Verification:
         """Reads all of a log and compares it with its checksums; it may be written meanwhile.

@@ -272,6 +272,61 @@ def test_a_log_that_takes_nothing_is_told_before_anybody_waits_for_it(
                     store.attach(source)
 
 
+@pytest.mark.parametrize("make", [tickbus.EventBus, EventSystem])
+@pytest.mark.parametrize("is_started", [False, True])
+def test_a_log_that_is_closed_while_something_is_attached_refuses_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, make: type[Any], is_started: bool
+) -> None:
+    store = EventStore.open(folder)
+    start = threading.Thread.start
+    attaching: list[threading.Thread] = []
+
+    def close_around(thread: threading.Thread) -> None:
+        attaching.append(thread)
+        if not is_started:
+            store.close()
+        start(thread)
+        if is_started:
+            store.close()
+
+    monkeypatch.setattr(threading.Thread, "start", close_around)
+    with make() as source:
+        with pytest.raises(tickbus.Closed, match="the log is closed"):
+            store.attach(source)
+        assert source.publish(event(1)) == 0
+    assert [thread.is_alive() for thread in attaching] == [False]
+
+
+def test_a_log_that_is_being_closed_takes_no_further_source(
+    folder: Path, make_bus: MakeBus
+) -> None:
+    store = WaitingStore.open(folder)
+    store.begun, store.may_append = threading.Event(), threading.Event()
+    with make_bus() as bus, EventSystem() as system:
+        store.attach(bus)
+        bus.publish(1)
+        store.begun.wait()
+        closing = threading.Thread(target=store.close, daemon=True)
+        is_closing = threading.Event()
+        stop = Attachment.detach
+
+        def tell(attachment: Attachment) -> None:
+            is_closing.set()
+            stop(attachment)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Attachment, "detach", tell)
+            closing.start()
+            is_closing.wait()
+        with pytest.raises(tickbus.Closed, match="the log is closed"):
+            store.attach(system)
+        assert system.publish(event(1)) == 0
+        store.may_append.set()
+        closing.join()
+    with EventStore.open(folder, read_only=True) as store:
+        assert read(store) == [1]
+
+
 def test_an_attachment_shows_whether_it_is_one_still(store: EventStore) -> None:
     with EventSystem() as system, store.attach(system) as attachment:
         assert repr(attachment) == f"<Attachment to {store!r}>"
