@@ -52,6 +52,10 @@ class Attachment:
         source: Published,
         on_detach: Callable[[Exception], object] | None,
     ) -> None:
+        if on_detach is not None and not callable(on_detach):
+            raise TypeError(
+                f"on_detach was {on_detach!r}; it must be a function that takes the error, or None"
+            )
         self._store = store
         self._source = _source(store, source)
         self._on_detach = on_detach

@@ -531,7 +531,7 @@ class EventStore(_core.EventStore):
                 own. It may close the log.
 
         Raises:
-            TypeError: The source is something else.
+            TypeError: The source is something else, or `on_detach` cannot be called.
             ReadOnly, Poisoned, Closed: The log takes nothing, also while another thread closes it,
                 or the source is closed.
         """

@@ -327,6 +327,13 @@ def test_a_log_that_is_being_closed_takes_no_further_source(
         assert read(store) == [1]
 
 
+def test_what_cannot_be_told_is_refused_before_anything_is_attached(store: EventStore) -> None:
+    with EventSystem() as system:
+        with pytest.raises(TypeError, match="on_detach was 5; it must be a function"):
+            store.attach(system, on_detach=5)  # type: ignore[arg-type]
+        assert system.publish(event(1)) == 0
+
+
 def test_an_attachment_shows_whether_it_is_one_still(store: EventStore) -> None:
     with EventSystem() as system, store.attach(system) as attachment:
         assert repr(attachment) == f"<Attachment to {store!r}>"
