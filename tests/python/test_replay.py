@@ -257,6 +257,37 @@ def test_the_module_runs_as_a_program() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["replay", "--events", "100", "--json"],
+        ["replay", "--events", "100"],
+        ["log", "inspect", "--json", "LOG"],
+        ["log", "inspect", "LOG"],
+        ["--help"],
+        ["--version"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_whose_output_nobody_reads_ends_quietly(
+    folder: Path, arguments: list[str]
+) -> None:
+    tickbus.EventStore.open(folder).close()
+    named = [str(folder) if argument == "LOG" else argument for argument in arguments]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "tickbus", *named],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (done.stderr, done.returncode) == ("", 141)
+
+
 @pytest.mark.parametrize("arguments", [["--speed", "0.001"], ["--events", "100000"]])
 def test_ctrl_c_ends_the_program_cleanly(arguments: list[str]) -> None:
     # The replay is interrupted from inside as soon as its producer is at work.

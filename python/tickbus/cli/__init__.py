@@ -17,7 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments behind the program's name; `None` takes those of the process.
 
     Returns:
-        0 done, 1 failed, 2 wrong usage, 3 unreadable input, 130 interrupted.
+        0 done, 1 failed, 2 wrong usage, 3 unreadable input, 130 interrupted, 141 nobody reads the
+        output.
     """
     try:
         from tickbus.cli import app

@@ -7,6 +7,7 @@ import gc
 import heapq
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -72,9 +73,9 @@ from tickbus.compact import InexactError, register
 from tickbus.store import inspect, salvage, survey
 from tickbus.synthetic import SyntheticMarket
 
-__all__ = ["DONE", "FAILED", "INTERRUPTED", "UNREADABLE", "USAGE", "run"]
+__all__ = ["CUT_OFF", "DONE", "FAILED", "INTERRUPTED", "UNREADABLE", "USAGE", "run"]
 
-DONE, FAILED, USAGE, UNREADABLE, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, FAILED, USAGE, UNREADABLE, INTERRUPTED, CUT_OFF = 0, 1, 2, 3, 130, 141
 
 _Outcome = TypeVar("_Outcome")
 _Report: TypeAlias = NumbersReport | InspectReport | ReplayReport
@@ -84,7 +85,8 @@ app = App(
     help="An event bus for market data: commands that show and check it.",
     version=__version__,
     help_epilogue=(
-        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 unreadable input, 130 interrupted."
+        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 unreadable input, 130 interrupted, "
+        "141 nobody reads the output."
     ),
     suppress_keyboard_interrupt=False,
 )
@@ -95,7 +97,20 @@ app.command(log)
 def run(argv: Sequence[str]) -> int:
     """Runs the command that the arguments name and returns its exit code."""
     try:
-        code = app(list(argv), exit_on_error=False, result_action="return_value")
+        code = _run(argv)
+        print(end="", flush=True)
+    except BrokenPipeError:
+        # The interpreter writes what is left when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CUT_OFF
+    return code
+
+
+def _run(argv: Sequence[str]) -> int:
+    try:
+        code = app(
+            list(argv), console=_Console(), exit_on_error=False, result_action="return_value"
+        )
     except CycloptsError:
         return USAGE  # It has been printed.
     except ConfigError as why:
@@ -638,6 +653,13 @@ def _recording(reference: str) -> Iterator[Callable[[Callable[[], LiveProgress]]
         yield state.show
 
 
+class _Console(Console):
+    """A console that tells `run` when nobody reads the output."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class _State(ProgressColumn):
     """How far the recording of a bus is."""
 
@@ -713,7 +735,7 @@ def _conclude(report: ReplayReport, *, as_json: bool) -> int:
 
 def _console() -> Console:
     """Returns the console for results; a file or pipe, which has no width, gets a wide one."""
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return _Console(width=None if sys.stdout.isatty() else 120)
 
 
 def _unreadable(why: Exception, hint: str = "") -> int:
