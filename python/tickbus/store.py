@@ -255,6 +255,10 @@ class EventStore(_core.EventStore):
 
     __slots__ = ()
 
+    def __new__(cls, *_arguments: object, **_named: object) -> Self:
+        """Refuses: `open` makes a log, and one of a subclass too."""
+        raise TypeError(f"{cls.__name__}() makes no log; use {cls.__name__}.open(path)")
+
     @classmethod
     def open(
         cls,
@@ -296,7 +300,9 @@ class EventStore(_core.EventStore):
         name, interval = _durability(durability)
         if read_only:
             _check_log(path)
-        return cls(os.fspath(path), name, interval, segment_bytes, max_bytes, read_only)
+        return super().__new__(
+            cls, os.fspath(path), name, interval, segment_bytes, max_bytes, read_only
+        )
 
     @property
     def path(self) -> Path:

@@ -366,6 +366,20 @@ def test_settings_that_cannot_be_kept_are_config_errors(
         EventStore.open(folder, **settings_)
 
 
+def test_a_log_is_made_by_open_alone_and_whoever_calls_the_class_is_told(folder: Path) -> None:
+    class Named(EventStore):
+        name = "prices"
+
+    for call in (lambda: EventStore(), lambda: EventStore(folder, durability="always")):
+        with pytest.raises(TypeError, match=r"use EventStore\.open\(path\)"):
+            call()
+    with pytest.raises(TypeError, match=r"use Named\.open\(path\)"):
+        Named(folder)
+    assert not folder.exists()
+    with Named.open(folder) as store:
+        assert (type(store), store.name, store.append(1)) == (Named, "prices", 0)
+
+
 def test_a_closed_log_says_so_and_closing_again_does_nothing(folder: Path) -> None:
     store = EventStore.open(folder)
     ticket = store.append_durable(event(1))
