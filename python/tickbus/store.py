@@ -633,11 +633,12 @@ def _salvage(row: _core._SalvageRow) -> Salvage:
     return Salvage(oldest, following, kept, ranges, tuple(foreign), damaged)
 
 
-def _durability(text: str) -> tuple[str, float | None]:
+def _durability(text: object) -> tuple[str, float | None]:
     """Returns a durability's name, and the seconds of an interval."""
-    if text in ("none", "group", "always", "double"):
-        return text, None
-    interval = re.fullmatch(r"interval\((\d+(?:\.\d+)?)\)", text)
+    name = text if isinstance(text, str) else ""
+    if name in ("none", "group", "always", "double"):
+        return name, None
+    interval = re.fullmatch(r"interval\((\d+(?:\.\d+)?)\)", name)
     if interval is None:
         raise ConfigError(
             f"durability was {text!r}; it must be 'none', 'interval(100)' with milliseconds, "

@@ -366,6 +366,14 @@ def test_settings_that_cannot_be_kept_are_config_errors(
         EventStore.open(folder, **settings_)
 
 
+@pytest.mark.parametrize("durability", [None, 1, b"group", ["group"]])
+def test_a_durability_that_is_no_text_is_refused_with_those_that_there_are(
+    folder: Path, durability: Any
+) -> None:
+    with pytest.raises(tickbus.ConfigError, match=r"durability was .*; it must be 'none', "):
+        EventStore.open(folder, durability=durability)
+
+
 def test_a_log_is_made_by_open_alone_and_whoever_calls_the_class_is_told(folder: Path) -> None:
     class Named(EventStore):
         name = "prices"
