@@ -323,12 +323,13 @@ class Replay:
         Raises:
             BusError: Why it could not go on: the bus or the store was closed, others published
                 into the bus, or the log is damaged.
-            ConfigError: The timeout is negative or not finite.
+            ConfigError: The timeout is negative or not finite, or the replay has not begun.
             RuntimeError: The thread runs an event loop; await the replay there.
         """
         check_seconds("timeout", timeout)
         if asyncio._get_running_loop() is not None:
             raise RuntimeError("wait() would block this thread's running event loop; use await")
+        self._check_begun()
         if self._thread is not None:
             self._thread.join(timeout)
         return self._result()
@@ -385,6 +386,10 @@ class Replay:
         self._sequences = range(*core.sequences)
         return core
 
+    def _check_begun(self) -> None:
+        if self.state == "ready":
+            raise ConfigError("this replay has not begun; call into() first")
+
     def _events(self) -> EventBatch:
         """Returns the compact events of the capture."""
         # Few replay captures, and their readers need much of the standard library.
@@ -425,6 +430,7 @@ class Replay:
                     loop.call_soon_threadsafe(_resolve, future)
 
     async def _wait_async(self) -> ReplayProgress:
+        self._check_begun()
         loop = asyncio.get_running_loop()
         with self._lock:
             if self in _running:

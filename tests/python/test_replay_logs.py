@@ -299,6 +299,23 @@ def test_pause_step_seek_and_stop(store: EventStore) -> None:
             replay.into(bus)
 
 
+def test_nobody_waits_for_a_replay_that_has_not_begun(store: EventStore) -> None:
+    store.append(1)
+    replay = Replay(store)
+
+    async def awaited() -> None:
+        await replay
+
+    for wait in (replay.wait, lambda: replay.wait(0), lambda: asyncio.run(awaited())):
+        with pytest.raises(ConfigError, match=r"call into\(\) first"):
+            wait()
+    assert list(replay.read()) != []
+    assert replay.wait().replayed == 1
+    stopped = Replay(store)
+    stopped.stop()
+    assert stopped.wait().state == "stopped"
+
+
 def test_it_waits_as_long_as_recorded_times_are_apart(store: EventStore) -> None:
     store.append_many([Event(_SECOND, 0), Event(2 * _SECOND, 0), Event(9_000 * _SECOND, 0)])
     with EventBus() as bus, bus.subscribe() as prices:
