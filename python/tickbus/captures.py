@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from tickbus.errors import ParseError
+from tickbus.errors import ConfigError, ParseError
 
 __all__ = [
     "CSV_COLUMNS",
@@ -43,6 +43,7 @@ __all__ = [
     "MarketEvent",
     "Quote",
     "Trade",
+    "check_format",
     "read_capture",
     "recognize_format",
     "topic_name",
@@ -144,13 +145,13 @@ def read_capture(
             the error instead.
 
     Raises:
+        ConfigError: There is no such format.
         ParseError: The format was not recognized, the file does not name its date or columns as
             its format demands, or a line is malformed and `on_malformed` is `None`.
         OSError: The file cannot be read or is damaged.
     """
+    check_format(format)
     name = recognize_format(path) if format is None else format
-    if name not in FORMATS:
-        raise ValueError(f"format was {name!r}; it must be one of {', '.join(FORMATS)}")
     counts = CaptureReport() if report is None else report
     lines = enumerate(_lines(path), start=1)
     parse = _parser(path, name, lines)
@@ -178,8 +179,21 @@ def read_capture(
             counts.ignored[outcome] += 1
 
 
-def recognize_format(path: Path) -> str:
+def check_format(format: str | None) -> None:
+    """Refuses what is none of `FORMATS`, nor `None`."""
+    if format is not None and format not in FORMATS:
+        raise ConfigError(
+            f"format was {format!r}; it must be one of {', '.join(FORMATS)}, or None to recognize "
+            "it"
+        )
+
+
+def recognize_format(path: Path, *, option: str = "format=") -> str:
     """Returns the one of `FORMATS` that a capture is in, by its content and, for a zip, its member.
+
+    Args:
+        path: The file.
+        option: What the error advises to name the format with.
 
     Raises:
         ParseError: None of them fits.
@@ -195,7 +209,7 @@ def recognize_format(path: Path) -> str:
         return "csv"
     raise ParseError(
         f"the format is none of {', '.join(FORMATS)}; found {_shown(first)}; name it with "
-        "--format if it is one of them",
+        f"{option} if it is one of them",
         str(path),
         number,
     )
@@ -335,7 +349,7 @@ _LEAN_MEMBER = re.compile(
 def _lean_name(path: Path) -> _LeanName:
     if not _is_zip(path):
         raise ParseError(
-            "the Lean formats are zip files; this is none, so leave --format out", str(path), 1
+            "the Lean formats are zip files; this is none, so leave the format out", str(path), 1
         )
     member = _only_member(path)
     match = _LEAN_MEMBER.fullmatch(member)

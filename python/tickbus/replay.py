@@ -84,7 +84,7 @@ class Replay:
             has its own moved.
 
     Raises:
-        ConfigError: A format was given for a log.
+        ConfigError: A format was given for a log, or there is no such format.
         StoreError: The folder holds no log.
 
     Example:
@@ -119,8 +119,13 @@ class Replay:
             self._is_capture = self._source.is_file()
             if not self._is_capture:
                 _check_log(self._source)
-        if format is not None and not self._is_capture:
-            raise ConfigError(f"format was {format!r}; a log has its own: leave it out")
+        if format is not None:
+            if not self._is_capture:
+                raise ConfigError(f"format was {format!r}; a log has its own: leave it out")
+            # Imported only here, as in `_events`.
+            from tickbus.captures import check_format
+
+            check_format(format)
         self._clock = VirtualClock() if clock is None else clock
         self._transport = _core._Transport()
         self._sequences: range | None = None

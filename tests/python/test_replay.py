@@ -215,6 +215,16 @@ def test_input_that_cannot_be_read_returns_3_and_is_named(capsys: Captured, tmp_
         assert str(path) in capsys.readouterr().err
 
 
+def test_whoever_has_an_unknown_capture_is_told_of_the_option(
+    capsys: Captured, tmp_path: Path
+) -> None:
+    unknown = tmp_path / "unknown"
+    unknown.write_text("what is this\n", encoding="utf-8")
+    for command in (["replay"], ["record", "--to", str(tmp_path / "log")]):
+        assert cli.main([*command, str(unknown)]) == 3
+        assert "name it with --format if" in capsys.readouterr().err
+
+
 def test_help_shows_an_example(capsys: Captured) -> None:
     assert cli.main(["replay", "--help"]) == 0
     assert "Example: tickbus replay" in " ".join(capsys.readouterr().out.split())

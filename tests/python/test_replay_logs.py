@@ -478,6 +478,15 @@ def test_a_capture_is_replayed_as_it_is_recorded(tmp_path: Path, store: EventSto
         Replay(store, format="csv")
 
 
+def test_a_format_that_there_is_not_is_refused_at_once(tmp_path: Path) -> None:
+    capture = tmp_path / "trades"
+    capture.write_text("what is this\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="format was 'x'; it must be one of binance, "):
+        Replay(capture, format="x")
+    with EventBus() as bus, pytest.raises(tickbus.ParseError, match="name it with format= if"):
+        Replay(capture).into(bus)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

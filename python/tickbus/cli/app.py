@@ -176,7 +176,7 @@ def replay_command(
     market = None if files else SyntheticMarket(seed, events)
     report = CaptureReport()
     try:
-        formats = [format or recognize_format(path) for path in files]
+        formats = [format or recognize_format(path, option="--format") for path in files]
     except (OSError, ParseError) as why:
         return _unreadable(why)
     try:
@@ -254,7 +254,7 @@ def record_command(
     captures = (source, *files)
     report = CaptureReport()
     try:
-        formats = [format or recognize_format(path) for path in captures]
+        formats = [format or recognize_format(path, option="--format") for path in captures]
         messages = _merge(captures, formats, report, stops_at_malformed=strict)
         # Of what cannot be read at all no log is made.
         first = list(islice(messages, 1))
