@@ -490,6 +490,21 @@ def test_a_log_of_anything_is_replayed_and_counted(log: Path, capsys: Captured) 
     assert report["digest"] in capsys.readouterr().out
 
 
+def test_records_that_may_not_be_durable_are_left_out_and_told(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    folder = tmp_path / "log"
+    with EventStore.open(folder, durability="none") as store:
+        store.append_many([Event(1, 0)] * 3)
+        assert len(list(store.read())) == 3
+        for command in (["replay"], ["log", "export", "--to", str(tmp_path / "out.csv")]):
+            assert cli.main([*command, str(folder)]) == app.DONE
+            error = capsys.readouterr().err
+            assert "3 more records, which are left out" in " ".join(error.split())
+    assert cli.main(["replay", str(folder)]) == app.DONE
+    assert "left out" not in capsys.readouterr().err
+
+
 def test_a_subscriber_that_sums_something_else_fails_the_replay(
     log: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -436,6 +436,7 @@ def export_command(
         return FAILED
     if not exported.events + exported.objects:
         _complain(f"{path} has no such record; {to} has no rows")
+    _tell_what_is_left(path)
     _show(ExportReport(path, to, exported), as_json=json)
     return DONE
 
@@ -556,6 +557,19 @@ def _tally(files: Sequence[Path], formats: Sequence[str]) -> Instruments:
     return sums
 
 
+def _tell_what_is_left(path: Path) -> None:
+    """Says how many records of a log are left out because nothing says that they are durable."""
+    with EventStore.open(path, read_only=True) as store:
+        stats = store.stats()
+    durable = 0 if stats.durable_sequence is None else stats.durable_sequence + 1
+    left = stats.next_sequence - max(durable, stats.oldest_sequence)
+    if left > 0:
+        _complain(
+            f"{path} has {left:,} more records, which are left out: nothing says that they are on "
+            "the disk; sync them, or open the log for writing once its writer has ended"
+        )
+
+
 def _replay_log(path: Path, plan: ReplayPlan, *, as_json: bool) -> int:
     def run(on_progress: Callable[[int], None] | None) -> LogOutcome:
         return asyncio.run(replay_log(path, plan, on_progress))
@@ -568,6 +582,7 @@ def _replay_log(path: Path, plan: ReplayPlan, *, as_json: bool) -> int:
     except StoreError as why:
         return _unreadable_log(why, path)
     result = LogReplayReport(path, plan, outcome, oracle)
+    _tell_what_is_left(path)
     _show(result, as_json=as_json)
     if not result.accounted:
         _complain(
