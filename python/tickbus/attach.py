@@ -158,6 +158,7 @@ class Attachment:
         except Exception as why:
             self._failure = why
             if self._on_detach is not None:
+                _within.on_detach = True
                 self._on_detach(why)
         finally:
             self._has_ended = True
@@ -166,12 +167,17 @@ class Attachment:
 
 _running: set[Attachment] = set()
 _closing: list[EventStore] = []
+_within = threading.local()
 
 
 def detach_all(store: EventStore | None = None) -> None:
     """Ends the attachments of a store, or all that there are."""
+    # One that has failed has nothing left to store, and its `on_detach` may wait for this one.
+    is_one_of_them = getattr(_within, "on_detach", False)
     for attachment in list(_running):
-        if store is None or attachment._store is store:
+        if store is not None and attachment._store is not store:
+            continue
+        if attachment.failure is None or not is_one_of_them:
             attachment.detach()
 
 

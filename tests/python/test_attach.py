@@ -233,6 +233,26 @@ def test_who_is_told_may_close_the_log_and_nobody_has_to_be_told(folder: Path) -
         assert (quiet.failure, quiet.attached) == (None, False)
 
 
+def test_two_that_are_told_at_once_may_both_close_the_log(folder: Path) -> None:
+    store, both = full_store(folder), threading.Barrier(2)
+
+    def close(why: Exception) -> None:
+        both.wait(30.0)
+        store.close()
+
+    with tickbus.EventBus[int]() as bus, EventSystem() as system:
+        attachments = [store.attach(source, on_detach=close) for source in (bus, system)]
+        while bus.publish(1):
+            pass
+        while system.publish(event(1)):
+            pass
+        for attachment in attachments:
+            attachment._thread.join(30.0)
+            assert not attachment._thread.is_alive(), "each waits for the other one"
+            assert isinstance(attachment.failure, tickbus.StoreFull)
+        assert store.closed
+
+
 def test_as_many_as_had_room_are_counted_as_stored(folder: Path) -> None:
     with (
         EventStore.open(folder, segment_bytes=SMALL, max_bytes=2 * SMALL) as store,
