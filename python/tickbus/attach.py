@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from tickbus._core import Shutdown, _SystemSource, select
 from tickbus.bus import EventBus
-from tickbus.config import check_seconds
+from tickbus.config import check_callable, check_seconds
 from tickbus.errors import Closed, ForkedError, Lagged
 from tickbus.system import EventSystem
 
@@ -52,10 +52,8 @@ class Attachment:
         source: Published,
         on_detach: Callable[[Exception], object] | None,
     ) -> None:
-        if on_detach is not None and not callable(on_detach):
-            raise TypeError(
-                f"on_detach was {on_detach!r}; it must be a function that takes the error, or None"
-            )
+        if on_detach is not None:
+            check_callable("on_detach", on_detach, "a function that takes the error, or None")
         self._store = store
         self._source = _source(store, source)
         self._on_detach = on_detach

@@ -54,6 +54,12 @@ def check_seconds(name: str, seconds: float | None) -> None:
         )
 
 
+def check_callable(name: str, given: object, wanted: str = "something that can be called") -> None:
+    """Refuses what cannot be called."""
+    if not callable(given):
+        raise TypeError(f"{name} was {given!r}; it must be {wanted}")
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from tickbus import _core
-from tickbus.config import check_seconds
+from tickbus.config import check_callable, check_seconds
 from tickbus.errors import AckTimeout, BusError, Closed, ForkedError, ReceiveTimeout
 from tickbus.records import decoder
 
@@ -368,14 +368,14 @@ class RiskEventSystem:
         on_limit: Callable[[TooManyInFlight], object] | None = None,
     ) -> None:
         if clock is not None:
-            _check_callable("clock.time_ns", getattr(clock, "time_ns", None))
+            check_callable("clock.time_ns", getattr(clock, "time_ns", None))
         for name, told in (
             ("escalate", escalate),
             ("on_dead_letter", on_dead_letter),
             ("on_limit", on_limit),
         ):
             if told is not None:
-                _check_callable(name, told)
+                check_callable(name, told)
         self._core = _core._RiskSystem(
             store,
             lease,
@@ -456,7 +456,7 @@ class RiskEventSystem:
             StoreFull, Poisoned, StoreIO, Closed: It is not registered.
         """
         if handler is not None:
-            _check_callable("handler", handler)
+            check_callable("handler", handler)
         is_async = handler is not None and _is_async(handler)
         loop = asyncio.get_running_loop() if is_async else None
         registered = RiskConsumer(self._core.register(consumer, ordered), consumer)
@@ -659,11 +659,6 @@ class _Threads:
             ended = waited - self._running
         for thread in ended:
             thread.join()
-
-
-def _check_callable(name: str, given: object) -> None:
-    if not callable(given):
-        raise TypeError(f"{name} was {given!r}; it must be something that can be called")
 
 
 def _named(letter: DeadLetter) -> tuple[int, str | None]:
