@@ -524,14 +524,13 @@ impl RiskEventSystem {
                 Some(name) => named(name).map(|(_, consumer, _)| consumer).ok_or_else(unknown)?,
                 None => NOBODY,
             };
+            if !books.risk.letters().any(|(of, its, _)| (of, its) == (id, consumer)) {
+                return Err(unknown());
+            }
             let entry = decide(&books.risk, consumer).ok_or_else(|| {
-                match books.risk.letters().any(|(of, its, _)| (of, its) == (id, consumer)) {
-                    true => StoreError::from(ConfigError::new(format!(
-                        "nobody is registered to get dead letter {id}; register a consumer first"
-                    )))
-                    .into(),
-                    false => unknown(),
-                }
+                StoreError::from(ConfigError::new(format!(
+                    "nobody is registered to get dead letter {id}; register a consumer first"
+                )))
             })?;
             Ok((vec![entry], ()))
         })?;
