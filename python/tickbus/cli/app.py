@@ -41,6 +41,7 @@ from tickbus import (
     ParseError,
     StoreError,
     StoreIO,
+    StoreStats,
     __version__,
     _core,
 )
@@ -419,6 +420,7 @@ def export_command(
     try:
         with _counting("exporting") as progress:
             exported = export(path, to, name, progress, **wanted)
+        stats = _stats(path)
     except StoreError as why:
         return _unreadable_log(why, path)
     except ParseError as why:
@@ -436,7 +438,7 @@ def export_command(
         return FAILED
     if not exported.events + exported.objects:
         _complain(f"{path} has no such record; {to} has no rows")
-    _tell_what_is_left(path)
+    _tell_what_is_left(path, stats)
     _show(ExportReport(path, to, exported), as_json=json)
     return DONE
 
@@ -557,10 +559,13 @@ def _tally(files: Sequence[Path], formats: Sequence[str]) -> Instruments:
     return sums
 
 
-def _tell_what_is_left(path: Path) -> None:
-    """Says how many records of a log are left out because nothing says that they are durable."""
+def _stats(path: Path) -> StoreStats:
     with EventStore.open(path, read_only=True) as store:
-        stats = store.stats()
+        return store.stats()
+
+
+def _tell_what_is_left(path: Path, stats: StoreStats) -> None:
+    """Says how many records of a log are left out because nothing says that they are durable."""
     durable = 0 if stats.durable_sequence is None else stats.durable_sequence + 1
     left = stats.next_sequence - max(durable, stats.oldest_sequence)
     if left > 0:
@@ -575,14 +580,13 @@ def _replay_log(path: Path, plan: ReplayPlan, *, as_json: bool) -> int:
         return asyncio.run(replay_log(path, plan, on_progress))
 
     try:
-        with EventStore.open(path, read_only=True) as store:
-            stats = store.stats()
+        stats = _stats(path)
         outcome = _showing_progress(stats.next_sequence - stats.oldest_sequence, run)
         oracle = tally_log(path)
     except StoreError as why:
         return _unreadable_log(why, path)
     result = LogReplayReport(path, plan, outcome, oracle)
-    _tell_what_is_left(path)
+    _tell_what_is_left(path, stats)
     _show(result, as_json=as_json)
     if not result.accounted:
         _complain(
